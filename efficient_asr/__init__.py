@@ -1,0 +1,40 @@
+"""efficient_asr: make speech recognition cheaper, and know exactly what it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from efficient_asr._torchaudio import ensure_importable
+
+if TYPE_CHECKING:
+    from efficient_asr.evaluation.transcriber import Transcriber
+
+__version__ = "0.1.0"
+
+ensure_importable()
+
+
+def load_transcriber(source: str, **options) -> Transcriber:
+    """Load anything that turns audio into text.
+
+    Arguments
+    ---------
+    source : str
+        A folder that a recipe left behind (`<output_folder>/model`), a Whisper directory, or a hub id of a Whisper.
+    **options
+        Passed to the transcriber, for example `lm_path`, `alpha`, `beta`, `beam_size` for CTC models and `language`
+        for Whisper.
+
+    Returns
+    -------
+    Transcriber
+        Call `.transcribe(wavs, wav_lens)`.
+
+    Raises
+    ------
+    UserError
+        Where `source` is not such a model.
+    """
+    from efficient_asr.evaluation.transcriber import load_transcriber as load
+
+    return load(source, **options)

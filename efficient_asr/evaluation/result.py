@@ -1,0 +1,149 @@
+"""Result: one JSON file that says what a Transcriber costs, how well it does, and where the numbers come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficient_asr.errors import UserError
+
+PACKAGES = ("torch", "torchaudio", "transformers", "speechbrain", "jiwer", "kenlm", "thop")
+
+
+@dataclass
+class Result:
+    """See DESIGN in docs/design.md for every field; null where nothing was measured."""
+
+    experiment: str
+    recipe: str | None
+    technique: str
+    variant: str
+    corpus: str
+    split: str
+    benchmark_hash: str
+    utterances: int
+    audio_s: float
+    reference_words: int
+    wer_percent: float | None
+    wer_ci95_percent: tuple[float, float] | None
+    cer_percent: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    wer_lm_percent: float | None
+    parameters: int
+    macs_g: float | None
+    macs_g_per_audio_s: float | None
+    macs_thop_g: float | None
+    runtimes: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    hparams: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    synthetic: bool = False
+    normaliser: str = "plain"
+    lm: dict[str, Any] | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    path: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what goes into the JSON file."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del data["rows"], data["path"]
+        return data
+
+    def save(self, target: Path) -> Path:
+        """Write `<experiment>.json` into a folder (or to a path that ends in .json) and the utterances beside it."""
+        target = Path(target)
+        path = target if target.suffix == ".json" else target / f"{self.experiment}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        _write(path.with_suffix(".utterances.jsonl"), lines)
+        _write(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+        self.path = path
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read a result.
+
+        Raises
+        ------
+        UserError
+            Where the file is not a Result; names the missing or unknown keys.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as a result ({error})") from None
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        required = [n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+        missing = [key for key in required if not isinstance(data, dict) or key not in data]
+        if missing:
+            raise UserError(f"{path} is not a result: {', '.join(missing)} missing")
+        return cls(**{key: value for key, value in data.items() if key in known}, path=Path(path))
+
+    def load_utterances(self) -> list[dict[str, Any]]:
+        """Read the utterances beside the result."""
+        text = self.path.with_suffix(".utterances.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def runtime(self, device: str, batch_size: int | None = 1, lm: bool = False) -> dict[str, Any] | None:
+        """Return the runtime measured under these conditions (`batch_size` None: the largest batch), or None."""
+        fitting = [r for r in self.runtimes if r["device"] == device and r["lm"] == lm]
+        if batch_size is not None:
+            fitting = [r for r in fitting if r["batch_size"] == batch_size]
+        return max(fitting, key=lambda r: r["batch_size"], default=None)
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+
+        def show(value: float | None, digits: int = 2) -> str:
+            return "-" if value is None else f"{value:.{digits}f}"
+
+        cpu, gpu = self.runtime("cpu"), self.runtime("cuda")
+        return (
+            f"{self.experiment} on {self.corpus}/{self.split}: WER {show(self.wer_percent)} %, "
+            f"with LM {show(self.wer_lm_percent)} %, {show(self.macs_g, 3)} GMACs an utterance, "
+            f"CPU {show(cpu and cpu['runtime_s'])} s, GPU {show(gpu and gpu['runtime_s'])} s for {self.audio_s:.0f} s of audio"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def provenance(seed: int | None) -> dict[str, Any]:
+    """Return commit, date, package versions, seed and hardware."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    commit = git.stdout.strip() or None
+    return {
+        "commit": commit + ("-dirty" if commit and dirty.stdout.strip() else "") if commit else None,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "seed": seed,
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }

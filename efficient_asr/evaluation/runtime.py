@@ -1,0 +1,123 @@
+"""Wall-clock time under fixed conditions.
+
+A run goes over all batches of the benchmark; loading and padding audio stays outside the clock, features, model, decoding
+and detokenising are inside, and the device is synchronised before each reading. After a warm-up, whole runs are
+repeated; median and range are kept.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr.data import Row, iterate_batches
+from efficient_asr.evaluation.transcriber import Transcriber
+
+WARM_UP_BATCHES = 2
+
+
+def device_name(device: str) -> str:
+    """Return a human name of the device."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    if Path("/proc/cpuinfo").is_file():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:  # Linux: forget the process's high-water mark
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+
+def _peak_memory_bytes(device: str) -> int | None:
+    """Peak of the device's allocations, or of the process's resident memory on the CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure_runtime(
+    transcriber: Transcriber, rows: list[Row], device: str, batch_size: int, repeats: int, lm: bool
+) -> dict[str, Any]:
+    """Time a transcriber over utterances.
+
+    Arguments
+    ---------
+    transcriber : Transcriber
+        Moved to `device`.
+    rows : list of dict
+        Utterances; batches are formed by duration, as one would in a batch job.
+    device : str
+        `cpu` or `cuda`.
+    batch_size : int
+        Utterances a batch.
+    repeats : int
+        Whole runs.
+    lm : bool
+        Whether the transcriber uses a language model (for the record).
+
+    Returns
+    -------
+    dict
+        One entry of `runtimes` in the Result.
+    """
+    transcriber.to(device)
+    rows = sorted(rows, key=lambda row: row["duration"]) if batch_size > 1 else rows
+    audio_s = sum(row["duration"] for row in rows)
+
+    def clock() -> float:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    for _, wavs, wav_lens in iterate_batches(rows[-batch_size * WARM_UP_BATCHES :], batch_size):
+        transcriber.transcribe(wavs.to(device), wav_lens)
+    _reset_peak_memory(device)
+    times = []
+    label = f"timing {device}, batch {batch_size}{', LM' if lm else ''}"
+    with tqdm(total=repeats * len(rows), desc=label, unit="utt", leave=False, mininterval=1) as progress:
+        for _ in range(repeats):
+            total = 0.0
+            for chunk, wavs, wav_lens in iterate_batches(rows, batch_size):
+                wavs, wav_lens = wavs.to(device), wav_lens.to(device)
+                start = clock()
+                transcriber.transcribe(wavs, wav_lens)
+                total += clock() - start
+                progress.update(len(chunk))
+            times.append(total)
+    runtime_s = statistics.median(times)
+    return {
+        "device": device.split(":")[0],
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "lm": lm,
+        "runtime_s": runtime_s,
+        "runtime_min_s": min(times),
+        "runtime_max_s": max(times),
+        "repeats": repeats,
+        "rtfx": audio_s / runtime_s,
+        "peak_memory_bytes": _peak_memory_bytes(device),
+    }

@@ -1,0 +1,185 @@
+"""Transcriber: anything that turns audio into text. The evaluator knows nothing else of a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from efficient_asr.errors import UserError
+from efficient_asr.models import read_config, resolve_source
+from efficient_asr.models.ctc import CTCModel, greedy_texts
+
+
+@dataclass
+class Transcript:
+    """What was heard in one utterance.
+
+    Attributes
+    ----------
+    text : str
+        As the model writes it, not normalised.
+    details : dict
+        What the technique did, such as `exit_layer` or `route`; plain values.
+    """
+
+    text: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Transcriber(Protocol):
+    """The contract between models and the evaluator."""
+
+    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
+        """Transcribe `wavs` [batch, time] at 16 kHz with relative lengths `wav_lens` [batch], on any device."""
+
+    def to(self, device: str) -> Transcriber:
+        """Move to a device and return itself."""
+
+    def parameters_count(self) -> int:
+        """Number of weights."""
+
+
+class LanguageModel:
+    """CTC beam search with an n-gram language model of kenlm, SpeechBrain's searcher.
+
+    Arguments
+    ---------
+    path : str
+        ARPA file or kenlm binary.
+    labels : list of str
+        Outputs of the model by index, the blank as an empty string.
+    alpha : float
+        Weight of the language model.
+    beta : float
+        Reward for each word.
+    beam_size : int
+        Hypotheses kept a frame.
+    case : str
+        `lower` or `upper`: how the language model writes its words.
+
+    Raises
+    ------
+    UserError
+        Where the file or kenlm is missing, or the file is no language model.
+    """
+
+    def __init__(
+        self, path: str, labels: list[str], alpha: float = 0.5, beta: float = 1.0, beam_size: int = 100, case: str = "lower"
+    ) -> None:
+        if not Path(path).is_file():
+            raise UserError(f"lm_path: no file at {path}")
+        if case not in ("lower", "upper"):
+            raise UserError(f"lm_case: '{case}' is not lower or upper")
+        try:
+            import kenlm  # noqa: F401
+        except ImportError:
+            raise UserError("decoding with a language model needs kenlm: pip install 'efficient_asr[lm]'") from None
+        from speechbrain.decoders.ctc import CTCBeamSearcher
+
+        try:
+            self.searcher = CTCBeamSearcher(
+                blank_index=0,
+                vocab_list=[label.upper() if case == "upper" else label for label in labels],
+                space_token=" ",
+                kenlm_model_path=path,
+                alpha=alpha,
+                beta=beta,
+                beam_size=beam_size,
+            )
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise UserError(f"lm_path: {path} is not a language model that kenlm can read ({error})") from None
+        self.case = case
+
+    def decode(self, log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[str]:
+        """Return the best text for each of [batch, frames, labels] with lengths [batch]."""
+        texts = []
+        for row, length in zip(log_probs.cpu(), frame_lengths.tolist(), strict=True):
+            # One at a time on its own frames: the searcher would otherwise see padding.
+            best = self.searcher(row[None, :length], torch.ones(1))[0][0].text if length else ""
+            texts.append(" ".join(best.lower().split()) if self.case == "upper" else " ".join(best.split()))
+        return texts
+
+
+class CTCTranscriber:
+    """Greedy or language-model decoding of a CTC model.
+
+    Arguments
+    ---------
+    model : CTCModel
+        The model, put into evaluation mode.
+    language_model : LanguageModel, optional
+        Decode with it instead of greedily.
+    """
+
+    def __init__(self, model: CTCModel, language_model: LanguageModel | None = None) -> None:
+        self.model, self.language_model = model.eval(), language_model
+        self.device = "cpu"
+
+    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
+        with torch.no_grad():
+            log_probs, frame_lengths = self.model(wavs.to(self.device), wav_lens.to(self.device))
+        if self.language_model is not None:
+            texts = self.language_model.decode(log_probs, frame_lengths)
+        else:
+            texts = greedy_texts(log_probs, frame_lengths, self.model.labels)
+        return [Transcript(text) for text in texts]
+
+    def to(self, device: str) -> CTCTranscriber:
+        """Move to a device and return itself."""
+        self.model.to(device)
+        self.device = device
+        return self
+
+    def parameters_count(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+LM_OPTIONS = ("alpha", "beta", "beam_size", "case")
+
+
+def load_transcriber(source: str, lm_path: str | None = None, language: str | None = None, **options: Any) -> Transcriber:
+    """Load a model folder of this project, a Whisper directory, or a Whisper hub id.
+
+    Arguments
+    ---------
+    source : str
+        The model.
+    lm_path : str, optional
+        Language model for CTC models; `alpha`, `beta`, `beam_size`, `case` go with it.
+    language : str, optional
+        Language of the audio, for multilingual Whispers; detected where not given.
+    **options
+        See `lm_path`.
+
+    Raises
+    ------
+    UserError
+        Where `source` is no such model or an option does not go with it.
+    """
+    source = resolve_source(source)
+    local = os.path.isdir(source)
+    config = read_config(source) if local else {}
+    if config.get("format") == "efficient_asr":
+        unknown = [key for key in options if key not in LM_OPTIONS]
+        if unknown:
+            raise UserError(f"'{unknown[0]}' is not an option of a CTC model ({', '.join(LM_OPTIONS)})")
+        model = CTCModel.load(source)
+        lm = LanguageModel(resolve_source(lm_path), model.labels.vocabulary, **options) if lm_path else None
+        return CTCTranscriber(model, lm)
+    if local and config.get("model_type") != "whisper":
+        raise UserError(
+            f"{source} is neither a model folder that a recipe left behind nor a Whisper (model_type is "
+            f"{config.get('model_type')!r}); fine-tune it first: python recipes/finetune_ctc/train.py ... --source {source}"
+        )
+    if lm_path or options:
+        raise UserError("language model options go with CTC models; this is a Whisper")
+    from efficient_asr.models.whisper_decoding import WhisperTranscriber
+
+    return WhisperTranscriber.from_source(source, language=language)

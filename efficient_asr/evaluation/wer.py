@@ -1,0 +1,124 @@
+"""Word and character errors, confidence intervals, and a paired test. Alignment is jiwer's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one utterance.
+
+    Attributes
+    ----------
+    substitutions, deletions, insertions : int
+        Of the alignment.
+    reference_length : int
+        Words (or characters) of the reference.
+    """
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_length: int
+
+    @property
+    def total(self) -> int:
+        """All errors."""
+        return self.substitutions + self.deletions + self.insertions
+
+
+def count_errors(references: list[str], hypotheses: list[str], characters: bool = False) -> list[Errors]:
+    """Align each hypothesis with its reference.
+
+    Arguments
+    ---------
+    references, hypotheses : list of str
+        Normalised texts, in the same order. Against an empty reference every word is an insertion.
+    characters : bool
+        Count characters instead of words.
+
+    Raises
+    ------
+    ValueError
+        Where the lists differ in length.
+    """
+    process = jiwer.process_characters if characters else jiwer.process_words
+    errors = []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        if not reference or not hypothesis:  # jiwer wants words on both sides
+            length = len(reference) if characters else len(reference.split())
+            extra = len(hypothesis) if characters else len(hypothesis.split())
+            errors.append(Errors(0, length, extra, length))
+            continue
+        out = process(reference, hypothesis)
+        length = out.hits + out.substitutions + out.deletions
+        errors.append(Errors(out.substitutions, out.deletions, out.insertions, length))
+    return errors
+
+
+def error_rate_percent(errors: list[Errors]) -> float | None:
+    """Pooled error rate in percent; None where no reference holds a word."""
+    length = sum(e.reference_length for e in errors)
+    return 100.0 * sum(e.total for e in errors) / length if length else None
+
+
+def _resample(count: int, samples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, count, (samples, count))
+
+
+def bootstrap_ci95(errors: list[Errors], samples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of the pooled error rate in percent, by resampling utterances with replacement.
+
+    Source: Bisani, Ney: "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004).
+    """
+    totals = np.array([e.total for e in errors], dtype=float)
+    lengths = np.array([e.reference_length for e in errors], dtype=float)
+    if not lengths.sum():
+        return None
+    draws = _resample(len(errors), samples, seed)
+    rates = 100.0 * totals[draws].sum(axis=1) / np.maximum(lengths[draws].sum(axis=1), 1)
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_bootstrap(a: list[Errors], b: list[Errors], samples: int = 10000, seed: int = 0) -> dict[str, float]:
+    """Test whether two systems differ on the same utterances.
+
+    Arguments
+    ---------
+    a, b : list of Errors
+        Errors of both systems on the same utterances in the same order.
+    samples : int
+        Bootstrap samples.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    dict
+        `difference_percent` (WER of b minus WER of a, absolute), its 95 % interval `low_percent`, `high_percent`, and the
+        two-sided `p_value`.
+
+    Raises
+    ------
+    ValueError
+        Where the references differ.
+    """
+    lengths = np.array([e.reference_length for e in a], dtype=float)
+    if [e.reference_length for e in a] != [e.reference_length for e in b]:
+        raise ValueError("the two systems were not scored on the same references")
+    difference = np.array([y.total - x.total for x, y in zip(a, b, strict=True)], dtype=float)
+    draws = _resample(len(a), samples, seed)
+    deltas = 100.0 * difference[draws].sum(axis=1) / np.maximum(lengths[draws].sum(axis=1), 1)
+    low, high = np.percentile(deltas, [2.5, 97.5])
+    tail = min((deltas <= 0).mean(), (deltas >= 0).mean())
+    return {
+        "difference_percent": float(100.0 * difference.sum() / lengths.sum()),
+        "low_percent": float(low),
+        "high_percent": float(high),
+        "p_value": float(min(1.0, 2 * tail)),
+    }

@@ -1,0 +1,193 @@
+"""A CTC recogniser: front end (a technique on the waveform, or nothing), encoder, head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from speechbrain.decoders.ctc import ctc_greedy_decode
+from speechbrain.lobes.models.VanillaNN import VanillaNN
+from speechbrain.nnet.RNN import LSTM
+from torch import nn
+
+from efficient_asr.data import absolute_lengths, zero_padding
+from efficient_asr.errors import UserError
+from efficient_asr.models.components import build, describe, load_weights, save_folder
+from efficient_asr.models.encoder import Encoder
+from efficient_asr.text import CharacterLabels
+
+FORMAT = {"format": "efficient_asr", "version": 1, "kind": "ctc"}
+
+
+class CTCHead(nn.Module):
+    """An optional block and a linear layer to characters.
+
+    Arguments
+    ---------
+    input_size : int
+        Dimension of the encoder's states.
+    n_labels : int
+        Characters and the blank.
+    block : str
+        `feedforward` (the papers' VanillaNN with LeakyReLU), `bilstm` (bidirectional), or `none`.
+    neurons : int
+        Width of the block, for each direction.
+    layers : int
+        Depth of the block.
+    dropout : float
+        Between the layers of the BiLSTM.
+    frames_per_state : int
+        The "upsampling" of arXiv 2303.06740: the linear layer emits m frames for every state, so that a downsampled
+        encoder still has room for all characters.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        n_labels: int,
+        block: str = "feedforward",
+        neurons: int = 1024,
+        layers: int = 1,
+        dropout: float = 0.2,
+        frames_per_state: int = 1,
+    ) -> None:
+        super().__init__()
+        if frames_per_state < 1:
+            raise UserError(f"frames_per_state: {frames_per_state} is less than 1")
+        self.config = {
+            "input_size": input_size, "n_labels": n_labels, "block": block, "neurons": neurons, "layers": layers,
+            "dropout": dropout, "frames_per_state": frames_per_state,
+        }  # fmt: skip
+        self.frames_per_state = frames_per_state
+        shape = [None, None, input_size]
+        if block == "feedforward":
+            self.block, width = VanillaNN(shape, nn.LeakyReLU, layers, neurons), neurons
+        elif block == "bilstm":
+            self.block = LSTM(neurons, input_shape=shape, num_layers=layers, dropout=dropout, bidirectional=True)
+            width = 2 * neurons
+        elif block == "none":
+            self.block, width = nn.Identity(), input_size
+        else:
+            raise UserError(f"head_block: '{block}' is not feedforward, bilstm or none")
+        self.linear = nn.Linear(width, n_labels * frames_per_state)
+
+    def forward(self, states: torch.Tensor, frame_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits [batch, frames * m, labels] and their lengths [batch] for states [batch, frames, dim]."""
+        if isinstance(self.block, LSTM):
+            states, _ = self.block(states, lengths=frame_lengths.clamp(min=1) / states.shape[1])
+        else:
+            states = self.block(states)
+        logits = self.linear(states)
+        m = self.frames_per_state
+        return logits.reshape(logits.shape[0], logits.shape[1] * m, -1), frame_lengths * m
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return self.config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CTCHead:
+        """Build a head with random weights."""
+        return cls(**config)
+
+
+class CTCModel(nn.Module):
+    """Waveforms to character log-probabilities.
+
+    Arguments
+    ---------
+    frontend : torch.nn.Module
+        Maps `(wavs, lengths)` to `(wavs, lengths)`, such as a downsampler; `torch.nn.Identity` for none.
+    encoder : Encoder
+        The encoder.
+    head : CTCHead
+        The head.
+    labels : CharacterLabels
+        The alphabet.
+    """
+
+    def __init__(self, frontend: nn.Module, encoder: Encoder, head: CTCHead, labels: CharacterLabels) -> None:
+        super().__init__()
+        self.frontend, self.encoder, self.head, self.labels = frontend, encoder, head, labels
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Recognise a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            [batch, time] at 16 kHz.
+        wav_lens : torch.Tensor
+            Relative lengths, [batch].
+
+        Returns
+        -------
+        log_probs : torch.Tensor
+            [batch, frames, labels].
+        frame_lengths : torch.Tensor
+            Real frames of each utterance, [batch].
+        """
+        lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
+        wavs, lengths = self.frontend((zero_padding(wavs, lengths), lengths))
+        encoded = self.encoder(wavs, lengths)
+        logits, frame_lengths = self.head(encoded.states, encoded.frame_lengths)
+        return logits.float().log_softmax(dim=-1), frame_lengths
+
+    def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return how many CTC frames come out of so many samples; both [batch]."""
+        if not isinstance(self.frontend, nn.Identity):
+            lengths = self.frontend.output_lengths(lengths)
+        return self.encoder.frame_lengths(lengths) * self.head.frames_per_state
+
+    def save(self, folder: Path) -> None:
+        """Write a self-contained model folder: `config.json` and `model.safetensors`."""
+        parts = {name: describe(getattr(self, name)) for name in ("frontend", "encoder", "head")}
+        save_folder(folder, FORMAT | parts | {"labels": self.labels.characters}, self.state_dict())
+
+    @classmethod
+    def load(cls, folder: Path | str) -> CTCModel:
+        """Load a model folder; nothing in it is executed.
+
+        Raises
+        ------
+        UserError
+            Where the folder is damaged or of another kind.
+        """
+        from efficient_asr.models import read_config
+
+        config = read_config(str(folder))
+        if {key: config.get(key) for key in FORMAT} != FORMAT:
+            raise UserError(f"{folder}/config.json does not describe a CTC model of efficient_asr (version 1)")
+        frontend, encoder, head = (build(config.get(key), f"{folder}/config.json, {key}") for key in ("frontend", "encoder", "head"))
+        model = cls(frontend, encoder, head, CharacterLabels(config["labels"]))
+        missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
+        if missing or unexpected:
+            names = ", ".join([*missing, *unexpected][:5])
+            raise UserError(f"{folder}: weights and config.json do not fit ({len(missing)} missing, {len(unexpected)} unexpected: {names})")
+        return model.eval()
+
+    def start_from(self, folder: Path | str) -> list[str]:
+        """Take over the weights of a trained model where name and shape agree; returns the names that do not.
+
+        Raises
+        ------
+        UserError
+            Where the encoder itself does not fit, or the alphabet differs.
+        """
+        trained = CTCModel.load(folder)
+        if trained.labels.characters != self.labels.characters:
+            raise UserError(f"pretrained_model: {folder} has another alphabet ({''.join(trained.labels.characters)!r})")
+        own, other = self.state_dict(), trained.state_dict()
+        fitting = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
+        left = [key for key in own if key not in fitting]
+        if any(key.startswith("encoder.") for key in left):
+            raise UserError(f"pretrained_model: the encoder of {folder} does not fit (for example {left[0]})")
+        self.load_state_dict(fitting, strict=False)
+        return left
+
+
+def greedy_texts(log_probs: torch.Tensor, frame_lengths: torch.Tensor, labels: CharacterLabels) -> list[str]:
+    """Decode the best path of each utterance: [batch, frames, labels] and lengths [batch] to texts."""
+    relative = frame_lengths / max(1, log_probs.shape[1])
+    return [labels.decode(path) for path in ctc_greedy_decode(log_probs, relative, CharacterLabels.blank_index)]

@@ -1,0 +1,170 @@
+"""Whisper's encoder behind the interface of all encoders, on the audio's own length.
+
+Whisper was trained on 30 s windows, mostly padding. Here the encoder sees an utterance's own frames only: the log-mel
+frames of the real audio, its first position embeddings, and nothing else. A fine-tuned CTC head has no use for the
+padding, and a 3 s utterance costs a tenth. The log-mel is normalised per utterance (SpeechBrain's wrapper takes the
+maximum over the batch) and equals Whisper's own on those frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import WhisperConfig, WhisperModel
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperEncoderNetwork
+
+from efficient_asr.data import SAMPLE_RATE, zero_padding
+from efficient_asr.errors import UserError
+from efficient_asr.models.encoder import Encoder, EncoderState, advance, attention_mask, frame_mask
+
+N_FFT, HOP = 400, 160
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel features, per utterance.
+
+    Arguments
+    ---------
+    n_mels : int
+        Number of mel bands (80, or 128 for large-v3).
+    """
+
+    def __init__(self, n_mels: int) -> None:
+        super().__init__()
+        bank = mel_filter_bank(1 + N_FFT // 2, n_mels, 0.0, 8000.0, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+        self.register_buffer("filters", torch.from_numpy(bank).float().T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return [batch, n_mels, frames]; frames behind `lengths // 160` are zero."""
+        # Zeros behind the end, as in Whisper's padded window: without them the last frames would mirror the signal.
+        wavs = nn.functional.pad(wavs.float(), (0, N_FFT))
+        spectrum = torch.stft(wavs, N_FFT, HOP, window=self.window, return_complex=True)
+        frames = lengths // HOP
+        power = spectrum[..., : max(1, int(frames.max()))].abs().pow(2)
+        log_mel = torch.matmul(self.filters, power).clamp(min=1e-10).log10()
+        mask = frame_mask(frames, log_mel.shape[2])[:, None]
+        loudest = log_mel.masked_fill(~mask, -torch.inf).amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0 * mask
+
+
+class WhisperEncoder(Encoder):
+    """Whisper's encoder.
+
+    Arguments
+    ---------
+    network : transformers' WhisperEncoder
+        The network.
+    output_norm : bool
+        Whether the output is normalised per utterance, after Whisper's own final layer norm.
+    freeze : bool
+        Train nothing.
+    freeze_feature_extractor : bool
+        Do not train the two convolutions.
+    spec_augment : bool
+        Mask time and frequency bands of the log-mel in training (two of up to 40 frames, two of up to 15 bands).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        output_norm: bool = False,
+        freeze: bool = False,
+        freeze_feature_extractor: bool = True,
+        spec_augment: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = network
+        self.output_norm, self.spec_augment = output_norm, spec_augment
+        self.hidden_size = network.config.d_model
+        self.layerdrop = network.config.encoder_layerdrop
+        self.log_mel = LogMel(network.config.num_mel_bins)
+        if freeze_feature_extractor or freeze:
+            network.conv1.requires_grad_(False)
+            network.conv2.requires_grad_(False)
+        if freeze:
+            network.requires_grad_(False)
+
+    @classmethod
+    def from_source(cls, source: str, **options: Any) -> WhisperEncoder:
+        """Load weights from a hub id or a local directory."""
+        return cls(WhisperModel.from_pretrained(source, dtype=torch.float32).encoder, **options)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WhisperEncoder:
+        """Build the network of `to_config` with random weights."""
+        network = WhisperEncoderNetwork(WhisperConfig(**config["network"]))
+        return cls(network, output_norm=config["output_norm"])
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the network's configuration as plain data."""
+        network = self.model.config.to_diff_dict() | {"encoder_layers": self.num_layers}
+        return {"network": network, "output_norm": self.output_norm}
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers."""
+        return self.model.layers
+
+    def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return frames [batch] for samples [batch]: one for every 320, rounded up from whole mel frames."""
+        return (lengths // HOP + 1) // 2
+
+    def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
+        """Compute log-mel features, run the convolutions, add positions."""
+        lengths = lengths.to(wavs.device)
+        mel_lengths, frame_lengths = lengths // HOP, self.frame_lengths(lengths)
+        limit = self.model.config.max_source_positions
+        if int(frame_lengths.max()) > limit:
+            raise UserError(
+                f"{int(lengths.max()) / SAMPLE_RATE:.1f} s of audio in one utterance, but this Whisper encoder has "
+                f"positions for {limit * 2 * HOP / SAMPLE_RATE:.0f} s; split the audio"
+            )
+        mel = self.log_mel(wavs, lengths)
+        if self.training and self.spec_augment:
+            mel = _mask_bands(mel)
+        # conv1 looks at its neighbours: what it sees behind the end must be the zeros it would see at batch 1.
+        states = nn.functional.gelu(self.model.conv1(mel))
+        states = zero_padding(states.transpose(1, 2), mel_lengths).transpose(1, 2)
+        states = nn.functional.gelu(self.model.conv2(states)).transpose(1, 2)
+        states = states + self.model.embed_positions.weight[: states.shape[1]]
+        states = nn.functional.dropout(states, self.model.dropout, self.training)
+        mask = attention_mask(self.model.config, states, frame_lengths)
+        return EncoderState(states, frame_lengths, mask)
+
+    def run_layer(self, index: int, state: EncoderState) -> EncoderState:
+        """Run one transformer layer."""
+        return advance(state, self.layers[index](state.states, state.mask))
+
+    def finish(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the final layer norm."""
+        return self.model.layer_norm(states)
+
+
+def _mask_bands(mel: torch.Tensor, masks: int = 2, frames: int = 40, bands: int = 15) -> torch.Tensor:
+    """SpecAugment (arXiv 1904.08779) without warping: zero `masks` stretches of time and of frequency in each row."""
+    mel = mel.clone()
+    for row in mel:
+        for dim, widest in ((1, frames), (0, bands)):
+            size = row.shape[dim]
+            for _ in range(masks):
+                width = int(torch.randint(min(widest, size) + 1, ()))
+                start = int(torch.randint(size - width + 1, ()))
+                row.narrow(dim, start, width).zero_()
+    return mel
+
+
+def new_whisper_encoder(
+    d_model: int, layers: int, heads: int, n_mels: int = 80, dropout: float = 0.1, **options: Any
+) -> WhisperEncoder:
+    """Make a small encoder of Whisper's architecture with random weights, to be trained from scratch."""
+    config = WhisperConfig(
+        d_model=d_model, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * d_model,
+        num_mel_bins=n_mels, dropout=dropout, attention_dropout=dropout, decoder_layers=1, vocab_size=8,
+        decoder_attention_heads=heads, decoder_ffn_dim=8, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return WhisperEncoder(WhisperEncoderNetwork(config), **options)

@@ -1,0 +1,107 @@
+"""Text: normalisers for scoring and training, and the character labels of CTC models."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+
+from num2words import num2words
+
+from efficient_asr.errors import UserError, did_you_mean
+
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
+_HYPHENS = re.compile(r"[-‐‑‒–—―_/]")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE)
+
+
+def spell_numbers(text: str, language: str = "en") -> str:
+    """Write digits as words: `chapter 42` -> `chapter forty-two`. Languages unknown to num2words keep their digits."""
+    try:
+        text = _ORDINAL.sub(lambda m: num2words(int(m[1]), lang=language, to="ordinal"), text)
+        return _NUMBER.sub(lambda m: f" {num2words(m[0].replace(',', ''), lang=language)} ", text)
+    except NotImplementedError:
+        return text
+
+
+def normalise_plain(text: str, language: str = "en") -> str:
+    """Lower case, numbers as words, letters with their marks and inner apostrophes only, single spaces.
+
+    This is the convention of LibriSpeech transcripts, in lower case. Combining marks are kept, since many scripts
+    cannot be read without them.
+    """
+    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES)
+    text = _HYPHENS.sub(" ", spell_numbers(text, language).lower())
+    text = "".join(c if unicodedata.category(c)[0] in "LM" or c == "'" else " " for c in text)
+    text = re.sub(r"(?<!\w)'+|'+(?!\w)", " ", text)
+    return " ".join(text.split())
+
+
+def normalise_none(text: str, language: str = "en") -> str:
+    """Only collapse white space."""
+    return " ".join(text.split())
+
+
+Normaliser = Callable[[str, str], str]
+NORMALISERS: dict[str, Normaliser] = {"plain": normalise_plain, "none": normalise_none}
+
+
+def get_normaliser(name: str) -> Normaliser:
+    """Return a normaliser by name.
+
+    Raises
+    ------
+    UserError
+        Where there is none of that name.
+    """
+    if name not in NORMALISERS:
+        hint = did_you_mean(name, NORMALISERS)
+        raise UserError(f"unknown normaliser '{name}'; there are {', '.join(NORMALISERS)}.{hint}")
+    return NORMALISERS[name]
+
+
+class CharacterLabels:
+    """The output alphabet of a CTC model: index 0 is the blank, the others are single characters.
+
+    Unlike the papers' recipes there are no begin and end symbols: CTC never uses them.
+
+    Arguments
+    ---------
+    characters : list of str
+        The characters, without the blank.
+    """
+
+    blank_index = 0
+
+    def __init__(self, characters: list[str]) -> None:
+        self.characters = list(characters)
+        self.index = {character: i for i, character in enumerate(self.characters, start=1)}
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> CharacterLabels:
+        """Collect the characters of the training texts, in code point order; a space is always among them."""
+        seen = {" "}
+        for text in texts:
+            seen.update(text)
+        return cls(sorted(seen))
+
+    def __len__(self) -> int:
+        return len(self.characters) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Return label indices; characters outside the alphabet are left out (`unknown` lists them)."""
+        return [self.index[character] for character in text if character in self.index]
+
+    def unknown(self, text: str) -> set[str]:
+        """Return the characters of `text` that the alphabet lacks."""
+        return set(text) - set(self.index)
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """Join labels (blanks and repeats already removed) to text with single spaces."""
+        return " ".join("".join(self.characters[i - 1] for i in indices).split())
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """All outputs by index, the blank as an empty string."""
+        return ["", *self.characters]

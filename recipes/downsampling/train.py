@@ -1,0 +1,35 @@
+"""Fine-tune an encoder on downsampled input (arXiv 2303.06740): fewer samples in, fewer frames to compute.
+
+    python recipes/downsampling/train.py hparams/mini/downsampling.yaml --downsampling_technique average
+    python recipes/downsampling/train.py hparams/downsampling.yaml --data_folder /corpora/LibriSpeech \
+        --downsampling_factor 3 --downsampling_technique convolutional
+
+The technique is explained in `efficient_asr/techniques/downsampling.py`. It stands before the encoder and is trained with the
+head; at factor 1 this is exactly the recipe `finetune_ctc`.
+"""
+
+import sys
+from typing import Any
+
+from efficient_asr.brains import CTCBrain
+from efficient_asr.experiment import run
+from efficient_asr.models.ctc import CTCModel
+
+
+class DownsamplingBrain(CTCBrain):
+    """Adds what was done to the waveform to the Result."""
+
+    @staticmethod
+    def details_of(model: CTCModel) -> dict[str, Any]:
+        """Technique, factor, and the rate that the encoder sees."""
+        downsampler = model.frontend
+        return {
+            "downsampling_technique": downsampler.technique,
+            "downsampling_factor": float(downsampler.ratio),
+            "effective_sample_rate_hz": 16000 / float(downsampler.ratio),
+            "frames_per_state": model.head.frames_per_state,
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(run(DownsamplingBrain))

@@ -1,0 +1,17 @@
+"""Fine-tune an encoder with CTC: the baseline of arXiv 2303.06740, against which its techniques are measured.
+
+    python recipes/finetune_ctc/train.py hparams/mini/finetune_ctc.yaml
+    python recipes/finetune_ctc/train.py hparams/finetune_ctc.yaml --data_folder /corpora/LibriSpeech
+    torchrun --nproc_per_node=4 recipes/finetune_ctc/train.py hparams/finetune_ctc.yaml --data_folder ...
+
+Encoder (wav2vec 2.0, HuBERT, WavLM, DistilHuBERT or Whisper's), head, optimisers and data come from the YAML file. The
+run leaves a model folder behind and a Result for every test split.
+"""
+
+import sys
+
+from efficient_asr.brains import CTCBrain
+from efficient_asr.experiment import run
+
+if __name__ == "__main__":
+    sys.exit(run(CTCBrain))

@@ -1,0 +1,44 @@
+"""Installation of efficient_asr. Each dependency is here for the reason written beside it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+CORE = [
+    "torch>=2.11,<2.14",  # everything runs on it; an open upper bound would pull untested CUDA builds
+    "torchaudio==2.11.0",  # resampling; SpeechBrain imports it
+    "speechbrain==1.1.2",  # training loop, data pipeline, augmentation, CTC decoders, downsamplers
+    "transformers==5.23.0",  # wav2vec 2.0, HuBERT, WavLM and Whisper networks
+    "hyperpyyaml==1.2.3",  # experiments are YAML files
+    "jiwer==4.0.0",  # word and character alignment
+    "soundfile>=0.12",  # reads every audio format libsndfile knows
+    "safetensors>=0.4",  # weights without pickle
+    "numpy>=1.26",
+    "tqdm>=4.66",  # progress bars
+    "matplotlib>=3.8",  # plots of WER against cost
+    "espeakng-loader>=0.2.4",  # the synthetic mini corpus needs no download
+    "num2words>=0.5.13",  # "42" -> "forty two" in training texts of character models
+    "thop==0.1.1.post2209072238",  # the papers' MACs counter, for comparison with their tables
+]
+
+EXTRAS = {
+    "lm": ["kenlm==0.3.0"],  # n-gram language models in CTC beam search
+    "gpu": ["nvidia-ml-py>=12"],  # names and clocks of GPUs in a result's provenance
+    "dev": ["pytest>=8", "ruff==0.14.5", "pre-commit>=4", "tensorboard>=2.16"],
+}
+
+setup(
+    name="efficient_asr",
+    version="0.1.0",
+    description="Techniques for cheaper speech recognition, with one honest measurement for all",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["efficient_asr", "efficient_asr.*"]),
+    package_data={"efficient_asr": ["assets/*", "assets/*/*", "py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
