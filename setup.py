@@ -24,9 +24,12 @@ CORE = [
 ]
 
 EXTRAS = {
-    "lm": ["kenlm==0.3.0"],  # n-gram language models in CTC beam search
+    "lm": [
+        "kenlm==0.3.0",
+        "pygtrie>=2.5",
+    ],  # n-gram language models in CTC beam search, and what SpeechBrain needs for it
     "gpu": ["nvidia-ml-py>=12"],  # names and clocks of GPUs in a result's provenance
-    "dev": ["pytest>=8", "ruff==0.14.5", "pre-commit>=4", "tensorboard>=2.16"],
+    "dev": ["pytest>=8", "ruff==0.17.5", "pre-commit>=4", "tensorboard>=2.16"],
 }
 
 setup(

@@ -15,7 +15,7 @@ import types
 def ensure_importable() -> None:
     """Import torchaudio, with a stand-in for its extension where the compiled one cannot be loaded."""
     try:
-        import torchaudio  # noqa: F401
+        import torchaudio
     except OSError:
         for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
             del sys.modules[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ class CTCBrain(sb.Brain):
             labels = CharacterLabels.from_texts(texts)
         unknown = set().union(*(labels.unknown(text) for text in texts))
         if unknown:
-            raise UserError(f"the training text has characters that {folder} does not know: {' '.join(sorted(unknown))}")
+            raise UserError(
+                f"the training text has characters that {folder} does not know: {' '.join(sorted(unknown))}"
+            )
         encoder = hparams["encoder"]
         head = hparams["head"](encoder.hidden_size, len(labels))
         model = CTCModel(hparams["frontend"], encoder, head, labels)
@@ -78,7 +81,7 @@ class CTCBrain(sb.Brain):
         bad, good = [], []
         for row, available in zip(rows, frames, strict=True):
             tokens = model.labels.encode(row["text"])
-            needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+            needed = len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
             if available < needed:
                 problem = f"{row['duration']:.2f} s give {available} frames, its {len(tokens)} characters need {needed}"
                 bad.append({"id": row["id"], "problem": problem})

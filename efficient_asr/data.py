@@ -56,7 +56,9 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
     """
     for key in columns or {}:
         if key not in FIELDS:
-            raise UserError(f"columns: '{key}' is not a manifest field ({', '.join(FIELDS)}).{did_you_mean(key, FIELDS)}")
+            raise UserError(
+                f"columns: '{key}' is not a manifest field ({', '.join(FIELDS)}).{did_you_mean(key, FIELDS)}"
+            )
     wanted = {field: [field] for field in FIELDS}
     for field, names in (columns or {}).items():
         wanted[field] = [names] if isinstance(names, str) else list(names)
@@ -270,7 +272,12 @@ def make_dataset(rows: list[Row], labels: CharacterLabels, sorting: str) -> Dyna
 
 
 def loader_options(
-    dataset: DynamicItemDataset, sorting: str, batch_size: int, max_batch_length_s: float | None, num_workers: int, seed: int
+    dataset: DynamicItemDataset,
+    sorting: str,
+    batch_size: int,
+    max_batch_length_s: float | None,
+    num_workers: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the arguments of `Brain.make_dataloader`: a fixed batch size, or dynamic batches by duration.
 

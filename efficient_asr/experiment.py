@@ -219,7 +219,11 @@ def save_environment(output_folder: Path, path: Path, plain: dict[str, Any]) -> 
 
 
 def fit(
-    brain_class: type[sb.Brain], hparams: dict[str, Any], run_opts: RunOptions, splits: dict[str, Path], output_folder: Path
+    brain_class: type[sb.Brain],
+    hparams: dict[str, Any],
+    run_opts: RunOptions,
+    splits: dict[str, Path],
+    output_folder: Path,
 ) -> sb.Brain:
     """Read the data, build the model, train it; a started training goes on from its last checkpoint."""
     normaliser = get_normaliser(hparams["train_normaliser"])
@@ -256,7 +260,12 @@ def fit(
         train_set,
         valid_set,
         train_loader_kwargs=loader_options(
-            train_set, hparams["sorting"], hparams["batch_size"], hparams["max_batch_length_s"], workers, hparams["seed"]
+            train_set,
+            hparams["sorting"],
+            hparams["batch_size"],
+            hparams["max_batch_length_s"],
+            workers,
+            hparams["seed"],
         ),
         valid_loader_kwargs=loader_options(valid_set, "ascending", hparams["test_batch_size"], None, workers, 0),
     )
@@ -264,7 +273,11 @@ def fit(
 
 
 def evaluate_splits(
-    hparams: dict[str, Any], plain: dict[str, Any], splits: dict[str, Path], model_folder: Path, brain_class: type[sb.Brain]
+    hparams: dict[str, Any],
+    plain: dict[str, Any],
+    splits: dict[str, Path],
+    model_folder: Path,
+    brain_class: type[sb.Brain],
 ) -> list[Result]:
     """Measure the saved model on every test split: WER, MACs, and runtime on each device without and with a LM."""
     transcriber = load_transcriber(str(model_folder))

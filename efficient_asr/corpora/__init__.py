@@ -32,7 +32,9 @@ def get_corpus(name: str) -> Prepare:
         if error.name is None or not path.startswith(error.name):
             raise
         hint = did_you_mean(name, known)
-        raise UserError(f"unknown corpus '{name}'; there are {', '.join(known)}, or a dotted path of yours.{hint}") from None
+        raise UserError(
+            f"unknown corpus '{name}'; there are {', '.join(known)}, or a dotted path of yours.{hint}"
+        ) from None
 
 
 def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options: dict) -> dict[str, Path]:

@@ -75,7 +75,9 @@ def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
         Where the folder holds no split, or a chapter is incomplete.
     """
     if not data_folder or not Path(data_folder).is_dir():
-        raise UserError(f"data_folder: '{data_folder}' is no folder; name the one that holds train-clean-100 and the others")
+        raise UserError(
+            f"data_folder: '{data_folder}' is no folder; name the one that holds train-clean-100 and the others"
+        )
     root, out_folder = Path(data_folder), Path(out_folder)
     found = [split for split in SPLITS if (root / split).is_dir()]
     if not found:
@@ -89,7 +91,9 @@ def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
         if not transcripts:
             raise UserError(f"{root / split} holds no <speaker>/<chapter>/*.trans.txt")
         with ThreadPoolExecutor() as pool:  # reading headers waits for the disk
-            chapters = list(tqdm(pool.map(_read_chapter, transcripts), total=len(transcripts), desc=split, unit="chapter"))
+            chapters = list(
+                tqdm(pool.map(_read_chapter, transcripts), total=len(transcripts), desc=split, unit="chapter")
+            )
         rows = [row for chapter in chapters for row in chapter]
         write_manifest(manifests[split], rows)
         if split == "train-clean-100":

@@ -11,6 +11,8 @@ import ctypes
 import functools
 import json
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import torchaudio.functional
 from tqdm import tqdm
 
 from efficient_asr.data import SAMPLE_RATE, write_manifest
+from efficient_asr.errors import UserError
 
 ACCENTS = ["en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029"]
 VOICES = {  # espeak-ng variants; the splits share none
@@ -62,7 +65,9 @@ def make_sentence(rng: random.Random) -> str:
     templates = [
         lambda: f"turn {pick(['on', 'off'])} the {pick(ROOMS)} {pick(THINGS)}",
         lambda: f"set the {pick(ROOMS)} {pick(['heater', 'fan'])} to {_number(rng)} {pick(['degrees', 'percent'])}",
-        lambda: f"wake me at {pick(DIGITS[1:] + TEENS[:3])} {pick(['fifteen', 'thirty', 'forty five'])} on {pick(DAYS)}",
+        lambda: (
+            f"wake me at {pick(DIGITS[1:] + TEENS[:3])} {pick(['fifteen', 'thirty', 'forty five'])} on {pick(DAYS)}"
+        ),
         lambda: f"set a timer for {_number(rng)} {pick(['minutes', 'seconds', 'hours'])}",
         lambda: f"call {pick(PEOPLE)} {pick(['at home', 'at work', 'now', 'please'])}",
         lambda: f"dial {_digits(rng, 4, 8)}",
@@ -76,19 +81,45 @@ def make_sentence(rng: random.Random) -> str:
     return pick(templates)()
 
 
+@functools.lru_cache(maxsize=1)
+def vocabulary() -> list[str]:
+    """All words that commands are made of, in alphabetical order."""
+    rng = random.Random(0)
+    return sorted({word for _ in range(5000) for word in make_sentence(rng).split()})
+
+
+def make_words(rng: random.Random) -> str:
+    """Draw one to three unrelated words: without the commands' grammar a model must listen, so it learns faster."""
+    return " ".join(rng.choice(vocabulary()) for _ in range(rng.randint(1, 3)))
+
+
+SENTENCES = {"commands": make_sentence, "words": make_words}
+
+
 class Espeak:
-    """The espeak-ng library through ctypes; it holds global state, so there is one instance a process."""
+    """The espeak-ng library through ctypes.
+
+    It keeps global state from one utterance to the next (resonators, breath noise), so every instance loads a copy of its
+    own: the same seed then gives the same samples, in any process.
+
+    Arguments
+    ---------
+    seed : int
+        Of the breath noise.
+    """
 
     SYNCHRONOUS, UTF8, RATE, PITCH = 2, 1, 1, 3
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         import espeakng_loader
 
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        with tempfile.TemporaryDirectory() as folder:
+            self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
         data = espeakng_loader.get_data_path().encode()
         self.sample_rate = self.library.espeak_Initialize(self.SYNCHRONOUS, 0, data, 0)
         if self.sample_rate <= 0:
             raise RuntimeError("espeak-ng could not be initialised from the espeakng-loader package")
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self.chunks: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self.callback = kind(self._receive)  # kept: ctypes would free it
@@ -112,14 +143,8 @@ class Espeak:
         return np.concatenate(self.chunks).astype(np.float32) / 32768.0
 
 
-@functools.lru_cache(maxsize=1)
-def _espeak() -> Espeak:
-    return Espeak()
-
-
-def synthesise(text: str, voice: str, words_per_minute: int, pitch: int) -> torch.Tensor:
+def synthesise(espeak: Espeak, text: str, voice: str, words_per_minute: int, pitch: int) -> torch.Tensor:
     """Return speech [time] at 16 kHz with silence of 0.1 s at both ends and a peak of 0.5."""
-    espeak = _espeak()
     wav = torch.from_numpy(espeak.say(text, voice, words_per_minute, pitch))
     wav = torchaudio.functional.resample(wav, espeak.sample_rate, SAMPLE_RATE)
     loud = (wav.abs() > 0.01 * wav.abs().max()).nonzero()
@@ -141,7 +166,11 @@ def add_noise(wav: torch.Tensor, snr_db: float | None, rng: np.random.Generator)
 
 
 def prepare(
-    data_folder: str | None, out_folder: Path, minutes: float = 20.0, corpus_seed: int = 1986
+    data_folder: str | None,
+    out_folder: Path,
+    minutes: float = 20.0,
+    corpus_seed: int = 1986,
+    sentences: str = "commands",
 ) -> dict[str, Path]:
     """Synthesise the corpus.
 
@@ -155,28 +184,40 @@ def prepare(
         Minutes of speech in all.
     corpus_seed : int
         Another seed draws other sentences, speeds and noise for the same voices.
+    sentences : str
+        `commands`, or `words` for unrelated words (to pretrain on).
 
     Returns
     -------
     dict
         Manifest paths of `train`, `dev` and `test`.
+
+    Raises
+    ------
+    UserError
+        Where an option makes no sense.
     """
+    if sentences not in SENTENCES:
+        raise UserError(f"corpus_options: sentences '{sentences}' is not one of {', '.join(SENTENCES)}")
+    if not minutes > 0:
+        raise UserError(f"corpus_options: minutes {minutes} is not above 0")
     out_folder = Path(out_folder)
     manifests = {split: out_folder / f"{split}.jsonl" for split in VOICES}
     marker = out_folder / "prepared.json"
-    wanted = {"corpus": "mini", "version": 1, "minutes": minutes, "corpus_seed": corpus_seed}
+    wanted = {"corpus": "mini", "version": 2, "minutes": minutes, "corpus_seed": corpus_seed, "sentences": sentences}
     if marker.is_file() and json.loads(marker.read_text()) == wanted:
         return manifests
     (out_folder / "audio").mkdir(parents=True, exist_ok=True)
+    espeak = Espeak(corpus_seed)
     with tqdm(total=round(60 * minutes), unit="s", desc="synthesising mini (espeak-ng)") as progress:
         for split, voices in VOICES.items():
             rng = random.Random(f"{corpus_seed}/{split}")
             noise_rng = np.random.default_rng([corpus_seed, *split.encode()])
             rows, total_s = [], 0.0
             while total_s < SHARES[split] * minutes * 60:
-                text, accent, variant = make_sentence(rng), rng.choice(ACCENTS), rng.choice(voices)
+                text, accent, variant = SENTENCES[sentences](rng), rng.choice(ACCENTS), rng.choice(voices)
                 snr_db = rng.choice(SNRS_DB)
-                wav = synthesise(text, f"{accent}+{variant}", rng.randint(130, 200), rng.randint(30, 70))
+                wav = synthesise(espeak, text, f"{accent}+{variant}", rng.randint(130, 200), rng.randint(30, 70))
                 wav = add_noise(wav, snr_db, noise_rng)
                 name = f"{split}-{len(rows):05d}"
                 soundfile.write(out_folder / "audio" / f"{name}.flac", wav.numpy(), SAMPLE_RATE, subtype="PCM_16")

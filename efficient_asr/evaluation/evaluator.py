@@ -72,7 +72,9 @@ class Benchmark:
     @property
     def hash(self) -> str:
         """Changes with any utterance, reference or duration, and with the normaliser."""
-        content = [[row["id"], text, round(row["duration"], 2)] for row, text in zip(self.rows, self.references, strict=True)]
+        content = [
+            [row["id"], text, round(row["duration"], 2)] for row, text in zip(self.rows, self.references, strict=True)
+        ]
         return hashlib.sha256(json.dumps([self.normaliser, sorted(content)]).encode()).hexdigest()[:16]
 
 
@@ -178,7 +180,14 @@ def _score(
     records, macs_thop = [], 0.0 if measure_macs and thop_available() else None
     batches = iterate_batches(benchmark.rows, 1)
     for (chunk, wavs, wav_lens), reference in zip(
-        tqdm(batches, total=len(benchmark.rows), desc=f"scoring {benchmark.split}", unit="utt", leave=False, mininterval=1),
+        tqdm(
+            batches,
+            total=len(benchmark.rows),
+            desc=f"scoring {benchmark.split}",
+            unit="utt",
+            leave=False,
+            mininterval=1,
+        ),
         references,
         strict=True,
     ):
@@ -199,5 +208,7 @@ def _score(
 
 def _transcribe(transcriber: Transcriber, benchmark: Benchmark) -> list[str]:
     """Transcribe at batch 1; returns normalised texts."""
-    batches = tqdm(iterate_batches(benchmark.rows, 1), total=len(benchmark.rows), desc="scoring with LM", unit="utt", leave=False)
+    batches = tqdm(
+        iterate_batches(benchmark.rows, 1), total=len(benchmark.rows), desc="scoring with LM", unit="utt", leave=False
+    )
     return [benchmark.normalise(transcriber.transcribe(wavs, lens)[0].text, chunk[0]) for chunk, wavs, lens in batches]

@@ -86,7 +86,9 @@ class Result:
         except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read as a result ({error})") from None
         known = {f.name: f for f in dataclasses.fields(cls)}
-        required = [n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+        required = [
+            n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
         missing = [key for key in required if not isinstance(data, dict) or key not in data]
         if missing:
             raise UserError(f"{path} is not a result: {', '.join(missing)} missing")
@@ -134,7 +136,9 @@ def provenance(seed: int | None) -> dict[str, Any]:
             versions[package] = None
     here = Path(__file__).parent
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(
+        ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
+    )
     commit = git.stdout.strip() or None
     return {
         "commit": commit + ("-dirty" if commit and dirty.stdout.strip() else "") if commit else None,

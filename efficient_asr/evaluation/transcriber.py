@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from efficient_asr.errors import UserError
+from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.models import read_config, resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
-
-
-@dataclass
-class Transcript:
-    """What was heard in one utterance.
-
-    Attributes
-    ----------
-    text : str
-        As the model writes it, not normalised.
-    details : dict
-        What the technique did, such as `exit_layer` or `route`; plain values.
-    """
-
-    text: str
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -69,7 +53,13 @@ class LanguageModel:
     """
 
     def __init__(
-        self, path: str, labels: list[str], alpha: float = 0.5, beta: float = 1.0, beam_size: int = 100, case: str = "lower"
+        self,
+        path: str,
+        labels: list[str],
+        alpha: float = 0.5,
+        beta: float = 1.0,
+        beam_size: int = 100,
+        case: str = "lower",
     ) -> None:
         if not Path(path).is_file():
             raise UserError(f"lm_path: no file at {path}")
@@ -144,7 +134,9 @@ class CTCTranscriber:
 LM_OPTIONS = ("alpha", "beta", "beam_size", "case")
 
 
-def load_transcriber(source: str, lm_path: str | None = None, language: str | None = None, **options: Any) -> Transcriber:
+def load_transcriber(
+    source: str, lm_path: str | None = None, language: str | None = None, **options: Any
+) -> Transcriber:
     """Load a model folder of this project, a Whisper directory, or a Whisper hub id.
 
     Arguments
@@ -180,6 +172,6 @@ def load_transcriber(source: str, lm_path: str | None = None, language: str | No
         )
     if lm_path or options:
         raise UserError("language model options go with CTC models; this is a Whisper")
-    from efficient_asr.models.whisper_decoding import WhisperTranscriber
+    from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 
     return WhisperTranscriber.from_source(source, language=language)

@@ -90,7 +90,9 @@ def load_encoder(source: str, **options: Any) -> Encoder:
             model_type = AutoConfig.from_pretrained(source).model_type
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"source: '{source}' is neither a local directory nor a hub id that can be reached ({reason})") from None
+            raise UserError(
+                f"source: '{source}' is neither a local directory nor a hub id that can be reached ({reason})"
+            ) from None
     kinds = {"whisper": WhisperEncoder, "wav2vec2": SSLEncoder, "hubert": SSLEncoder, "wavlm": SSLEncoder}
     if model_type not in kinds:
         raise UserError(f"source: '{source}' is of type '{model_type}'; encoders can be {', '.join(kinds)}")

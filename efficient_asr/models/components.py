@@ -45,7 +45,9 @@ def build(entry: Any, what: str) -> torch.nn.Module:
         return torch.nn.Identity()
     match = _TYPE.fullmatch(str(kind))
     if not match:
-        raise UserError(f"{what}: '{kind}' is not a part of efficient_asr; the model folder is damaged or not to be trusted")
+        raise UserError(
+            f"{what}: '{kind}' is not a part of efficient_asr; the model folder is damaged or not to be trusted"
+        )
     try:
         module = importlib.import_module(f"efficient_asr.{match[1]}.{match[2]}")
         part = getattr(module, match[3])

@@ -159,12 +159,16 @@ class CTCModel(nn.Module):
         config = read_config(str(folder))
         if {key: config.get(key) for key in FORMAT} != FORMAT:
             raise UserError(f"{folder}/config.json does not describe a CTC model of efficient_asr (version 1)")
-        frontend, encoder, head = (build(config.get(key), f"{folder}/config.json, {key}") for key in ("frontend", "encoder", "head"))
+        frontend, encoder, head = (
+            build(config.get(key), f"{folder}/config.json, {key}") for key in ("frontend", "encoder", "head")
+        )
         model = cls(frontend, encoder, head, CharacterLabels(config["labels"]))
         missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
         if missing or unexpected:
             names = ", ".join([*missing, *unexpected][:5])
-            raise UserError(f"{folder}: weights and config.json do not fit ({len(missing)} missing, {len(unexpected)} unexpected: {names})")
+            raise UserError(
+                f"{folder}: weights and config.json do not fit ({len(missing)} missing, {len(unexpected)} unexpected: {names})"
+            )
         return model.eval()
 
     def start_from(self, folder: Path | str) -> list[str]:

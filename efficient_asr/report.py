@@ -1,0 +1,329 @@
+"""results/runs/*.json and results/published/*.json -> tables and plots.
+
+Reads results only. Results measured on different utterances (another `benchmark_hash`) never share a table, synthetic
+speech is labelled so, and what was not measured is a dash.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.result import Result
+
+MARKER = re.compile(r"(<!-- table (?P<name>[\w./-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+@dataclass
+class Published:
+    """One row of a published table, with its source.
+
+    Attributes
+    ----------
+    technique, variant : str
+        As in our results, so that both can stand side by side.
+    values : dict
+        `wer_percent`, `wer_lm_percent`, `macs_g`, `cpu_s`, `gpu_s`; absent where the source gives none.
+    paper, source : str
+        Citation, and where the number was read.
+    setting : str
+        Model, training and test data of the source.
+    name : str
+        The source's own name of the row.
+    """
+
+    technique: str
+    variant: str
+    values: dict[str, float]
+    paper: str
+    source: str
+    setting: str
+    name: str
+
+
+def load_runs(folder: Path) -> list[Result]:
+    """Read all results of a folder, in order of their names."""
+    return [Result.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def load_published(folder: Path) -> list[Published]:
+    """Read all published tables of a folder.
+
+    Raises
+    ------
+    UserError
+        Where a table names no source.
+    """
+    rows = []
+    for path in sorted(Path(folder).glob("*.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("paper", "source", "setting", "rows"):
+            if not table.get(key):
+                raise UserError(f"{path}: '{key}' is missing; published numbers need their source")
+        for row in table["rows"]:
+            values = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+            source = row.get("source", table["source"])
+            rows.append(
+                Published(
+                    row["technique"], row["variant"], values, table["paper"], source, table["setting"], row["name"]
+                )
+            )
+    return rows
+
+
+def group_runs(results: list[Result]) -> dict[str, list[Result]]:
+    """Group results by `corpus/split`.
+
+    Raises
+    ------
+    UserError
+        Where two results claim the same split but were measured on different utterances.
+    """
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[f"{result.corpus}/{result.split}"].append(result)
+    for name, members in groups.items():
+        check_comparable(name, members)
+        members.sort(key=lambda r: (r.technique != "none", r.technique, r.variant))
+    return dict(groups)
+
+
+def check_comparable(name: str, results: list[Result]) -> None:
+    """Refuse results of different benchmarks in one table.
+
+    Raises
+    ------
+    UserError
+        Naming the files and their hashes.
+    """
+    hashes: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        hashes[result.benchmark_hash].append(result.path.name if result.path else result.experiment)
+    if len(hashes) > 1:
+        shown = "; ".join(f"{key}: {', '.join(files)}" for key, files in hashes.items())
+        raise UserError(
+            f"results of {name} were measured on different utterances or with different normalisers and cannot share a table "
+            f"({shown}); measure them again on the same data, or move one set away"
+        )
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _show(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _seconds(result: Result, device: str, batch_size: int | None, lm: bool = False) -> str:
+    entry = result.runtime(device, batch_size, lm)
+    return "–" if entry is None else f"{entry['runtime_s']:.2f}"
+
+
+def _speed_up(result: Result, baseline: Result | None) -> str:
+    own, reference = result.runtime("cpu"), baseline and baseline.runtime("cpu")
+    return "–" if not own or not reference else f"{reference['runtime_s'] / own['runtime_s']:.2f}×"
+
+
+def baseline_of(results: list[Result]) -> Result | None:
+    """The first result without a technique."""
+    return next((r for r in results if r.technique == "none"), None)
+
+
+def make_table(name: str, results: list[Result], published: list[Published]) -> str:
+    """Draw one Markdown table of a benchmark, the published figures of the same rows beside ours.
+
+    Arguments
+    ---------
+    name : str
+        `corpus/split`.
+    results : list of Result
+        All of one benchmark.
+    published : list of Published
+        Rows to look for by technique and variant.
+
+    Raises
+    ------
+    UserError
+        Where the results are of different benchmarks.
+    """
+    check_comparable(name, results)
+    first, baseline = results[0], baseline_of(results)
+    by_row = {(p.technique, p.variant): p for p in published}
+    matches = [by_row.get((r.technique, r.variant)) for r in results]
+    batch = max((r["batch_size"] for result in results for r in result.runtimes), default=8)
+    kind = "**synthetic speech**" if first.synthetic else "real speech"
+    head = [
+        "variant",
+        "WER % [95 %]",
+        "WER % LM",
+        "GMACs",
+        "GMACs (thop)",
+        "CPU s",
+        "speed-up",
+        f"CPU s, batch {batch}",
+        "CPU s, LM",
+        "GPU s",
+    ]
+    if any(matches):
+        head += ["paper: WER %", "WER % LM", "GMACs", "CPU s"]
+    lines = [
+        f"`{name}`: {kind}, {first.utterances} utterances, {first.audio_s / 60:.1f} min, {first.reference_words} words.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for result, match in zip(results, matches, strict=True):
+        ci = result.wer_ci95_percent
+        cells = [
+            f"{result.technique} {result.variant}" if result.technique != "none" else result.variant,
+            _show(result.wer_percent, 2) + (f" [{ci[0]:.1f}, {ci[1]:.1f}]" if ci else ""),
+            _show(result.wer_lm_percent, 2),
+            _show(result.macs_g, 3),
+            _show(result.macs_thop_g, 3),
+            _seconds(result, "cpu", 1),
+            _speed_up(result, baseline),
+            _seconds(result, "cpu", None),
+            _seconds(result, "cpu", 1, lm=True),
+            _seconds(result, "cuda", 1),
+        ]
+        if any(matches):
+            values = match.values if match else {}
+            cells += [
+                _show(values.get(k), d)
+                for k, d in (("wer_percent", 2), ("wer_lm_percent", 2), ("macs_g", 1), ("cpu_s", 0))
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    hardware = sorted({f"{r['device_name']}, {r['threads']} threads" for result in results for r in result.runtimes})
+    notes = "GMACs are the mean of an utterance; seconds are for the whole split"
+    lines += ["", notes + (f" ({'; '.join(hardware)})." if hardware else ".")]
+    found = [m for m in matches if m]
+    if found:
+        sources = "; ".join(sorted({m.source for m in found}))
+        lines.append(f"Paper: {found[0].paper}, {found[0].setting}; read from {sources}.")
+    return "\n".join(lines)
+
+
+def published_table(published: list[Published], paper: str) -> str:
+    """Draw everything that is known of one paper's tables."""
+    columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "gpu_s")
+    lines = ["| row | WER % | WER % LM | GMACs | CPU s | GPU s | read from |", "|---|---|---|---|---|---|---|"]
+    for row in published:
+        if row.paper == paper:
+            cells = [_show(row.values.get(key), 2) for key in columns]
+            lines.append(f"| {row.name} | " + " | ".join(cells) + f" | {row.source} |")
+    return "\n".join(lines)
+
+
+def render(text: str, runs: list[Result], published: list[Published]) -> str:
+    """Fill every `<!-- table NAME -->` ... `<!-- /table -->` of a Markdown text; NAME is `corpus/split`.
+
+    Raises
+    ------
+    UserError
+        Where a table is asked for that no result belongs to.
+    """
+    groups = group_runs(runs)
+
+    def fill(match: re.Match) -> str:
+        name = match["name"]
+        if name not in groups:
+            raise UserError(
+                f"a table '{name}' is asked for, but there are results of {', '.join(groups) or 'nothing'} only"
+            )
+        return match[1] + make_table(name, groups[name], published) + "\n" + match[3]
+
+    return MARKER.sub(fill, text)
+
+
+def results_page(runs: list[Result], published: list[Published], plots: str = "plots") -> str:
+    """Return results/README.md: every table and plot."""
+    parts = [
+        "# Results",
+        "",
+        "Written by `python scripts/report.py` from `runs/*.json` (measured here) and `published/*.json` (the papers' numbers).",
+        "Every row names the commit, versions and hardware in its JSON file.",
+    ]
+    for name, results in group_runs(runs).items():
+        parts += ["", f"## {name}", "", make_table(name, results, published), ""]
+        parts.append(f"![WER against cost on {name}]({plots}/{plot_name(name)})")
+    for paper in sorted({p.paper for p in published}):
+        parts += ["", f"## Published: {paper}", "", next(p.setting for p in published if p.paper == paper), ""]
+        parts.append(published_table(published, paper))
+    return "\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------- plots
+
+
+def plot_name(name: str) -> str:
+    """File name of a benchmark's plot."""
+    return name.replace("/", "_") + ".png"
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, error) that no other point beats in both, by rising cost."""
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        if not front or points[i][1] < points[front[-1]][1]:
+            front.append(i)
+    return front
+
+
+def plot(name: str, results: list[Result], path: Path) -> Path:
+    """Draw WER against MACs and against CPU time, the Pareto front marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    check_comparable(name, results)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    costs: list[tuple[str, Any]] = [
+        ("GMACs per utterance", lambda r: r.macs_g),
+        ("CPU seconds for the split, batch 1", lambda r: (r.runtime("cpu") or {}).get("runtime_s")),
+    ]
+    techniques = sorted({r.technique for r in results}, key=lambda t: (t != "none", t))
+    colours = {technique: f"C{i}" for i, technique in enumerate(techniques)}
+    for ax, (label, cost) in zip(axes, costs, strict=True):
+        shown = [(cost(r), r.wer_percent, r) for r in results if cost(r) is not None and r.wer_percent is not None]
+        for x, y, r in shown:
+            low, high = r.wer_ci95_percent or (y, y)
+            ax.errorbar(
+                x,
+                y,
+                yerr=[[max(0, y - low)], [max(0, high - y)]],
+                fmt="o",
+                color=colours[r.technique],
+                capsize=2,
+                alpha=0.9,
+            )
+            ax.annotate(r.variant, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        front = pareto_front([(x, y) for x, y, _ in shown])
+        ax.plot(
+            [shown[i][0] for i in front],
+            [shown[i][1] for i in front],
+            "--",
+            color="0.5",
+            zorder=0,
+            label="Pareto front",
+        )
+        ax.set_xlabel(label)
+        ax.set_xlim(left=0)
+        ax.grid(alpha=0.3)
+    for technique in techniques:
+        axes[0].plot([], [], "o", color=colours[technique], label="baseline" if technique == "none" else technique)
+    axes[0].set_ylabel("WER %")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(fontsize=8)
+    kind = "synthetic speech" if results[0].synthetic else "real speech"
+    figure.suptitle(f"{name} ({kind}); bars: 95 % bootstrap interval", fontsize=10)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

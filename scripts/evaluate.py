@@ -1,0 +1,77 @@
+"""Measure a model on a manifest: WER, MACs, runtime. Writes the Result and its utterances.
+
+    python scripts/evaluate.py MODEL --manifest test.jsonl --out result.json
+    python scripts/evaluate.py MODEL --manifest test.jsonl --lm 4gram.arpa --out result.json
+    python scripts/evaluate.py WHISPER_DIRECTORY --manifest test.jsonl --language en --out result.json
+
+MODEL is the folder that a recipe leaves behind (<output_folder>/model), or a Whisper directory or hub id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+
+from efficient_asr import load_transcriber
+from efficient_asr.errors import UserError, exit_code
+from efficient_asr.evaluation.evaluator import Benchmark, evaluate
+from efficient_asr.text import NORMALISERS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
+    parser.add_argument("--columns", default="{}", help="other column names, e.g. '{audio: path, text: sentence}'")
+    parser.add_argument(
+        "--out", type=Path, default=Path("result.json"), help="where the Result goes (default result.json)"
+    )
+    parser.add_argument("--language", help="language of the audio, for Whisper")
+    parser.add_argument(
+        "--normaliser", default="plain", choices=sorted(NORMALISERS), help="of references and hypotheses"
+    )
+    parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
+    parser.add_argument("--lm_alpha", type=float, default=0.5)
+    parser.add_argument("--lm_beta", type=float, default=1.0)
+    parser.add_argument("--lm_beam_size", type=int, default=100)
+    parser.add_argument("--lm_case", default="lower", choices=["lower", "upper"])
+    parser.add_argument("--batch_size", type=int, default=8, help="runtimes are taken at batch 1 and at this size")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs; 0 leaves runtimes out")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--no_macs", action="store_true", help="do not count MACs")
+    parser.add_argument("--skip_bad", action="store_true", help="leave bad lines out instead of stopping")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.out.suffix != ".json":
+        raise UserError(f"--out: {args.out} must end in .json")
+    columns = ruamel.yaml.YAML(typ="safe").load(args.columns)
+    benchmark = Benchmark.from_manifest(
+        args.manifest, normaliser=args.normaliser, columns=columns, skip_bad=args.skip_bad
+    )
+    with_lm = None
+    if args.lm:
+        options = {"alpha": args.lm_alpha, "beta": args.lm_beta, "beam_size": args.lm_beam_size, "case": args.lm_case}
+        with_lm = load_transcriber(args.model, lm_path=args.lm, **options)
+    result = evaluate(
+        load_transcriber(args.model, language=args.language),
+        benchmark,
+        lm_transcriber=with_lm,
+        batch_size=args.batch_size,
+        measure_macs=not args.no_macs,
+        repeats=args.repeats,
+        experiment=args.out.stem,
+        variant=args.model,
+        hparams={key: str(value) for key, value in vars(args).items()},
+    )
+    result.save(args.out)
+    print(result.summary())
+    print(f"result: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,115 @@
+"""Fixtures: tiny random models and synthesised audio; nothing is downloaded and no binary is committed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub client is imported: no test may wait for a network
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import efficient_asr  # noqa: F401  (first: it makes torchaudio importable)
+from efficient_asr.models.ctc import CTCHead, CTCModel
+from efficient_asr.models.whisper import new_whisper_encoder
+from efficient_asr.text import CharacterLabels
+
+ROOT = Path(__file__).parent.parent
+TEXTS = ["one two", "turn on the light", "nine", "call anna at home"]
+TINY_SSL = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+    "layerdrop": 0.0, "vocab_size": 8,
+}  # fmt: skip
+
+
+def environment_folder(name: str) -> Path:
+    """Return the folder an environment variable names, or skip the test and say why."""
+    if not os.environ.get(name):
+        pytest.skip(f"{name} is not set")
+    return Path(os.environ[name])
+
+
+@pytest.fixture
+def real_data() -> Path:
+    return environment_folder("EFFICIENT_ASR_DATA")
+
+
+@pytest.fixture
+def real_models() -> Path:
+    return environment_folder("EFFICIENT_ASR_MODELS")
+
+
+def chirp(seconds: float, low_hz: float, high_hz: float, rate: int = 16000) -> np.ndarray:
+    """A rising tone with a little noise."""
+    t = np.arange(round(seconds * rate)) / rate
+    phase = 2 * np.pi * (low_hz * t + (high_hz - low_hz) * t**2 / (2 * seconds))
+    noise = np.random.default_rng(round(low_hz)).standard_normal(len(t))
+    return (0.3 * np.sin(phase) + 0.01 * noise).astype(np.float32)
+
+
+@pytest.fixture
+def wavs() -> list[torch.Tensor]:
+    """Four waveforms of about one second."""
+    lengths = [(1.0, 100, 400), (1.31, 200, 800), (0.7, 300, 1000), (1.137, 150, 3000)]
+    return [torch.from_numpy(chirp(*spec)) for spec in lengths]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, wavs: list[torch.Tensor]) -> Path:
+    """A folder with four utterances and `train.jsonl`, `dev.jsonl`, `test.jsonl`."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = []
+    for i, (wav, text) in enumerate(zip(wavs, TEXTS, strict=True)):
+        soundfile.write(folder / f"u{i}.wav", wav.numpy(), 16000)
+        rows.append({"id": f"u{i}", "audio": f"u{i}.wav", "duration": len(wav) / 16000, "text": text})
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ssl_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Local directories of tiny random encoders, group-norm ("base") and layer-norm ("large") kinds."""
+    from transformers import (
+        HubertConfig,
+        HubertModel,
+        Wav2Vec2Config,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2Model,
+        WavLMConfig,
+        WavLMModel,
+    )
+
+    base = TINY_SSL | {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+    large = TINY_SSL | {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    kinds = {
+        "wav2vec2-base": (Wav2Vec2Model, Wav2Vec2Config(**base)),
+        "wav2vec2-large": (Wav2Vec2Model, Wav2Vec2Config(**large)),
+        "hubert-base": (HubertModel, HubertConfig(**base)),
+        "distilhubert": (HubertModel, HubertConfig(**(base | {"num_hidden_layers": 2, "feat_proj_layer_norm": False}))),
+        "wavlm-base": (WavLMModel, WavLMConfig(**base)),
+        "wavlm-large": (WavLMModel, WavLMConfig(**large)),
+    }
+    folders = {}
+    for seed, (name, (model, config)) in enumerate(kinds.items()):
+        folder = tmp_path_factory.mktemp(name)
+        torch.manual_seed(seed)
+        model(config).save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(do_normalize=name.endswith("large")).save_pretrained(folder)
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.fixture
+def tiny_ctc() -> CTCModel:
+    """A CTC model of random weights on a small Whisper-style encoder."""
+    torch.manual_seed(0)
+    encoder = new_whisper_encoder(d_model=32, layers=2, heads=2)
+    labels = CharacterLabels.from_texts(TEXTS)
+    return CTCModel(torch.nn.Identity(), encoder, CTCHead(32, len(labels), "none"), labels).eval()

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import chirp
+
+from efficient_asr.corpora import get_corpus, jsonl, librispeech, mini, prepare_corpus
+from efficient_asr.data import read_manifest
+from efficient_asr.errors import UserError
+
+
+def test_mini_is_deterministic_and_splits_share_no_voice(tmp_path: Path) -> None:
+    a = prepare_corpus("mini", None, tmp_path / "a", {"minutes": 0.5})
+    b = prepare_corpus("mini", None, tmp_path / "b", {"minutes": 0.5})
+    voices = {}
+    for split in a:
+        assert a[split].read_text() == b[split].read_text()
+        rows = read_manifest(a[split])
+        voices[split] = {row["speaker"].split("+")[1] for row in rows}
+        for row in rows:
+            x, rate = soundfile.read(row["audio"])
+            y, _ = soundfile.read(row["audio"].replace(str(tmp_path / "a"), str(tmp_path / "b")))
+            assert rate == 16000 and np.array_equal(x, y)
+            assert len(x) / rate == pytest.approx(row["duration"])
+            assert np.abs(x).max() > 0.1 and row["synthetic"]
+    assert not voices["train"] & voices["test"] and not voices["train"] & voices["dev"]
+    assert not voices["dev"] & voices["test"]
+
+
+def test_mini_voices_do_not_overlap() -> None:
+    names = [name for split in mini.VOICES.values() for name in split]
+    assert len(names) == len(set(names))
+
+
+def test_mini_is_made_once(tmp_path: Path) -> None:
+    first = prepare_corpus("mini", None, tmp_path, {"minutes": 0.2})["test"]
+    before = first.stat().st_mtime_ns
+    prepare_corpus("mini", None, tmp_path, {"minutes": 0.2})
+    assert first.stat().st_mtime_ns == before
+    prepare_corpus("mini", None, tmp_path, {"minutes": 0.3})
+    assert first.stat().st_mtime_ns != before
+
+
+def test_mini_language_model_knows_every_word() -> None:
+    arpa = Path(mini.__file__).parent.parent / "assets" / "mini.arpa"
+    unigrams = arpa.read_text().split("\\1-grams:")[1].split("\\2-grams:")[0]
+    known = {line.split("\t")[1] for line in unigrams.splitlines() if "\t" in line}
+    rng = random.Random(5)
+    words = {word for _ in range(3000) for word in mini.make_sentence(rng).split()}
+    assert words <= known
+
+
+def test_jsonl_maps_columns_selects_splits_and_joins_files(corpus: Path, tmp_path: Path) -> None:
+    lines = [
+        {"path": "u0.wav", "said": "one", "split": "train"},
+        {"path": "u1.wav", "heard": "two", "split": "train"},
+        {"path": "u2.wav", "said": "three", "split": "test"},
+    ]
+    (corpus / "own.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    columns = {"audio": "path", "text": ["said", "heard"]}
+    manifests = {"train": ["own.jsonl#train"], "dev": "own.jsonl#test", "all": ["own.jsonl"]}
+    out = jsonl.prepare(str(corpus), tmp_path / "out", manifests, columns)
+    assert [row["text"] for row in read_manifest(out["train"])] == ["one", "two"]
+    assert [row["text"] for row in read_manifest(out["dev"])] == ["three"]
+    assert len(read_manifest(out["all"])) == 3
+
+
+def test_jsonl_finds_splits_by_itself(corpus: Path, tmp_path: Path) -> None:
+    out = jsonl.prepare(str(corpus), tmp_path / "out")
+    assert sorted(out) == ["dev", "test", "train"]
+    assert len(read_manifest(out["train"])) == 4
+
+
+def test_jsonl_broken_lines_are_reported_where_they_stand(corpus: Path, tmp_path: Path) -> None:
+    with open(corpus / "train.jsonl", "a") as file:
+        file.write("{broken\n")
+    out = jsonl.prepare(str(corpus), tmp_path / "out")
+    with pytest.raises(UserError, match=r"train\.jsonl:5: not JSON"):
+        read_manifest(out["train"])
+    assert len(read_manifest(out["train"], skip_bad=True)) == 4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"manifests": {"train": "none.jsonl"}}, "no manifest at"),
+        ({"manifests": {"train": "train.jsonl#other"}}, "no rows of split 'other'"),
+        ({"columns": {"sound": "x"}}, "'sound' is not a manifest field"),
+    ],
+)
+def test_jsonl_mistakes(corpus: Path, tmp_path: Path, kwargs: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        jsonl.prepare(str(corpus), tmp_path / "out", **kwargs)
+
+
+def make_librispeech(root: Path, splits: dict[str, int]) -> Path:
+    """Build a small tree in the official layout out of generated audio."""
+    for split, utterances in splits.items():
+        for i in range(utterances):
+            speaker, chapter = 100 + i % 2, 7 + i % 3
+            folder = root / split / str(speaker) / str(chapter)
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{speaker}-{chapter}-{i:04d}"
+            soundfile.write(folder / f"{name}.flac", chirp(0.5 + 0.1 * i, 100 + i, 900), 16000)
+            with open(folder / f"{speaker}-{chapter}.trans.txt", "a") as file:
+                file.write(f"{name} SAID NUMBER {'ABCDEFGH'[i]}\n")
+    return root
+
+
+def test_librispeech_layout(tmp_path: Path) -> None:
+    root = make_librispeech(tmp_path / "LibriSpeech", {"train-clean-100": 6, "dev-clean": 3, "test-other": 4})
+    out = librispeech.prepare(str(root), tmp_path / "out")
+    assert sorted(out) == ["dev-clean", "test-other", "train-10h", "train-clean-100"]
+    rows = read_manifest(out["train-clean-100"])
+    assert len(rows) == 6
+    assert rows[0]["text"].startswith("SAID NUMBER") and rows[0]["speaker"] in ("100", "101")
+    assert sorted(round(row["duration"], 1) for row in rows) == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert len(read_manifest(out["train-10h"])) == 6  # less than ten hours: all of it
+
+
+def test_ten_hours_are_ten_hours_and_always_the_same() -> None:
+    rows = [{"id": str(i), "duration": 12.0} for i in range(9000)]
+    chosen = librispeech.ten_hours(rows)
+    assert sum(row["duration"] for row in chosen) == pytest.approx(36000, abs=12)
+    assert chosen == librispeech.ten_hours(rows) and chosen == sorted(chosen, key=lambda r: int(r["id"]))
+
+
+def test_librispeech_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        librispeech.prepare(str(tmp_path / "none"), tmp_path)
+    with pytest.raises(UserError, match="holds none of"):
+        librispeech.prepare(str(tmp_path), tmp_path)
+    root = make_librispeech(tmp_path / "L", {"test-clean": 2})
+    next(root.rglob("*.flac")).unlink()
+    with pytest.raises(UserError, match=r"is missing; is the split unpacked completely"):
+        librispeech.prepare(str(root), tmp_path / "out")
+
+
+@pytest.mark.real
+def test_librispeech_on_real_utterances(real_data: Path, tmp_path: Path) -> None:
+    """The 60 real utterances, put back into the official layout."""
+    source = real_data / "librispeech_test_other"
+    rows = [json.loads(line) for line in (source / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        speaker, chapter, _ = row["id"].split("-")
+        folder = tmp_path / "LibriSpeech" / "test-other" / speaker / chapter
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{row['id']}.flac").symlink_to(source / row["audio"])
+        with open(folder / f"{speaker}-{chapter}.trans.txt", "a") as file:
+            file.write(f"{row['id']} {row['text']}\n")
+    out = librispeech.prepare(str(tmp_path / "LibriSpeech"), tmp_path / "out")
+    found = {row["id"]: row for row in read_manifest(out["test-other"])}
+    assert len(found) == 60
+    for row in rows:
+        assert found[row["id"]]["text"] == row["text"]
+        assert found[row["id"]]["duration"] == pytest.approx(row["duration"], abs=0.01)
+
+
+def test_unknown_corpus_and_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'librispeech'"):
+        get_corpus("libri_speech")
+    with pytest.raises(UserError, match="Did you mean 'minutes'"):
+        prepare_corpus("mini", None, tmp_path, {"minuts": 3})

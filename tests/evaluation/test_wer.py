@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import random
+
+import jiwer
+import numpy as np
+import pytest
+
+from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent, paired_bootstrap
+
+
+def test_counts_of_known_alignments() -> None:
+    pairs = [
+        ("a b c", "a x c", (1, 0, 0)),
+        ("a b", "a b c d", (0, 0, 2)),
+        ("a b c", "", (0, 3, 0)),
+        ("", "x y", (0, 0, 2)),
+    ]
+    errors = count_errors([p[0] for p in pairs], [p[1] for p in pairs])
+    assert [(e.substitutions, e.deletions, e.insertions) for e in errors] == [p[2] for p in pairs]
+    assert error_rate_percent(errors) == pytest.approx(100 * 8 / 8)
+
+
+def test_agrees_with_jiwer_on_random_texts() -> None:
+    rng = random.Random(0)
+    texts = [[" ".join(rng.choices("abcde", k=rng.randint(1, 12))) for _ in range(200)] for _ in range(2)]
+    assert error_rate_percent(count_errors(*texts)) == pytest.approx(100 * jiwer.wer(*texts))
+    assert error_rate_percent(count_errors(*texts, characters=True)) == pytest.approx(100 * jiwer.cer(*texts))
+
+
+def test_no_reference_words_means_no_rate() -> None:
+    errors = count_errors([""], ["a"])
+    assert error_rate_percent(errors) is None and bootstrap_ci95(errors) is None
+
+
+def test_unequal_lists() -> None:
+    with pytest.raises(ValueError, match="argument"):
+        count_errors(["a"], [])
+
+
+def test_bootstrap_interval_covers_the_truth() -> None:
+    """Of 100 test sets drawn with 20 % errors, about 95 intervals must hold 20."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(100):
+        errors = [Errors(int(n), 0, 0, 10) for n in rng.binomial(10, 0.2, 150)]
+        low, high = bootstrap_ci95(errors, samples=500, seed=seed)
+        hits += low <= 20 <= high
+    assert 88 <= hits <= 100
+
+
+def test_paired_test_tells_difference_from_noise() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.binomial(10, 0.2, 300)
+    a = [Errors(int(n), 0, 0, 10) for n in base]
+    worse = [Errors(int(n + (rng.random() < 0.3)), 0, 0, 10) for n in base]
+    shuffled = [Errors(int(n), 0, 0, 10) for n in rng.permutation(base)]
+    different, same = paired_bootstrap(a, worse), paired_bootstrap(a, shuffled)
+    assert different["p_value"] < 0.001 and different["low_percent"] > 0
+    assert same["p_value"] > 0.05 and same["difference_percent"] == pytest.approx(0)
+    assert paired_bootstrap(a, a)["p_value"] == 1.0
+    with pytest.raises(ValueError, match="not scored on the same references"):
+        paired_bootstrap(a, [Errors(0, 0, 0, 9)] * 300)

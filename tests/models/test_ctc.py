@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXTS
+from safetensors.torch import load_file, save_file
+
+from efficient_asr.data import pad_wavs
+from efficient_asr.errors import UserError
+from efficient_asr.models import load_encoder
+from efficient_asr.models.ctc import CTCHead, CTCModel, greedy_texts
+from efficient_asr.techniques.downsampling import Downsampler
+from efficient_asr.text import CharacterLabels
+
+
+@pytest.mark.parametrize("block", ["feedforward", "bilstm", "none"])
+@pytest.mark.parametrize("frames_per_state", [1, 2])
+def test_log_probs_do_not_depend_on_batch_mates(
+    block: str, frames_per_state: int, wavs: list[torch.Tensor], ssl_sources: dict[str, str]
+) -> None:
+    torch.manual_seed(0)
+    labels = CharacterLabels.from_texts(TEXTS)
+    head = CTCHead(32, len(labels), block, 16, 2, frames_per_state=frames_per_state)
+    model = CTCModel(Downsampler("average", 2), load_encoder(ssl_sources["wavlm-large"]), head, labels).eval()
+    with torch.no_grad():
+        together, lengths = model(*pad_wavs(wavs))
+        for i, wav in enumerate(wavs):
+            alone, length = model(wav[None], torch.ones(1))
+            assert length == lengths[i] == alone.shape[1] and length % frames_per_state == 0
+            torch.testing.assert_close(together[i, : int(length)], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.exp().sum(-1), torch.ones(alone.shape[:2]))
+    assert model.frame_lengths(torch.tensor([len(wav) for wav in wavs])).tolist() == lengths.tolist()
+
+
+@pytest.mark.parametrize("kind", ["wavlm-base", "wav2vec2-large", "distilhubert"])
+def test_saved_folder_gives_the_same_log_probs(
+    kind: str, tmp_path: Path, wavs: list[torch.Tensor], ssl_sources: dict[str, str]
+) -> None:
+    labels = CharacterLabels.from_texts(TEXTS)
+    downsampler = Downsampler("convolutional", 2)
+    model = CTCModel(downsampler, load_encoder(ssl_sources[kind]), CTCHead(32, len(labels), "bilstm", 8), labels).eval()
+    model.save(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    loaded = CTCModel.load(tmp_path / "model")
+    assert loaded.labels.characters == labels.characters
+    with torch.no_grad():
+        assert torch.equal(model(*pad_wavs(wavs))[0], loaded(*pad_wavs(wavs))[0])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "os.system",
+        "models.ctc.Path",
+        "models.ctc.torch",
+        "techniques.nothing.X",
+        "models.ctc.CTCModel.load",
+        "../x",
+        None,
+        3,
+    ],
+)
+def test_a_model_folder_cannot_name_foreign_code(kind: object, tmp_path: Path, tiny_ctc: CTCModel) -> None:
+    tiny_ctc.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["head"] = {"type": kind, "config": {"command": f"touch {tmp_path}/executed"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="head"):
+        CTCModel.load(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_damaged_folders_are_named(tmp_path: Path, tiny_ctc: CTCModel) -> None:
+    tiny_ctc.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    state = load_file(weights)
+    state.pop("head.linear.bias")
+    save_file(state, weights)
+    with pytest.raises(UserError, match=r"1 missing, 0 unexpected: head\.linear\.bias"):
+        CTCModel.load(tmp_path)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is damaged"):
+        CTCModel.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        CTCModel.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="does not describe a CTC model"):
+        CTCModel.load(tmp_path)
+
+
+def test_start_from_takes_what_fits(tmp_path: Path, tiny_ctc: CTCModel, wavs: list[torch.Tensor]) -> None:
+    from efficient_asr.models.whisper import new_whisper_encoder
+
+    tiny_ctc.save(tmp_path)
+    torch.manual_seed(9)
+    head = CTCHead(32, len(tiny_ctc.labels), "none")
+    fresh = CTCModel(Downsampler("convolutional", 2), new_whisper_encoder(32, 2, 2), head, tiny_ctc.labels)
+    left = fresh.start_from(tmp_path)
+    assert left and all(name.startswith("frontend.") for name in left)
+    for name, value in tiny_ctc.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value)
+    other = CTCModel(
+        torch.nn.Identity(), new_whisper_encoder(48, 2, 2), CTCHead(48, len(tiny_ctc.labels), "none"), tiny_ctc.labels
+    )
+    with pytest.raises(UserError, match="does not fit"):
+        other.start_from(tmp_path)
+    labels = CharacterLabels(["x"])
+    with pytest.raises(UserError, match="another alphabet"):
+        CTCModel(torch.nn.Identity(), new_whisper_encoder(32, 2, 2), CTCHead(32, 2, "none"), labels).start_from(
+            tmp_path
+        )
+
+
+def test_encoder_of_a_trained_model_is_a_source(tmp_path: Path, tiny_ctc: CTCModel) -> None:
+    tiny_ctc.save(tmp_path)
+    encoder = load_encoder(str(tmp_path), output_norm=True)
+    assert encoder.output_norm
+    for name, value in tiny_ctc.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value)
+
+
+def test_greedy_collapses_repeats_then_blanks() -> None:
+    labels = CharacterLabels([" ", "a", "b"])
+    path = [2, 2, 0, 2, 3, 3, 1, 1, 0, 1, 2]  # aa_abb  _ a
+    log_probs = torch.nn.functional.one_hot(torch.tensor([path]), 4).float().log_softmax(-1)
+    assert greedy_texts(log_probs, torch.tensor([11]), labels) == ["aab a"]
+    assert greedy_texts(log_probs, torch.tensor([4]), labels) == ["aa"]
+    assert greedy_texts(log_probs, torch.tensor([0]), labels) == [""]
+
+
+def test_head_refuses_nonsense() -> None:
+    with pytest.raises(UserError, match="not feedforward, bilstm or none"):
+        CTCHead(4, 3, "lstm")
+    with pytest.raises(UserError, match="less than 1"):
+        CTCHead(4, 3, frames_per_state=0)
