@@ -112,10 +112,11 @@ class CTCBrain(sb.Brain):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 groups["encoder" if name.startswith("encoder.") else "head"].append(parameter)
+        make = {"encoder": self.hparams.encoder_optimizer, "head": self.hparams.head_optimizer}
         self.optimizers_dict = {}
         for name, parameters in groups.items():
             if parameters:
-                self.optimizers_dict[name] = getattr(self.hparams, f"{name}_optimizer")(parameters)
+                self.optimizers_dict[name] = make[name](parameters)
                 self.checkpointer.add_recoverable(f"{name}_optimizer", self.optimizers_dict[name])
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,9 +151,10 @@ class CTCBrain(sb.Brain):
             self.train_loss = float(stage_loss)
             return
         wer_percent = 100 * jiwer.wer(self.references, self.hypotheses)
+        schedulers = {"encoder": self.hparams.encoder_scheduler, "head": self.hparams.head_scheduler}
         rates = {}
         for name, optimizer in self.optimizers_dict.items():
-            old, new = getattr(self.hparams, f"{name}_scheduler")(stage_loss)
+            old, new = schedulers[name](stage_loss)
             update_learning_rate(optimizer, new)
             rates[f"lr_{name}"] = old
         stats = {"loss": float(stage_loss), "wer_percent": wer_percent}

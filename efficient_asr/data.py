@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-import speechbrain as sb
 import torch
 import torchaudio.functional
 from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
@@ -376,9 +375,3 @@ def zero_padding(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return values
     mask = torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None]
     return values * mask.reshape(*mask.shape, *[1] * (values.dim() - 2))
-
-
-def main_process_only(function, *args, **kwargs):
-    """Run on the main process, the others wait; every process gets the value from its own second, cached call."""
-    sb.utils.distributed.run_on_main(function, args, kwargs)
-    return function(*args, **kwargs)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.run_opts import RunOptions
 
 from efficient_asr.corpora import prepare_corpus
-from efficient_asr.data import loader_options, main_process_only, make_dataset, normalise_texts, read_manifest
+from efficient_asr.data import loader_options, make_dataset, normalise_texts, read_manifest
 from efficient_asr.errors import UserError, did_you_mean, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate
 from efficient_asr.evaluation.result import Result
@@ -170,31 +169,35 @@ def _run(brain_class: type[sb.Brain], argv: list[str]) -> None:
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams, plain = load_hparams(path, overrides)
     output_folder = Path(hparams["output_folder"])
+    model_folder = output_folder / "model"
+    test_only = run_opts.test_only or hparams["test_only"]
+    if test_only and not (model_folder / "config.json").is_file():
+        raise UserError(
+            f"test_only: there is no trained model at {model_folder}; run the same command without it first"
+        )
     save_environment(output_folder, path, plain)
     splits = prepare_splits(hparams)
-    model_folder = output_folder / "model"
-    brain, labels_missing = None, run_opts.test_only and (model_folder / "config.json").is_file()
-    if not labels_missing:
+    if not test_only:
         brain = fit(brain_class, hparams, run_opts, splits, output_folder)
         brain.checkpointer.recover_if_possible(min_key="WER")
         if sb.utils.distributed.if_main_process():
             brain.model.save(model_folder)
-            print(f"model: {model_folder}")
     if sb.utils.distributed.if_main_process():
         results = evaluate_splits(hparams, plain, splits, model_folder, brain_class)
-        print_summary(results)
+        print_summary(results, model_folder)
 
 
 def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
     """Prepare the corpus on the main process; returns the manifest of every split that the YAML names."""
     data_folder = hparams["data_folder"]
-    splits = main_process_only(
-        prepare_corpus,
+    arguments = (
         hparams["corpus"],
         resolve_source(data_folder) if data_folder else None,
         Path(hparams["prepared_folder"]),
         hparams["corpus_options"] or {},
     )
+    sb.utils.distributed.run_on_main(prepare_corpus, arguments)
+    splits = prepare_corpus(*arguments)  # by now it only says where the manifests are
     for key in ("train_split", "valid_split", "test_splits"):
         for name in [hparams[key]] if isinstance(hparams[key], str) else hparams[key]:
             if name not in splits:
@@ -234,6 +237,13 @@ def fit(
         skipped = output_folder / f"skipped_{hparams[key]}.jsonl"
         rows[key] = normalise_texts(read_manifest(manifest, None, True, skip_bad, skipped), normaliser)
     train_rows = [r for r in rows["train_split"] if r["duration"] <= hparams["max_duration_s"]]
+    if len(train_rows) < len(rows["train_split"]):
+        left_out = len(rows["train_split"]) - len(train_rows)
+        print(
+            f"{left_out} training utterances are longer than max_duration_s = {hparams['max_duration_s']} and left out"
+        )
+    if not train_rows:
+        raise UserError(f"max_duration_s: no training utterance is as short as {hparams['max_duration_s']} s")
     model = brain_class.build(hparams, [row["text"] for row in train_rows])
     train_rows = brain_class.check_lengths(
         model, train_rows, hparams["augment"].fastest, skip_bad, output_folder / "skipped_too_short.jsonl"
@@ -251,7 +261,10 @@ def fit(
     if hparams["tensorboard"]:
         loggers.append(sb.utils.train_logger.TensorboardLogger(output_folder / "tensorboard"))
     hparams = hparams | {"train_loggers": loggers}
-    brain = brain_class({"model": model}, hparams=hparams, run_opts=run_opts, checkpointer=checkpointer)
+    try:
+        brain = brain_class({"model": model}, hparams=hparams, run_opts=run_opts, checkpointer=checkpointer)
+    except ValueError as error:  # run options that do not go together, such as fp16 on a CPU
+        raise UserError(str(error)) from None
     train_set = make_dataset(train_rows, model.labels, hparams["sorting"])
     valid_set = make_dataset(rows["valid_split"], model.labels, "ascending")
     workers = hparams["num_workers"]
@@ -317,16 +330,12 @@ def evaluate_splits(
     return results
 
 
-def print_summary(results: list[Result]) -> None:
-    """Say what was measured and where it is."""
+def print_summary(results: list[Result], model_folder: Path) -> None:
+    """Say what was measured and where everything is."""
+    print(f"model: {model_folder}")
     for result in results:
         print(result.summary())
         print(f"result: {result.path}")
-
-
-def environment_default(name: str, default: str) -> str:
-    """Return an environment variable, for YAML files: `!apply:efficient_asr.experiment.environment_default [X, y]`."""
-    return os.environ.get(name, default)
 
 
 def seed_everything(seed: int) -> None:

@@ -21,6 +21,7 @@ from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.evaluation.result import Result, provenance
 from efficient_asr.evaluation.runtime import measure_runtime
 from efficient_asr.evaluation.transcriber import Transcriber
+from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import bootstrap_ci95, count_errors, error_rate_percent
 from efficient_asr.text import get_normaliser
 
@@ -191,14 +192,13 @@ def _score(
         references,
         strict=True,
     ):
-        macs_g = None
+        row, macs_g = chunk[0], None
         if measure_macs:
-            counted = count_macs(transcriber.transcribe, wavs, wav_lens)
-            transcript, macs_g = counted.output[0], counted.macs / 1e9
+            counted = count_macs(_transcribe_one, transcriber, row, wavs, wav_lens)
+            transcript, macs_g = counted.output, counted.macs / 1e9
             macs_thop = None if macs_thop is None else macs_thop + counted.macs_thop / 1e9
         else:
-            transcript = transcriber.transcribe(wavs, wav_lens)[0]
-        row = chunk[0]
+            transcript = _transcribe_one(transcriber, row, wavs, wav_lens)
         records.append(
             {"id": row["id"], "duration": row["duration"], "reference": reference,
              "hypothesis": benchmark.normalise(transcript.text, row), "errors": 0, "macs_g": macs_g, **transcript.details}
@@ -206,9 +206,20 @@ def _score(
     return records, macs_thop
 
 
+def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> Transcript:
+    """Transcribe one utterance; what the model refuses is said with its id."""
+    try:
+        return transcriber.transcribe(wavs, wav_lens)[0]
+    except UserError as error:
+        raise UserError(f"utterance '{row['id']}': {error}") from None
+
+
 def _transcribe(transcriber: Transcriber, benchmark: Benchmark) -> list[str]:
     """Transcribe at batch 1; returns normalised texts."""
-    batches = tqdm(
-        iterate_batches(benchmark.rows, 1), total=len(benchmark.rows), desc="scoring with LM", unit="utt", leave=False
-    )
-    return [benchmark.normalise(transcriber.transcribe(wavs, lens)[0].text, chunk[0]) for chunk, wavs, lens in batches]
+    texts = []
+    batches = iterate_batches(benchmark.rows, 1)
+    for chunk, wavs, wav_lens in tqdm(
+        batches, total=len(benchmark.rows), desc="scoring with LM", unit="utt", leave=False
+    ):
+        texts.append(benchmark.normalise(_transcribe_one(transcriber, chunk[0], wavs, wav_lens).text, chunk[0]))
+    return texts

@@ -4,6 +4,9 @@
     python recipes/finetune_ctc/train.py hparams/finetune_ctc.yaml --data_folder /corpora/LibriSpeech
     torchrun --nproc_per_node=4 recipes/finetune_ctc/train.py hparams/finetune_ctc.yaml --data_folder ...
 
+Goes on from its last checkpoint when started again; `--test_only True` only measures the trained model. The paper's
+small-model rows are settings of this recipe: `--source ntu-spml/distilhubert --head_block bilstm --head_layers 2`.
+
 Encoder (wav2vec 2.0, HuBERT, WavLM, DistilHuBERT or Whisper's), head, optimisers and data come from the YAML file. The
 run leaves a model folder behind and a Result for every test split.
 """

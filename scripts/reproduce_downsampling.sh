@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The downsampling table of arXiv 2303.06740: WavLM-large with CTC on LibriSpeech train-clean-100, tested on test-clean and
+# test-other, one line a run. Needs a GPU. Restartable: a run that has its result is not run again, one that was interrupted
+# goes on from its checkpoint. Further arguments go to every run.
+#
+#   bash scripts/reproduce_downsampling.sh /corpora/LibriSpeech [--lm_path 4gram.arpa] [--key value ...]
+#
+# test-clean only, as in the paper: add --test_splits '[test-clean]'.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -ge 1 ] || { echo "usage: $0 LIBRISPEECH_FOLDER [--key value ...]" >&2; exit 2; }
+DATA=$1
+shift
+source scripts/setup.sh
+
+run() { # run <recipe> <experiment> [--key value ...]
+    local recipe=$1 experiment=$2
+    shift 2
+    if compgen -G "results/runs/$experiment*.json" >/dev/null; then
+        echo "== $experiment is done"
+        return
+    fi
+    echo "== $experiment"
+    "$PYTHON" "recipes/$recipe/train.py" "hparams/$recipe.yaml" --data_folder "$DATA" "$@"
+}
+
+run finetune_ctc finetune_ctc "$@"
+for technique in convolutional average signal; do
+    for factor in 2 3 4; do
+        run downsampling "downsampling_${technique}_x${factor}" \
+            --downsampling_technique "$technique" --downsampling_factor "$factor" --skip_bad True "$@"
+    done
+done
+"$PYTHON" scripts/report.py
