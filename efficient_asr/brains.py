@@ -13,7 +13,7 @@ from speechbrain.nnet.schedulers import update_learning_rate
 from torch import nn
 
 from efficient_asr.data import Row, report_skipped
-from efficient_asr.errors import UserError
+from efficient_asr.errors import UserError, listing
 from efficient_asr.models import resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.text import CharacterLabels
@@ -88,10 +88,9 @@ class CTCBrain(sb.Brain):
             else:
                 good.append(row)
         if bad and not skip_bad:
-            shown = "\n".join(f"  {b['id']}: {b['problem']}" for b in bad[:20])
-            more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+            shown = listing([f"{b['id']}: {b['problem']}" for b in bad])
             raise UserError(
-                f"{len(bad)} of {len(rows)} training utterances become too short for their transcripts:\n{shown}{more}\n"
+                f"{len(bad)} of {len(rows)} training utterances become too short for their transcripts:\n{shown}\n"
                 "Take a smaller downsampling_factor, let the head emit more (--frames_per_state 2), or leave them out "
                 "with --skip_bad True."
             )

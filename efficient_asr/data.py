@@ -22,7 +22,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.processing.signal_processing import reverberate
 
-from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.errors import UserError, did_you_mean, listing
 from efficient_asr.text import CharacterLabels, Normaliser
 
 SAMPLE_RATE = 16000
@@ -171,10 +171,9 @@ def read_manifest(
             else:
                 bad.append({"line": number, "origin": _origin(data), "problem": problem})
     if bad and not skip_bad:
-        shown = "\n".join(f"  {b['origin'] or 'line ' + str(b['line'])}: {b['problem']}" for b in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        shown = listing([f"{b['origin'] or 'line ' + str(b['line'])}: {b['problem']}" for b in bad])
         raise UserError(
-            f"{len(bad)} bad line{'s' * (len(bad) > 1)} in {path}:\n{shown}{more}\n"
+            f"{len(bad)} bad line{'s' * (len(bad) > 1)} in {path}:\n{shown}\n"
             "Mend them, or leave them out with --skip_bad True."
         )
     if bad:

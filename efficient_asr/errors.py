@@ -21,6 +21,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def listing(lines: list[str], most: int = 20) -> str:
+    """Return the first lines, indented, and how many more there are."""
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join(f"  {line}" for line in lines[:most] + more)
+
+
 def exit_code(main: Callable[[], None]) -> int:
     """Run `main` the way a command ends: 0 done, 2 the user's mistake, 130 interrupted; our own faults keep a traceback."""
     try:

@@ -64,9 +64,11 @@ def test_a_run_leaves_a_model_and_a_result(tiny_yaml: Path, tmp_path: Path) -> N
 
 def test_it_learns(tiny_yaml: Path, tmp_path: Path) -> None:
     """Four utterances must be learned by heart: this fails where gradients, labels or lengths are wrong."""
-    assert (
-        run(CTCBrain, [str(tiny_yaml), "--device", "cpu", "--number_of_epochs", "60", "--measure_macs", "False"]) == 0
-    )
+    options = [
+        "--number_of_epochs", "150", "--batch_size", "4", "--newbob_threshold", "-100", "--measure_macs", "False",
+        "--lr_encoder", "0.01", "--lr_head", "0.01",
+    ]  # fmt: skip
+    assert run(CTCBrain, [str(tiny_yaml), "--device", "cpu", *options]) == 0
     result = json.loads((tmp_path / "results" / "tiny.json").read_text())
     assert result["wer_percent"] < 15 and result["macs_g"] is None
 
