@@ -28,7 +28,7 @@ EXTRAS = {
         "kenlm==0.3.0",
         "pygtrie>=2.5",
     ],  # n-gram language models in CTC beam search, and what SpeechBrain needs for it
-    "gpu": ["nvidia-ml-py>=12"],  # names and clocks of GPUs in a result's provenance
+    "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": ["pytest>=8", "ruff==0.17.5", "pre-commit>=4", "tensorboard>=2.16"],
 }
 

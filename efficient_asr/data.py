@@ -16,17 +16,16 @@ from typing import Any
 import soundfile
 import torch
 import torchaudio.functional
-from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
-from speechbrain.processing.signal_processing import reverberate
 
 from efficient_asr.errors import UserError, did_you_mean, listing
 from efficient_asr.text import CharacterLabels, Normaliser
 
 SAMPLE_RATE = 16000
 FIELDS = ("id", "audio", "duration", "text", "language", "speaker")
+ORIGIN, BROKEN = "_efficient_asr_origin", "_efficient_asr_broken"  # where a row of a prepared manifest came from
 Row = dict[str, Any]
 
 
@@ -53,6 +52,8 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
     UserError
         Where a key is not a manifest field.
     """
+    if columns is not None and not isinstance(columns, dict):
+        raise UserError(f"columns must map manifest fields to column names, not {columns!r}")
     for key in columns or {}:
         if key not in FIELDS:
             raise UserError(
@@ -60,6 +61,8 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
             )
     wanted = {field: [field] for field in FIELDS}
     for field, names in (columns or {}).items():
+        if not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"columns: {field} must be a column name or a list of them, not {names!r}")
         wanted[field] = [names] if isinstance(names, str) else list(names)
     return wanted
 
@@ -72,8 +75,8 @@ def _read_row(line: str, folder: Path, columns: dict[str, list[str]], need_text:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
-    if "broken" in raw:  # found while the corpus was prepared
-        raise ValueError(raw["broken"])
+    if BROKEN in raw:  # found while the corpus was prepared
+        raise ValueError(raw[BROKEN])
     row = dict(raw)
     for field, names in columns.items():
         value = next((raw[name] for name in names if raw.get(name) is not None), None)
@@ -101,13 +104,18 @@ def _read_row(line: str, folder: Path, columns: dict[str, list[str]], need_text:
         row["duration"] = info.frames / info.samplerate
     elif not isinstance(row["duration"], (int, float)) or not 0 < row["duration"] < math.inf:
         raise ValueError(f"duration {row['duration']!r} is not a positive number of seconds")
+    seconds = info.frames / info.samplerate
+    if abs(row["duration"] - seconds) > max(0.1, 0.01 * seconds):
+        raise ValueError(f"duration {row['duration']} s, but {audio} holds {seconds:.3f} s")
+    if not isinstance(row.get("language", ""), str):
+        raise ValueError(f"language {row['language']!r} is not a text")
     return row
 
 
 def _origin(line: bytes) -> str | None:
     """Where a line of a prepared manifest came from, if the corpus noted it."""
     try:
-        return json.loads(line).get("origin")
+        return json.loads(line).get(ORIGIN)
     except (ValueError, AttributeError):
         return None
 
@@ -230,13 +238,30 @@ def iterate_batches(rows: list[Row], batch_size: int) -> Iterator[tuple[list[Row
 # ---------------------------------------------------------------- training
 
 
-def normalise_texts(rows: list[Row], normaliser: Normaliser) -> list[Row]:
-    """Return copies of the rows with normalised text; those whose text becomes empty are left out and counted."""
+def normalise_texts(
+    rows: list[Row], normaliser: Normaliser, skip_bad: bool = False, skipped_file: Path | None = None
+) -> list[Row]:
+    """Return copies of the rows with normalised text.
+
+    Raises
+    ------
+    UserError
+        Naming the utterances whose text becomes empty, unless `skip_bad` leaves them out.
+    """
     out = [{**row, "text": normaliser(row["text"], row.get("language", "en"))} for row in rows]
     kept = [row for row in out if row["text"]]
     if len(kept) < len(out):
-        empty = [{"id": row["id"], "problem": "text empty after normalisation"} for row in out if not row["text"]]
-        report_skipped("training text", empty, None)
+        empty = [
+            {"id": new["id"], "problem": f"nothing is left of the text {old['text']!r} after normalisation"}
+            for old, new in zip(rows, out, strict=True)
+            if not new["text"]
+        ]
+        if not skip_bad:
+            shown = listing([f"{b['id']}: {b['problem']}" for b in empty])
+            raise UserError(
+                f"{len(empty)} texts are empty:\n{shown}\nMend them, or leave them out with --skip_bad True."
+            )
+        report_skipped("texts", empty, skipped_file)
     return kept
 
 
@@ -304,63 +329,6 @@ def loader_options(
         max_batch_ex=batch_size, seed=seed,
     )  # fmt: skip
     return options | {"batch_sampler": sampler}
-
-
-class Augment(torch.nn.Module):
-    """Speed perturbation, reverberation and additive noise, in this order, on a batch of training waveforms.
-
-    The random choices use torch's global generator only, so that a resumed training repeats them.
-
-    Arguments
-    ---------
-    speeds_percent : list of int
-        One is drawn for each batch; [100] leaves the speed alone.
-    rir_manifest, noise_manifest : str or None
-        Manifests of room impulse responses and of noises (no text needed).
-    snr_low_db, snr_high_db : float
-        Range of the signal-to-noise ratio.
-    probability : float
-        Chance that a batch gets reverberation, and independently noise.
-    """
-
-    def __init__(
-        self,
-        speeds_percent: list[int] | None = None,
-        rir_manifest: str | None = None,
-        noise_manifest: str | None = None,
-        snr_low_db: float = 0.0,
-        snr_high_db: float = 20.0,
-        probability: float = 0.5,
-    ) -> None:
-        super().__init__()
-        speeds = [100] if speeds_percent is None else list(speeds_percent)
-        self.fastest = max(speeds) / 100
-        self.speed = SpeedPerturb(SAMPLE_RATE, speeds) if speeds != [100] else None
-        self.probability = probability
-        self.rirs = read_manifest(Path(rir_manifest), need_text=False) if rir_manifest else []
-        self.noises = read_manifest(Path(noise_manifest), need_text=False) if noise_manifest else []
-        self.add_noise = AddNoise(snr_low=snr_low_db, snr_high=snr_high_db, normalize=True, noise_funct=self._noise)
-
-    def _noise(self, wavs: torch.Tensor) -> torch.Tensor:
-        """Draw a noise for each row, repeated to the length of the batch; shape like `wavs` [batch, time]."""
-        out = torch.empty_like(wavs)
-        for i in range(len(wavs)):
-            noise = load_audio(self.noises[int(torch.randint(len(self.noises), ()))]["audio"]).to(wavs)
-            start = int(torch.randint(len(noise), ()))
-            repeats = (start + wavs.shape[1]) // len(noise) + 1
-            out[i] = noise.repeat(repeats)[start : start + wavs.shape[1]]
-        return out
-
-    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented `wavs` [batch, time'] and `wav_lens` [batch]; padding stays zero."""
-        if self.speed is not None:
-            wavs = self.speed(wavs)
-        if self.rirs and torch.rand(()) < self.probability:
-            rir = load_audio(self.rirs[int(torch.randint(len(self.rirs), ()))]["audio"]).to(wavs)
-            wavs = reverberate(wavs, rir.unsqueeze(0), rescale_amp="avg")
-        if self.noises and torch.rand(()) < self.probability:
-            wavs = self.add_noise(wavs, wav_lens)
-        return zero_padding(wavs, absolute_lengths(wavs, wav_lens)), wav_lens
 
 
 def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor) -> torch.Tensor:

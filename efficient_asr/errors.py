@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -25,6 +27,22 @@ def listing(lines: list[str], most: int = 20) -> str:
     """Return the first lines, indented, and how many more there are."""
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
     return "\n".join(f"  {line}" for line in lines[:most] + more)
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make a folder and see that a file can be written into it.
+
+    Raises
+    ------
+    UserError
+        Naming the option and the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{what}: cannot write to {folder} ({error.strerror})") from None
 
 
 def exit_code(main: Callable[[], None]) -> int:

@@ -126,7 +126,8 @@ def _seconds(result: Result, device: str, batch_size: int | None, lm: bool = Fal
 
 def _speed_up(result: Result, baseline: Result | None) -> str:
     own, reference = result.runtime("cpu"), baseline and baseline.runtime("cpu")
-    return "–" if not own or not reference else f"{reference['runtime_s'] / own['runtime_s']:.2f}×"
+    same = own and reference and all(own[key] == reference[key] for key in ("device_name", "threads"))
+    return "–" if not same else f"{reference['runtime_s'] / own['runtime_s']:.2f}×"
 
 
 def baseline_of(results: list[Result]) -> Result | None:
@@ -168,6 +169,7 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
         f"CPU s, batch {batch}",
         "CPU s, LM",
         "GPU s",
+        "GPU s, LM",
     ]
     if any(matches):
         head += ["paper: WER %", "WER % LM", "GMACs", "CPU s"]
@@ -187,9 +189,10 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
             _show(result.macs_thop_g, 3),
             _seconds(result, "cpu", 1),
             _speed_up(result, baseline),
-            _seconds(result, "cpu", None),
+            _seconds(result, "cpu", batch),
             _seconds(result, "cpu", 1, lm=True),
             _seconds(result, "cuda", 1),
+            _seconds(result, "cuda", 1, lm=True),
         ]
         if any(matches):
             values = match.values if match else {}
@@ -210,8 +213,9 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
 
 def published_table(published: list[Published], paper: str) -> str:
     """Draw everything that is known of one paper's tables."""
-    columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "gpu_s")
-    lines = ["| row | WER % | WER % LM | GMACs | CPU s | GPU s | read from |", "|---|---|---|---|---|---|---|"]
+    columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "cpu_lm_s", "gpu_s", "gpu_lm_s")
+    head = ["row", "WER %", "WER % LM", "GMACs", "CPU s", "CPU s, LM", "GPU s", "GPU s, LM", "read from"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in published:
         if row.paper == paper:
             cells = [_show(row.values.get(key), 2) for key in columns]

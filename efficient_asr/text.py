@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 
 from num2words import num2words
 
 from efficient_asr.errors import UserError, did_you_mean
 
+MAX_DIGITS = 12  # longer ones are no numbers that anyone says
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 _HYPHENS = re.compile(r"[-‐‑‒–—―_/]")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -18,11 +20,19 @@ _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE)
 
 def spell_numbers(text: str, language: str = "en") -> str:
     """Write digits as words: `chapter 42` -> `chapter forty-two`. Languages unknown to num2words keep their digits."""
-    try:
-        text = _ORDINAL.sub(lambda m: num2words(int(m[1]), lang=language, to="ordinal"), text)
-        return _NUMBER.sub(lambda m: f" {num2words(m[0].replace(',', ''), lang=language)} ", text)
-    except NotImplementedError:
-        return text
+
+    def spell(match: re.Match, kind: str) -> str:
+        digits = match[1] if kind == "ordinal" else match[0].replace(",", "")
+        if len(digits) > MAX_DIGITS:
+            return f" {match[0]} "
+        try:
+            number = Decimal(digits) if "." in digits else int(digits)
+            return f" {num2words(number, lang=str(language), to=kind)} "
+        except (NotImplementedError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError):
+            return f" {match[0]} "  # num2words has gaps in many languages
+
+    text = _ORDINAL.sub(lambda match: spell(match, "ordinal"), text)
+    return _NUMBER.sub(lambda match: spell(match, "cardinal"), text)
 
 
 def normalise_plain(text: str, language: str = "en") -> str:

@@ -11,15 +11,35 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ruamel.yaml
 import torch
 
 from efficient_asr import load_transcriber
-from efficient_asr.errors import UserError, exit_code
+from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate
+from efficient_asr.models import read_config
 from efficient_asr.text import NORMALISERS
+
+
+def yes_or_no(value: str) -> bool:
+    """Read True or False, as the recipes take it."""
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not True or False")
+    return value.lower() == "true"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers with a lower limit."""
+
+    def read(value: str) -> int:
+        if not value.lstrip("-").isdigit() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least {least}")
+        return int(value)
+
+    return read
 
 
 def main() -> None:
@@ -37,19 +57,34 @@ def main() -> None:
     parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
     parser.add_argument("--lm_alpha", type=float, default=0.5)
     parser.add_argument("--lm_beta", type=float, default=1.0)
-    parser.add_argument("--lm_beam_size", type=int, default=100)
+    parser.add_argument("--lm_beam_size", type=at_least(1), default=100)
     parser.add_argument("--lm_case", default="lower", choices=["lower", "upper"])
-    parser.add_argument("--batch_size", type=int, default=8, help="runtimes are taken at batch 1 and at this size")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs; 0 leaves runtimes out")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--batch_size", type=at_least(1), default=8, help="runtimes are taken at batch 1 and at this size"
+    )
+    parser.add_argument("--repeats", type=at_least(0), default=3, help="timed runs; 0 leaves runtimes out")
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's)")
     parser.add_argument("--no_macs", action="store_true", help="do not count MACs")
-    parser.add_argument("--skip_bad", action="store_true", help="leave bad lines out instead of stopping")
+    parser.add_argument(
+        "--skip_bad",
+        type=yes_or_no,
+        nargs="?",
+        const=True,
+        default=False,
+        help="leave bad lines out instead of stopping",
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.out.suffix != ".json":
         raise UserError(f"--out: {args.out} must end in .json")
-    columns = ruamel.yaml.YAML(typ="safe").load(args.columns)
+    check_writable(args.out.parent, "--out")
+    try:
+        columns = ruamel.yaml.YAML(typ="safe").load(args.columns)
+    except ruamel.yaml.YAMLError:
+        raise UserError(
+            f"--columns: {args.columns!r} cannot be read; write '{{audio: path, text: sentence}}'"
+        ) from None
     benchmark = Benchmark.from_manifest(
         args.manifest, normaliser=args.normaliser, columns=columns, skip_bad=args.skip_bad
     )
@@ -57,6 +92,7 @@ def main() -> None:
     if args.lm:
         options = {"alpha": args.lm_alpha, "beta": args.lm_beta, "beam_size": args.lm_beam_size, "case": args.lm_case}
         with_lm = load_transcriber(args.model, lm_path=args.lm, **options)
+    about = read_config(args.model).get("about", {}) if Path(args.model).is_dir() else {}
     result = evaluate(
         load_transcriber(args.model, language=args.language),
         benchmark,
@@ -65,7 +101,11 @@ def main() -> None:
         measure_macs=not args.no_macs,
         repeats=args.repeats,
         experiment=args.out.stem,
-        variant=args.model,
+        recipe=about.get("recipe"),
+        technique=about.get("technique", "none"),
+        variant=about.get("variant", args.model),
+        details=about.get("details"),
+        lm=with_lm.language_model.config if with_lm else None,
         hparams={key: str(value) for key, value in vars(args).items()},
     )
     result.save(args.out)

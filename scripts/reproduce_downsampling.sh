@@ -16,7 +16,7 @@ source scripts/setup.sh
 run() { # run <recipe> <experiment> [--key value ...]
     local recipe=$1 experiment=$2
     shift 2
-    if compgen -G "results/runs/$experiment*.json" >/dev/null; then
+    if [ -f "results/runs/$experiment.json" ] || [ -f "results/runs/$experiment-test-other.json" ]; then # its last split
         echo "== $experiment is done"
         return
     fi

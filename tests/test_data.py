@@ -10,6 +10,7 @@ import torch
 from conftest import chirp
 
 from efficient_asr import data
+from efficient_asr.augmentation import Augment
 from efficient_asr.errors import UserError
 from efficient_asr.text import CharacterLabels, normalise_plain
 
@@ -42,6 +43,8 @@ def test_every_bad_line_is_reported_with_its_number(corpus: Path) -> None:
         {"id": "l", "text": "no audio"},
         {**good, "id": "m", "duration": -1},
         {**good, "id": "n", "audio": "empty.wav"},
+        {**good, "id": "o", "duration": 1000.0},
+        {**good, "id": "p", "language": 3},
         b"\xff\xfe{}",
     ]
     path = write_lines(corpus / "bad.jsonl", lines)
@@ -50,12 +53,13 @@ def test_every_bad_line_is_reported_with_its_number(corpus: Path) -> None:
     message = str(caught.value)
     expected = {
         2: "not JSON", 3: "not a JSON object", 4: "no such file", 5: "cannot decode", 6: "empty text", 7: "no text",
-        8: "already used in line 1", 9: "no audio", 10: "not a positive number", 11: "no samples", 12: "not UTF-8",
+        8: "already used in line 1", 9: "no audio",
+        10: "not a positive number", 11: "no samples", 12: "holds 1.000 s", 13: "is not a text", 14: "not UTF-8",
     }  # fmt: skip
     for number, words in expected.items():
         line = next(x for x in message.splitlines() if x.strip().startswith(f"line {number}:"))
         assert words in line
-    assert message.startswith("11 bad lines") and "--skip_bad True" in message
+    assert message.startswith("13 bad lines") and "--skip_bad True" in message
     skipped = corpus / "skipped.jsonl"
     rows = data.read_manifest(path, skip_bad=True, skipped_file=skipped)
     assert [row["id"] for row in rows] == ["g"]
@@ -127,10 +131,20 @@ def test_dynamic_batches_hold_every_utterance_once_and_stay_below_the_limit(corp
     assert sum(map(sum, durations)) / padded > 0.9  # under 10 % of the frames are padding
 
 
+def test_dynamic_batches_differ_between_epochs(corpus: Path) -> None:
+    template = data.read_manifest(corpus / "train.jsonl")[0]
+    rows = [{**template, "id": str(i), "duration": 1.0 + i % 7} for i in range(60)]
+    dataset = data.make_dataset(rows, CharacterLabels([]), "random")
+    sampler = data.loader_options(dataset, "random", 4, 60.0, 0, seed=1)["batch_sampler"]
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
 def test_speed_perturbation_is_applied(wavs: list[torch.Tensor]) -> None:
     batch, wav_lens = data.pad_wavs(wavs)
     torch.manual_seed(0)
-    augment = data.Augment([95, 100, 105])
+    augment = Augment([95, 100, 105])
     lengths = {augment(batch, wav_lens)[0].shape[1] for _ in range(20)}
     expected = [batch.shape[1] / speed for speed in (0.95, 1.0, 1.05)]
     assert len(lengths) == 3
@@ -143,9 +157,7 @@ def test_noise_has_the_wanted_ratio_and_stays_out_of_the_padding(corpus: Path, w
     batch, wav_lens = data.pad_wavs(wavs)
     batch = batch / batch.abs().max() * 0.2
     torch.manual_seed(0)
-    augment = data.Augment(
-        None, noise_manifest=str(corpus / "test.jsonl"), snr_low_db=10, snr_high_db=10, probability=1.0
-    )
+    augment = Augment(None, noise_manifest=str(corpus / "test.jsonl"), snr_low_db=10, snr_high_db=10, probability=1.0)
     noisy, _ = augment(batch, wav_lens)
     lengths = data.absolute_lengths(batch, wav_lens)
     assert (noisy[2, lengths[2] :] == 0).all()
@@ -157,7 +169,7 @@ def test_noise_has_the_wanted_ratio_and_stays_out_of_the_padding(corpus: Path, w
 
 def test_reverberation_changes_speech_and_repeats_with_the_seed(corpus: Path, wavs: list[torch.Tensor]) -> None:
     batch, wav_lens = data.pad_wavs(wavs)
-    augment = data.Augment(None, rir_manifest=str(corpus / "test.jsonl"), probability=1.0)
+    augment = Augment(None, rir_manifest=str(corpus / "test.jsonl"), probability=1.0)
     outs = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -168,10 +180,12 @@ def test_reverberation_changes_speech_and_repeats_with_the_seed(corpus: Path, wa
 
 def test_augmentation_off_is_the_identity(wavs: list[torch.Tensor]) -> None:
     batch, wav_lens = data.pad_wavs(wavs)
-    assert torch.equal(data.Augment([100])(batch, wav_lens)[0], batch)
+    assert torch.equal(Augment([100])(batch, wav_lens)[0], batch)
 
 
 def test_texts_empty_after_normalisation_are_left_out(capsys: pytest.CaptureFixture) -> None:
     rows = [{"id": "a", "text": "Yes."}, {"id": "b", "text": "?!"}]
-    assert [row["text"] for row in data.normalise_texts(rows, normalise_plain)] == ["yes"]
+    with pytest.raises(UserError, match=r"b: nothing is left of the text"):
+        data.normalise_texts(rows, normalise_plain)
+    assert [row["text"] for row in data.normalise_texts(rows, normalise_plain, skip_bad=True)] == ["yes"]
     assert "1 bad utterance left out" in capsys.readouterr().out

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from efficient_asr.brains import CTCBrain
 from efficient_asr.errors import UserError, exit_code
-from efficient_asr.experiment import parse_command_line, run
+from efficient_asr.experiment import run
 from efficient_asr.models.ctc import CTCModel
+from efficient_asr.settings import parse_command_line
 
 TINY = """
 base: !include:{root}/hparams/_base/ctc.yaml
@@ -162,8 +163,25 @@ MISTAKES = [
     (["--lm_path", "/no/lm.arpa"], "no file at /no/lm.arpa"),
     (["--pretrained_model", "/nowhere"], "has no config.json"),
     (["--noise_manifest", "/no/noise.jsonl"], "no manifest at /no/noise.jsonl"),
-    (["--max_duration_s", "0.1"], "no training utterance is as short"),
+    (["--max_duration_s", "0.1"], "as short as 0.1 s"),
     (["--output_folder", "/proc/nothing"], "cannot write to /proc/nothing"),
+    (["--results_folder", "/proc/nothing"], "cannot write to /proc/nothing"),
+    (["--test_normaliser", "plane"], "Did you mean 'plain'"),
+    (["--test_splits", "[test"], "cannot be read as --key value pairs"),
+    (["--test_splits", "null"], "does not fit"),
+    (["stray"], "cannot be read as --key value pairs"),
+    (["--max_duration_s", "null"], "does not fit"),
+    (["--encoder", "foo"], "it is an object (!apply:"),
+    (["--batch_size", "0"], "batch_size: 0 is not a whole number of at least 1"),
+    (["--batch_size", "1.5"], "batch_size: 1.5 is not a whole number"),
+    (["--frames_per_state", "1.5"], "frames_per_state: 1.5"),
+    (["--num_workers", "-1"], "num_workers: -1"),
+    (["--max_batch_length_s", "0"], "max_batch_length_s: 0"),
+    (["--device", "gpu"], "'gpu' is no device"),
+    (["--corpus", "os.path"], "has no function prepare()"),
+    (["--corpus_options", "[1]"], "does not fit"),
+    (["--corpus_options", "{manifests: foo}"], "manifests must map splits to files"),
+    (["--corpus_options", "{columns: {text: 3}}"], "must be a column name"),
 ]
 
 

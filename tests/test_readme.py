@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from speechbrain.utils.run_opts import RunOptions
 
-from efficient_asr.experiment import merge_includes
+from efficient_asr.settings import merge_includes
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
 PAGES.append(ROOT / "efficient_asr" / "assets" / "README.md")

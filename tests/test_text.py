@@ -33,6 +33,12 @@ def test_numbers_in_the_language_of_the_text() -> None:
     assert normalise_plain("7 x", "xx") == "x"  # a language num2words does not know: no words, so nothing is left
 
 
+@pytest.mark.parametrize("language", ["en", "fa", "id", "vi", "am", "es", "zz", "th"])
+@pytest.mark.parametrize("text", ["7", "3.5", "1234567890123", "9" * 400, "12th", "007", "1,2,3"])
+def test_numbers_never_stop_a_run(text: str, language: str) -> None:
+    assert isinstance(normalise_plain(f"a {text} b", language), str)
+
+
 def test_unknown_normaliser_names_the_closest() -> None:
     with pytest.raises(UserError, match="Did you mean 'plain'"):
         get_normaliser("plan")

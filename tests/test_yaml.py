@@ -10,7 +10,7 @@ from conftest import ROOT
 from speechbrain.utils.run_opts import RunOptions
 
 from efficient_asr.errors import UserError
-from efficient_asr.experiment import load_hparams, merge_includes
+from efficient_asr.settings import load_hparams, merge_includes
 
 EXPERIMENTS = sorted(p for p in (ROOT / "hparams").rglob("*.yaml") if p.parent.name != "_base")
 CODE = "\n".join(p.read_text() for folder in ("efficient_asr", "recipes") for p in (ROOT / folder).rglob("*.py"))

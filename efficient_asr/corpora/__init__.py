@@ -27,7 +27,10 @@ def get_corpus(name: str) -> Prepare:
     known = [module.name for module in pkgutil.iter_modules(__path__)]
     path = name if "." in name else f"{__name__}.{name}"
     try:
-        return importlib.import_module(path).prepare
+        module = importlib.import_module(path)
+        if not callable(getattr(module, "prepare", None)):
+            raise UserError(f"corpus: the module '{path}' has no function prepare()")
+        return module.prepare
     except ModuleNotFoundError as error:
         if error.name is None or not path.startswith(error.name):
             raise
@@ -46,6 +49,8 @@ def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options
         Where an option is not one of the corpus.
     """
     prepare = get_corpus(name)
+    if not isinstance(options, dict):
+        raise UserError(f"corpus_options must map names to values, not {options!r}")
     known = list(inspect.signature(prepare).parameters)[2:]
     for key in options:
         if key not in known:

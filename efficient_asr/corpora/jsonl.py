@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.data import FIELDS, Row, check_columns, write_manifest
+from efficient_asr.data import BROKEN, FIELDS, ORIGIN, Row, check_columns, write_manifest
 from efficient_asr.errors import UserError
 
 
@@ -29,18 +29,21 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> list[Row]
     if not path.is_file():
         raise UserError(f"no manifest at {path}")
     rows = []
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             origin = f"{path}:{number}"
             try:
-                raw = json.loads(line)
+                raw = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                rows.append({BROKEN: "not UTF-8", ORIGIN: origin})
+                continue
             except json.JSONDecodeError as error:
-                rows.append({"broken": f"not JSON ({error})", "origin": origin})
+                rows.append({BROKEN: f"not JSON ({error})", ORIGIN: origin})
                 continue
             if not isinstance(raw, dict):
-                rows.append({"broken": "not a JSON object", "origin": origin})
+                rows.append({BROKEN: "not a JSON object", ORIGIN: origin})
                 continue
             if split and raw.get("split") != split:
                 continue
@@ -52,7 +55,7 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> list[Row]
             if "audio" in row:
                 row.setdefault("id", row["audio"])
                 row["audio"] = str(path.absolute().parent / str(row["audio"]))
-            row["origin"] = origin
+            row[ORIGIN] = origin
             rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows" + (f" of split '{split}'" if split else ""))
@@ -87,6 +90,8 @@ def prepare(
         raise UserError(f"data_folder: '{data_folder}' is no folder; name the one that holds your .jsonl files")
     folder, mapping = Path(data_folder), check_columns(columns)
     splits: dict[str, list[Row]] = defaultdict(list)
+    if manifests is not None and not isinstance(manifests, dict):
+        raise UserError(f"corpus_options: manifests must map splits to files, not {manifests!r}")
     if manifests:
         for split, sources in manifests.items():
             for source in [sources] if isinstance(sources, str) else sources:

@@ -82,6 +82,12 @@ def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
     found = [split for split in SPLITS if (root / split).is_dir()]
     if not found:
         raise UserError(f"data_folder: {root} holds none of {', '.join(SPLITS)}")
+    origin = out_folder / "data_folder.txt"
+    if not origin.is_file() or origin.read_text() != str(root.resolve()):  # manifests of another place do not count
+        for split in (*SPLITS, "train-10h"):
+            (out_folder / f"{split}.jsonl").unlink(missing_ok=True)
+        out_folder.mkdir(parents=True, exist_ok=True)
+        origin.write_text(str(root.resolve()))
     manifests = {}
     for split in found:
         manifests[split] = out_folder / f"{split}.jsonl"

@@ -209,6 +209,7 @@ def prepare(
     wanted = {"corpus": "mini", "version": 4, "minutes": minutes, "corpus_seed": corpus_seed, "sentences": sentences}
     if marker.is_file() and json.loads(marker.read_text()) == wanted:
         return manifests
+    marker.unlink(missing_ok=True)  # an interrupted synthesis must not pass for a whole one
     (out_folder / "audio").mkdir(parents=True, exist_ok=True)
     espeak = Espeak(corpus_seed)
     with tqdm(total=round(60 * minutes), unit="s", desc="synthesising mini (espeak-ng)") as progress:

@@ -20,7 +20,7 @@ from efficient_asr.errors import UserError
 from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.evaluation.result import Result, provenance
 from efficient_asr.evaluation.runtime import measure_runtime
-from efficient_asr.evaluation.transcriber import Transcriber
+from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_count
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import bootstrap_ci95, count_errors, error_rate_percent
 from efficient_asr.text import get_normaliser
@@ -54,11 +54,12 @@ class Benchmark:
         normaliser: str = "plain",
         columns: dict[str, Any] | None = None,
         skip_bad: bool = False,
+        skipped_file: Path | None = None,
     ) -> Benchmark:
         """Read a manifest; names default to those of its folder and file."""
         get_normaliser(normaliser)
         path = Path(path)
-        rows = read_manifest(path, columns, True, skip_bad)
+        rows = read_manifest(path, columns, True, skip_bad, skipped_file)
         return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser)
 
     def normalise(self, text: str, row: Row) -> str:
@@ -93,6 +94,7 @@ def evaluate(
     hparams: dict[str, Any] | None = None,
     details: dict[str, Any] | None = None,
     seed: int | None = None,
+    lm: dict[str, Any] | None = None,
 ) -> Result:
     """Measure a Transcriber on a Benchmark.
 
@@ -110,7 +112,7 @@ def evaluate(
         Whether to count MACs.
     repeats : int
         Timed runs over the whole benchmark; 0 leaves runtimes out.
-    experiment, recipe, technique, variant, hparams, details, seed
+    experiment, recipe, technique, variant, hparams, details, seed, lm
         For the record.
 
     Returns
@@ -121,7 +123,7 @@ def evaluate(
     if not benchmark.rows:
         raise UserError(f"{benchmark.corpus}/{benchmark.split} holds no utterance")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    transcriber.to(devices[-1])
+    move(transcriber, devices[-1])
     references = benchmark.references
     rows, macs_thop = _score(transcriber, benchmark, references, measure_macs)
     errors = count_errors(references, [row["hypothesis"] for row in rows])
@@ -130,7 +132,7 @@ def evaluate(
         row["errors"] = error.total
     wer_lm_percent = None
     if lm_transcriber is not None:
-        lm_transcriber.to(devices[-1])
+        move(lm_transcriber, devices[-1])
         heard = _transcribe(lm_transcriber, benchmark)
         wer_lm_percent = error_rate_percent(count_errors(references, heard))
         for row, text in zip(rows, heard, strict=True):
@@ -138,7 +140,8 @@ def evaluate(
     runtimes = []
     for device in devices if repeats else []:
         for lm, candidate in ((False, transcriber), (True, lm_transcriber)):
-            for size in sorted({1, batch_size}) if candidate is not None else []:
+            sizes = {1, batch_size} if getattr(candidate, "batched", True) else {1}
+            for size in sorted(sizes) if candidate is not None else []:
                 runtimes.append(measure_runtime(candidate, benchmark.rows, device, size, repeats, lm))
     audio_s = sum(row["duration"] for row in benchmark.rows)
     macs = sum(row["macs_g"] for row in rows) if measure_macs else None
@@ -160,7 +163,7 @@ def evaluate(
         deletions=sum(e.deletions for e in errors),
         insertions=sum(e.insertions for e in errors),
         wer_lm_percent=wer_lm_percent,
-        parameters=transcriber.parameters_count(),
+        parameters=parameters_count(transcriber),
         macs_g=macs / len(rows) if measure_macs else None,
         macs_g_per_audio_s=macs / audio_s if measure_macs else None,
         macs_thop_g=macs_thop / len(rows) if macs_thop is not None else None,
@@ -170,6 +173,7 @@ def evaluate(
         provenance=provenance(seed),
         synthetic=all(row.get("synthetic", False) for row in benchmark.rows),
         normaliser=benchmark.normaliser,
+        lm=lm,
         rows=rows,
     )
 

@@ -59,6 +59,10 @@ def _linear_flops(input: torch.Tensor, weight: torch.Tensor, *args, **kwargs) ->
     return 2 * prod(input.shape[:-1]) * weight.numel()
 
 
+def _mv_flops(matrix: torch.Tensor, vector: torch.Tensor, *args, **kwargs) -> int:
+    return 2 * matrix.numel()
+
+
 def _matmul_flops(a: torch.Tensor, b: torch.Tensor, *args, out_val: torch.Tensor, **kwargs) -> int:
     return 2 * out_val.numel() * a.shape[-1]
 
@@ -79,14 +83,14 @@ _OWN_FORMULAS = {
     "bmm": _matmul_flops,
     "addmm": _addmm_flops,
     "baddbmm": _addmm_flops,
+    "mv": _mv_flops,
+    "dot": _mv_flops,
     "convolution": _conv_flops,
     # These it lacks.
     "mkldnn_rnn_layer": _rnn_layer_flops,
     "_cudnn_rnn": _cudnn_rnn_flops,
     "miopen_rnn": _cudnn_rnn_flops,
-    # Under inference_mode these two arrive whole instead of as mm and bmm.
     "linear": _linear_flops,
-    "matmul": _matmul_flops,
     "mkldnn_linear": _linear_flops,
 }
 
@@ -116,8 +120,13 @@ class _Counter(TorchDispatchMode):
         self.formulas = _formulas()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
         formula = self.formulas.get(getattr(func, "_overloadpacket", None))
+        if formula is None and torch.is_inference_mode_enabled():
+            with self:  # composite operations arrive whole in inference mode: look inside
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **(kwargs or {}))
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out

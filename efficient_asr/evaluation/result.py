@@ -41,7 +41,7 @@ class Result:
     deletions: int
     insertions: int
     wer_lm_percent: float | None
-    parameters: int
+    parameters: int | None
     macs_g: float | None
     macs_g_per_audio_s: float | None
     macs_thop_g: float | None
@@ -96,7 +96,10 @@ class Result:
 
     def load_utterances(self) -> list[dict[str, Any]]:
         """Read the utterances beside the result."""
-        text = self.path.with_suffix(".utterances.jsonl").read_text(encoding="utf-8")
+        path = self.path.with_suffix(".utterances.jsonl")
+        if not path.is_file():
+            raise UserError(f"the utterances of {self.path} are missing: no file at {path}")
+        text = path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
     def runtime(self, device: str, batch_size: int | None = 1, lm: bool = False) -> dict[str, Any] | None:
@@ -135,6 +138,12 @@ def provenance(seed: int | None) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     here = Path(__file__).parent
+    clock_mhz = None
+    if torch.cuda.is_available():
+        try:
+            clock_mhz = torch.cuda.clock_rate()
+        except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py, the extra [gpu]
+            pass
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run(
         ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
@@ -149,5 +158,6 @@ def provenance(seed: int | None) -> dict[str, Any]:
             "machine": platform.machine(),
             "cpu_count": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu_clock_mhz": clock_mhz,
         },
     }

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr.data import Row, iterate_batches
-from efficient_asr.evaluation.transcriber import Transcriber
+from efficient_asr.evaluation.transcriber import Transcriber, move
 
 WARM_UP_BATCHES = 2
 
@@ -83,7 +83,7 @@ def measure_runtime(
     dict
         One entry of `runtimes` in the Result.
     """
-    transcriber.to(device)
+    move(transcriber, device)
     rows = sorted(rows, key=lambda row: row["duration"]) if batch_size > 1 else rows
     audio_s = sum(row["duration"] for row in rows)
 

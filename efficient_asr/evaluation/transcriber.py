@@ -16,16 +16,24 @@ from efficient_asr.models.ctc import CTCModel, greedy_texts
 
 @runtime_checkable
 class Transcriber(Protocol):
-    """The contract between models and the evaluator."""
+    """The contract between models and the evaluator.
+
+    Three more members are used where a transcriber has them: `to(device)` moves it, `parameters_count()` says how many
+    weights it has, and `batched = False` says that it computes one utterance after the other, so that only batch 1 is timed.
+    """
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
         """Transcribe `wavs` [batch, time] at 16 kHz with relative lengths `wav_lens` [batch], on any device."""
 
-    def to(self, device: str) -> Transcriber:
-        """Move to a device and return itself."""
 
-    def parameters_count(self) -> int:
-        """Number of weights."""
+def move(transcriber: Transcriber, device: str) -> None:
+    """Move a transcriber to a device if it can be moved."""
+    getattr(transcriber, "to", lambda device: None)(device)
+
+
+def parameters_count(transcriber: Transcriber) -> int | None:
+    """Number of weights; None where the transcriber does not say."""
+    return getattr(transcriber, "parameters_count", lambda: None)()
 
 
 class LanguageModel:
@@ -80,10 +88,13 @@ class LanguageModel:
                 alpha=alpha,
                 beta=beta,
                 beam_size=beam_size,
+                # SpeechBrain's penalty for unknown words has a weight of its own; without a model there is none.
+                unk_score_offset=-10.0 if alpha else 0.0,
             )
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise UserError(f"lm_path: {path} is not a language model that kenlm can read ({error})") from None
         self.case = case
+        self.config = {"path": Path(path).name, "alpha": alpha, "beta": beta, "beam_size": beam_size}
 
     def decode(self, log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[str]:
         """Return the best text for each of [batch, frames, labels] with lengths [batch]."""
@@ -105,6 +116,8 @@ class CTCTranscriber:
     language_model : LanguageModel, optional
         Decode with it instead of greedily.
     """
+
+    batched = True
 
     def __init__(self, model: CTCModel, language_model: LanguageModel | None = None) -> None:
         self.model, self.language_model = model.eval(), language_model

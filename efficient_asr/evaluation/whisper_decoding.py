@@ -7,6 +7,7 @@ so that a transcript cannot depend on its batch mates.
 from __future__ import annotations
 
 import torch
+from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from efficient_asr.data import SAMPLE_RATE, absolute_lengths
@@ -33,6 +34,8 @@ class WhisperTranscriber:
     UserError
         Where the model does not know the language.
     """
+
+    batched = False
 
     def __init__(
         self, model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None = None
@@ -61,7 +64,7 @@ class WhisperTranscriber:
         try:
             model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
             return cls(model, WhisperProcessor.from_pretrained(source), language)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"'{source}' is neither a model directory nor a hub id that can be reached ({reason})"

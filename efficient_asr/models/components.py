@@ -57,7 +57,7 @@ def build(entry: Any, what: str) -> torch.nn.Module:
         raise UserError(f"{what}: '{kind}' is not a part of efficient_asr")
     try:
         return part.from_config(entry.get("config", {}))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{what}: the configuration of '{kind}' is damaged ({error!r})") from None
 
 

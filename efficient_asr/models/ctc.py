@@ -140,10 +140,12 @@ class CTCModel(nn.Module):
             lengths = self.frontend.output_lengths(lengths)
         return self.encoder.frame_lengths(lengths) * self.head.frames_per_state
 
-    def save(self, folder: Path) -> None:
-        """Write a self-contained model folder: `config.json` and `model.safetensors`."""
+    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write a self-contained model folder: `config.json` (with `about`, for the record) and `model.safetensors`."""
         parts = {name: describe(getattr(self, name)) for name in ("frontend", "encoder", "head")}
-        save_folder(folder, FORMAT | parts | {"labels": self.labels.characters}, self.state_dict())
+        save_folder(
+            folder, FORMAT | parts | {"labels": self.labels.characters, "about": about or {}}, self.state_dict()
+        )
 
     @classmethod
     def load(cls, folder: Path | str) -> CTCModel:
@@ -162,8 +164,15 @@ class CTCModel(nn.Module):
         frontend, encoder, head = (
             build(config.get(key), f"{folder}/config.json, {key}") for key in ("frontend", "encoder", "head")
         )
-        model = cls(frontend, encoder, head, CharacterLabels(config["labels"]))
-        missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
+        characters = config.get("labels")
+        if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
+            raise UserError(f"{folder}/config.json: the alphabet does not fit the head; the folder is damaged")
+        model = cls(frontend, encoder, head, CharacterLabels(characters))
+        try:
+            missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
+        except RuntimeError as error:  # shapes
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
         if missing or unexpected:
             names = ", ".join([*missing, *unexpected][:5])
             raise UserError(

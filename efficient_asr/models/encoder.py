@@ -152,6 +152,26 @@ class Encoder(nn.Module):
         return states * frame_mask(state.frame_lengths, states.shape[1])[:, :, None]
 
 
+def plain_network_config(network: Any, model_types: tuple[str, ...]) -> dict[str, Any]:
+    """Return a network's configuration without the keys by which transformers could fetch or run foreign code.
+
+    Raises
+    ------
+    ValueError
+        Where it is of another type than the allowed ones.
+    """
+    if not isinstance(network, dict) or network.get("model_type") not in model_types:
+        raise ValueError(f"the network is none of {', '.join(model_types)}")
+    foreign = (
+        "auto_map",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "quantization_config",
+    )
+    return {key: value for key, value in network.items() if key not in foreign}
+
+
 def attention_mask(config: PretrainedConfig, states: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor | None:
     """Return transformers' mask for the attention implementation of `config`, None where nothing is padded."""
     if bool((frame_lengths == states.shape[1]).all()):

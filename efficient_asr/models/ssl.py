@@ -17,7 +17,16 @@ from transformers import AutoConfig, AutoModel
 
 from efficient_asr.data import SAMPLE_RATE, zero_padding
 from efficient_asr.errors import UserError
-from efficient_asr.models.encoder import Encoder, EncoderState, advance, attention_mask, frame_mask
+from efficient_asr.models.encoder import (
+    Encoder,
+    EncoderState,
+    advance,
+    attention_mask,
+    frame_mask,
+    plain_network_config,
+)
+
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 
 
 class MaskedGroupNorm(nn.Module):
@@ -86,8 +95,9 @@ class SSLEncoder(Encoder):
         self.first_droppable_layer = 1 if model.config.model_type == "wavlm" else 0
         first = model.feature_extractor.conv_layers[0]
         self.group_norm = None
-        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-            first.layer_norm = MaskedGroupNorm(first.layer_norm)
+        norm = getattr(first, "layer_norm", None)
+        if isinstance(norm, (nn.GroupNorm, MaskedGroupNorm)):
+            first.layer_norm = norm if isinstance(norm, MaskedGroupNorm) else MaskedGroupNorm(norm)
             self.group_norm = [first.layer_norm]  # in a list: it is registered below the model already
         if freeze_feature_extractor or freeze:
             model.feature_extractor._freeze_parameters()
@@ -97,13 +107,14 @@ class SSLEncoder(Encoder):
     @classmethod
     def from_source(cls, source: str, **options: Any) -> SSLEncoder:
         """Load weights from a hub id or a local directory."""
-        model = AutoModel.from_pretrained(source)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
         return cls(model, normalise_input=_reads_normalised(source, model.config), **options)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SSLEncoder:
         """Build the network of `to_config` with random weights."""
-        model = AutoModel.from_config(AutoConfig.for_model(**config["network"]))
+        network = plain_network_config(config["network"], MODEL_TYPES)
+        model = AutoModel.from_config(AutoConfig.for_model(**network))
         return cls(model, normalise_input=config["normalise_input"], output_norm=config["output_norm"])
 
     def to_config(self) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Whisp
 
 from efficient_asr.data import SAMPLE_RATE, zero_padding
 from efficient_asr.errors import UserError
-from efficient_asr.models.encoder import Encoder, EncoderState, advance, attention_mask, frame_mask
+from efficient_asr.models.encoder import (
+    Encoder,
+    EncoderState,
+    advance,
+    attention_mask,
+    frame_mask,
+    plain_network_config,
+)
 
 N_FFT, HOP = 400, 160
 
@@ -42,10 +49,11 @@ class LogMel(nn.Module):
         """Return [batch, n_mels, frames]; frames behind `lengths // 160` are zero."""
         # Zeros behind the end, as in Whisper's padded window: without them the last frames would mirror the signal.
         wavs = nn.functional.pad(wavs.float(), (0, N_FFT))
-        spectrum = torch.stft(wavs, N_FFT, HOP, window=self.window, return_complex=True)
         frames = lengths // HOP
-        power = spectrum[..., : max(1, int(frames.max()))].abs().pow(2)
-        log_mel = torch.matmul(self.filters, power).clamp(min=1e-10).log10()
+        with torch.autocast(wavs.device.type, enabled=False):  # 1e-10 is nothing in half precision
+            spectrum = torch.stft(wavs, N_FFT, HOP, window=self.window, return_complex=True)
+            power = spectrum[..., : max(1, int(frames.max()))].abs().pow(2)
+            log_mel = torch.matmul(self.filters, power).clamp(min=1e-10).log10()
         mask = frame_mask(frames, log_mel.shape[2])[:, None]
         loudest = log_mel.masked_fill(~mask, -torch.inf).amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0 * mask
@@ -96,12 +104,12 @@ class WhisperEncoder(Encoder):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WhisperEncoder:
         """Build the network of `to_config` with random weights."""
-        network = WhisperEncoderNetwork(WhisperConfig(**config["network"]))
+        network = WhisperEncoderNetwork(WhisperConfig(**plain_network_config(config["network"], ("whisper",))))
         return cls(network, output_norm=config["output_norm"])
 
     def to_config(self) -> dict[str, Any]:
         """Return the network's configuration as plain data."""
-        network = self.model.config.to_diff_dict() | {"encoder_layers": self.num_layers}
+        network = self.model.config.to_diff_dict() | {"encoder_layers": self.num_layers, "model_type": "whisper"}
         return {"network": network, "output_norm": self.output_norm}
 
     @property

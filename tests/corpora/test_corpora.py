@@ -123,6 +123,23 @@ def test_librispeech_layout(tmp_path: Path) -> None:
     assert len(read_manifest(out["train-10h"])) == 6  # less than ten hours: all of it
 
 
+def test_librispeech_of_another_folder_is_prepared_anew(tmp_path: Path) -> None:
+    a = make_librispeech(tmp_path / "a", {"dev-clean": 2})
+    b = make_librispeech(tmp_path / "b", {"dev-clean": 5})
+    assert len(read_manifest(librispeech.prepare(str(a), tmp_path / "out")["dev-clean"])) == 2
+    assert len(read_manifest(librispeech.prepare(str(b), tmp_path / "out")["dev-clean"])) == 5
+
+
+def test_jsonl_survives_foreign_bytes_and_columns(corpus: Path, tmp_path: Path) -> None:
+    own = {"audio": "u0.wav", "text": "one", "broken": False, "origin": "youtube"}
+    (corpus / "odd.jsonl").write_bytes(json.dumps(own).encode() + b'\n{"audio": "u1.wav", "text": "caf\xe9"}\n')
+    out = jsonl.prepare(str(corpus), tmp_path / "out", {"odd": "odd.jsonl"})["odd"]
+    with pytest.raises(UserError, match=r"1 bad line .*\n  .*odd\.jsonl:2: not UTF-8"):
+        read_manifest(out)
+    rows = read_manifest(out, skip_bad=True)
+    assert len(rows) == 1 and rows[0]["origin"] == "youtube"
+
+
 def test_ten_hours_are_ten_hours_and_always_the_same() -> None:
     rows = [{"id": str(i), "duration": 12.0} for i in range(9000)]
     chosen = librispeech.ten_hours(rows)

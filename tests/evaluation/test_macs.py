@@ -134,6 +134,42 @@ def test_inference_mode_hides_nothing() -> None:
         assert count_macs(layer, x).macs == expected
 
 
+@pytest.mark.parametrize(
+    ("module", "shape", "expected"),
+    [
+        (nn.Linear(3, 5), (2, 3), 30),
+        (nn.Conv1d(4, 6, 3), (1, 4, 11), 9 * 6 * 4 * 3),
+        (nn.LSTM(10, 16, batch_first=True), (2, 7, 10), 14 * 4 * 16 * 26),
+        (nn.MultiheadAttention(16, 2, batch_first=True), None, 4 * 9 * 16 * 16 + 2 * 9 * 9 * 16),
+    ],
+)
+def test_inference_mode_inside_the_function_hides_nothing(
+    module: nn.Module, shape: tuple | None, expected: int
+) -> None:
+    @torch.inference_mode()
+    def call() -> object:
+        x = torch.zeros(shape or (1, 9, 16))
+        return module(x) if shape else module(x, x, x)
+
+    assert count_macs(call).macs == expected
+
+
+def test_matrix_times_vector() -> None:
+    assert count_macs(torch.mv, torch.zeros(3, 5), torch.zeros(5)).macs == 15
+    assert count_macs(torch.dot, torch.zeros(5), torch.zeros(5)).macs == 5
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2-base", "wavlm-large"])
+def test_the_adapter_costs_what_the_network_costs(kind: str, ssl_sources: dict[str, str]) -> None:
+    """What is shown above for transformers' own forward holds for our layer-by-layer one."""
+    from efficient_asr.models import load_encoder
+
+    encoder = load_encoder(ssl_sources[kind]).eval()
+    ours = count_macs(encoder, torch.randn(1, 9000), torch.tensor([9000]))
+    theirs = count_macs(RawSSL(encoder), torch.randn(1, 9000))
+    assert ours.macs == theirs.macs and ours.macs_thop == theirs.macs_thop
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
@@ -264,7 +300,7 @@ def test_thop_convention_agrees_with_thop(kind: str) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_data: Path) -> None:
-    """Against one plain scoring pass over LibriSpeech utterances with the smallest real encoder, median of three."""
+    """An evaluation as users run it, timing included, with the smallest real encoder; median of three."""
     from efficient_asr.evaluation.evaluator import Benchmark, evaluate
     from efficient_asr.evaluation.transcriber import CTCTranscriber
     from efficient_asr.models import load_encoder

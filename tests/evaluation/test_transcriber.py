@@ -77,6 +77,18 @@ def test_wide_beam_without_weights_gives_the_greedy_words() -> None:
         assert lm.decode(log_probs, lengths) == greedy_texts(log_probs, lengths, labels) == [text]
 
 
+def test_without_weight_a_known_neighbour_does_not_win() -> None:
+    """An unknown word must stay although a word of the model is one letter away."""
+    pytest.importorskip("kenlm")
+    labels = CharacterLabels(list(" abcdefghijklmnopqrstuvwxyz"))
+    heard = "turn off the televusion"
+    log_probs = acoustics(heard, labels, {heard.index("televusion") + 5: ("i", 0.1)})
+    lengths = torch.tensor([log_probs.shape[1]])
+    assert LanguageModel(str(ARPA), labels.vocabulary, alpha=0.0, beta=0.0).decode(log_probs, lengths) == [heard]
+    with_model = LanguageModel(str(ARPA), labels.vocabulary).decode(log_probs, lengths)
+    assert with_model == ["turn off the television"]
+
+
 def test_beam_search_does_not_depend_on_batch_mates() -> None:
     pytest.importorskip("kenlm")
     labels = CharacterLabels(list(" abcdefghijklmnopqrstuvwxyz"))

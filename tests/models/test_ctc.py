@@ -123,6 +123,59 @@ def test_encoder_of_a_trained_model_is_a_source(tmp_path: Path, tiny_ctc: CTCMod
         assert torch.equal(encoder.state_dict()[name], value)
 
 
+def test_padding_stays_masked_in_an_encoder_taken_from_a_model(
+    tmp_path: Path, ssl_sources: dict[str, str], wavs: list[torch.Tensor]
+) -> None:
+    labels = CharacterLabels.from_texts(TEXTS)
+    encoder = load_encoder(ssl_sources["wav2vec2-base"])
+    CTCModel(torch.nn.Identity(), encoder, CTCHead(32, len(labels), "none"), labels).save(tmp_path)
+    encoder = load_encoder(str(tmp_path)).eval()
+    batch, _ = pad_wavs(wavs)
+    with torch.no_grad():
+        together = encoder(batch, torch.tensor([len(wav) for wav in wavs]))
+        alone = encoder(wavs[2][None], torch.tensor([len(wavs[2])]))
+    torch.testing.assert_close(together.states[2, : alone.states.shape[1]], alone.states[0], rtol=1e-4, atol=2e-5)
+
+
+def test_half_precision_weights_are_read_as_float32(tmp_path: Path, ssl_sources: dict[str, str]) -> None:
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(ssl_sources["hubert-base"]).half().save_pretrained(tmp_path)
+    assert all(p.dtype == torch.float32 for p in load_encoder(str(tmp_path)).parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("labels"), "alphabet does not fit"),
+        (lambda c: c["labels"].append("!"), "alphabet does not fit"),
+        (lambda c: c["encoder"]["config"]["network"].update(model_type="bert"), "damaged"),
+        (lambda c: c["encoder"]["config"]["network"].update(d_model=64), "do not fit"),
+        (lambda c: c["encoder"].pop("config"), "damaged"),
+        (lambda c: c.pop("head"), "not a part of"),
+    ],
+)
+def test_a_changed_configuration_is_refused_with_a_sentence(
+    change: object, message: str, tmp_path: Path, tiny_ctc: CTCModel
+) -> None:
+    tiny_ctc.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        CTCModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "auto_map"])
+def test_a_configuration_cannot_make_transformers_fetch_code(key: str, tmp_path: Path, tiny_ctc: CTCModel) -> None:
+    tiny_ctc.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoder"]["config"]["network"][key] = "somebody/kernels"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = CTCModel.load(tmp_path)
+    assert "somebody" not in str(loaded.encoder.model.config.to_dict())
+
+
 def test_greedy_collapses_repeats_then_blanks() -> None:
     labels = CharacterLabels([" ", "a", "b"])
     path = [2, 2, 0, 2, 3, 3, 1, 1, 0, 1, 2]  # aa_abb  _ a

@@ -1,0 +1,68 @@
+"""Augmentation of training waveforms: SpeechBrain's, with the files taken from manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
+from speechbrain.processing.signal_processing import reverberate
+
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths, load_audio, read_manifest, zero_padding
+
+
+class Augment(torch.nn.Module):
+    """Speed perturbation, reverberation and additive noise, in this order, on a batch of training waveforms.
+
+    The random choices use torch's global generator only, so that a resumed training repeats them.
+
+    Arguments
+    ---------
+    speeds_percent : list of int
+        One is drawn for each batch; [100] leaves the speed alone.
+    rir_manifest, noise_manifest : str or None
+        Manifests of room impulse responses and of noises (no text needed).
+    snr_low_db, snr_high_db : float
+        Range of the signal-to-noise ratio.
+    probability : float
+        Chance that a batch gets reverberation, and independently noise.
+    """
+
+    def __init__(
+        self,
+        speeds_percent: list[int] | None = None,
+        rir_manifest: str | None = None,
+        noise_manifest: str | None = None,
+        snr_low_db: float = 0.0,
+        snr_high_db: float = 20.0,
+        probability: float = 0.5,
+    ) -> None:
+        super().__init__()
+        speeds = [100] if speeds_percent is None else list(speeds_percent)
+        self.fastest = max(speeds) / 100
+        self.speed = SpeedPerturb(SAMPLE_RATE, speeds) if speeds != [100] else None
+        self.probability = probability
+        self.rirs = read_manifest(Path(rir_manifest), need_text=False) if rir_manifest else []
+        self.noises = read_manifest(Path(noise_manifest), need_text=False) if noise_manifest else []
+        self.add_noise = AddNoise(snr_low=snr_low_db, snr_high=snr_high_db, normalize=True, noise_funct=self._noise)
+
+    def _noise(self, wavs: torch.Tensor) -> torch.Tensor:
+        """Draw a noise for each row, repeated to the length of the batch; shape like `wavs` [batch, time]."""
+        out = torch.empty_like(wavs)
+        for i in range(len(wavs)):
+            noise = load_audio(self.noises[int(torch.randint(len(self.noises), ()))]["audio"]).to(wavs)
+            start = int(torch.randint(len(noise), ()))
+            repeats = (start + wavs.shape[1]) // len(noise) + 1
+            out[i] = noise.repeat(repeats)[start : start + wavs.shape[1]]
+        return out
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return augmented `wavs` [batch, time'] and `wav_lens` [batch]; padding stays zero."""
+        if self.speed is not None:
+            wavs = self.speed(wavs)
+        if self.rirs and torch.rand(()) < self.probability:
+            rir = load_audio(self.rirs[int(torch.randint(len(self.rirs), ()))]["audio"]).to(wavs)
+            wavs = reverberate(wavs, rir.unsqueeze(0), rescale_amp="avg")
+        if self.noises and torch.rand(()) < self.probability:
+            wavs = self.add_noise(wavs, wav_lens)
+        return zero_padding(wavs, absolute_lengths(wavs, wav_lens)), wav_lens

@@ -1,0 +1,180 @@
+"""Settings: YAML files and the command line, merged and checked before anything runs.
+
+YAML files are HyperPyYAML and can execute code: run only those you trust. `base: !include:other.yaml` (or a list of them) takes
+over all keys of another file; the file's own keys win, and every key can be overridden on the command line.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from speechbrain.utils.run_opts import RunOptions
+
+from efficient_asr.errors import UserError, did_you_mean
+
+# Lowest value of numeric keys; whole numbers where the limit is one.
+LIMITS: dict[str, int | float] = {
+    "batch_size": 1, "test_batch_size": 1, "number_of_epochs": 1, "num_workers": 0, "runtime_repeats": 0, "threads": 0,
+    "frames_per_state": 1, "head_neurons": 1, "head_layers": 1, "lm_beam_size": 1, "grad_accumulation_factor": 1,
+    "downsampling_kernel": 1, "max_batch_length_s": 1e-3, "max_duration_s": 1e-3, "lr_encoder": 0.0, "lr_head": 0.0,
+    "max_grad_norm": 1e-9, "head_dropout": 0.0, "augment_probability": 0.0,
+}  # fmt: skip
+
+
+def merge_includes(path: Path) -> CommentedMap:
+    """Read a YAML file without constructing anything, with the keys of its `base` files merged in.
+
+    Raises
+    ------
+    UserError
+        Where a file is missing or is not YAML.
+    """
+    yaml = ruamel.yaml.YAML()
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"no YAML file at {path}") from None
+    except (ruamel.yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, CommentedMap):
+        raise UserError(f"{path} holds no keys")
+    bases = tree.pop("base", [])
+    merged = CommentedMap()
+    for base in bases if isinstance(bases, list) else [bases]:
+        tag = base.tag.value if isinstance(base, TaggedScalar) else ""
+        if not tag.startswith("!include:"):
+            raise UserError(f"{path}: base must be !include:<file> or a list of these")
+        merged.update(merge_includes(Path(path).parent / tag.removeprefix("!include:")))
+    merged.update(tree)
+    return merged
+
+
+def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, dict[str, Any]]:
+    """Return the YAML file, SpeechBrain's run options, and overrides of YAML keys.
+
+    Raises
+    ------
+    UserError
+        Where there is no YAML file or an argument is malformed.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise UserError("name a YAML file first: python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]")
+    arguments = _split_test_only(argv)
+    try:
+        path, run_opts, text = RunOptions.from_command_line_args(arguments)
+        values = ruamel.yaml.YAML().load(text or "") or {}
+        overrides = dict(values)
+    except Exception as error:  # argparse's and YAML's many ways to refuse a stray word or a bracket left open
+        raise UserError(f"command line: {' '.join(argv[1:])!r} cannot be read as --key value pairs ({error})") from None
+    _check_device(run_opts.device)
+    return Path(path), run_opts, overrides
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that is none, or is not here."""
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"--device: '{device}' is no device; write cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: there is no usable GPU here; write --device cpu")
+
+
+def _split_test_only(argv: list[str]) -> list[str]:
+    """Let `--test_only True` mean what SpeechBrain's bare `--test_only` means."""
+    out, skip = [], False
+    for i, arg in enumerate(argv):
+        if skip:
+            skip = False
+            continue
+        name, _, value = arg.partition("=")
+        if name == "--test_only":
+            following = argv[i + 1].lower() if i + 1 < len(argv) else ""
+            skip = not value and following in ("true", "false")
+            if (value.lower() or (following if skip else "true")) == "true":
+                out.append(name)
+        else:
+            out.append(arg)
+    return out
+
+
+def load_hparams(
+    path: Path, overrides: dict[str, Any], run_opts: RunOptions | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Construct the objects of a YAML file.
+
+    Returns
+    -------
+    hparams : dict
+        Every key with its value or object.
+    plain : dict
+        The keys with plain values, as they take effect, for the record.
+
+    Raises
+    ------
+    UserError
+        For an unknown key (naming the closest), a value that does not fit, and what the classes themselves refuse.
+    """
+    tree = merge_includes(path)
+    for key, value in overrides.items():
+        if key not in tree:
+            raise UserError(f"--{key}: {path} has no such key.{did_you_mean(key, tree)}")
+        _check_type(key, tree[key], value)
+        tree[key] = value
+    for key, value in tree.items():
+        if isinstance(value, TaggedScalar) and value.tag.value == "!PLACEHOLDER":
+            raise UserError(f"{path}: '{key}' must be given, for example --{key} VALUE")
+        _check_limit(key, value)
+    stream = io.StringIO()
+    ruamel.yaml.YAML().dump(tree, stream)
+    try:
+        hparams = load_hyperpyyaml(stream.getvalue())
+    except (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, ruamel.yaml.YAMLError) as error:
+        raise UserError(f"{path}: {error}") from error
+    plain = {k: v for k, v in hparams.items() if isinstance(tree[k], (str, int, float, bool, list, dict, type(None)))}
+    plain |= {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, bool))}
+    plain = {k: v for k, v in plain.items() if isinstance(v, (str, int, float, bool, list, dict, type(None)))}
+    for key in run_opts.overridden_args if run_opts is not None else ():  # options that SpeechBrain takes to itself
+        if key in plain:
+            plain[key] = getattr(run_opts, key)
+    return hparams, plain
+
+
+def _check_type(key: str, default: Any, value: Any) -> None:
+    """Refuse a number where a word stood, and the like."""
+    if getattr(getattr(value, "tag", None), "value", None):
+        return  # an object of the user's choice
+    tag = getattr(getattr(default, "tag", None), "value", None)
+    if tag and not tag.startswith(("!PLACEHOLDER", "!ref")):
+        raise UserError(
+            f"--{key}: it is an object ({tag}); change its settings, or give another !new: or !name: object"
+        )
+    for kind in (bool, (int, float), str, CommentedSeq, CommentedMap):
+        if isinstance(default, kind) and not tag:
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            fits = fits or (kind is str and value is None) or (kind is CommentedSeq and isinstance(value, str))
+            if not fits:
+                raise UserError(f"--{key}: {value!r} does not fit; its value is {default!r} now")
+            return
+
+
+def _check_limit(key: str, value: Any) -> None:
+    """Refuse numbers that make no sense."""
+    if key in LIMITS and value is not None and not isinstance(value, (TaggedScalar, CommentedMap)):
+        least = LIMITS[key]
+        whole = isinstance(least, int)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if whole else (int, float))
+            or not least <= value < math.inf
+        ):
+            raise UserError(f"{key}: {value!r} is not a {'whole ' if whole else ''}number of at least {least}")
