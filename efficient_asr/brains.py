@@ -157,11 +157,10 @@ class CTCBrain(sb.Brain):
             update_learning_rate(optimizer, new)
             rates[f"lr_{name}"] = old
         stats = {"loss": float(stage_loss), "wer_percent": wer_percent}
-        if sb.utils.distributed.if_main_process():
-            for logger in self.hparams.train_loggers:
-                logger.log_stats(
-                    stats_meta={"epoch": epoch, **rates}, train_stats={"loss": self.train_loss}, valid_stats=stats
-                )
+        for logger in self.hparams.train_loggers:  # on every process: SpeechBrain's loggers see to it that one writes
+            logger.log_stats(
+                stats_meta={"epoch": epoch, **rates}, train_stats={"loss": self.train_loss}, valid_stats=stats
+            )
         self.checkpointer.save_and_keep_only(meta={"WER": wer_percent, "epoch": epoch}, min_keys=["WER"])
 
     @staticmethod

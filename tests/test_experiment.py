@@ -169,7 +169,7 @@ MISTAKES = [
     (["--test_normaliser", "plane"], "Did you mean 'plain'"),
     (["--test_splits", "[test"], "cannot be read as --key value pairs"),
     (["--test_splits", "null"], "does not fit"),
-    (["stray"], "cannot be read as --key value pairs"),
+    (["--seed", "[1"], "cannot be read as --key value pairs"),
     (["--max_duration_s", "null"], "does not fit"),
     (["--encoder", "foo"], "it is an object (!apply:"),
     (["--batch_size", "0"], "batch_size: 0 is not a whole number of at least 1"),
