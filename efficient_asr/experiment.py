@@ -89,8 +89,8 @@ def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
         Path(hparams["prepared_folder"]),
         hparams["corpus_options"] or {},
     )
-    sb.utils.distributed.run_on_main(prepare_corpus, arguments)
-    splits = prepare_corpus(*arguments)  # by now it only says where the manifests are
+    splits = prepare_corpus(*arguments) if sb.utils.distributed.if_main_process() else None
+    splits = sb.utils.distributed.ddp_broadcast(splits)
     for key in ("train_split", "valid_split", "test_splits"):
         for name in [hparams[key]] if isinstance(hparams[key], str) else hparams[key] or []:
             if name not in splits:

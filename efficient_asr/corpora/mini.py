@@ -26,10 +26,11 @@ from efficient_asr.errors import UserError
 
 ACCENTS = ["en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029"]
 VOICES = {  # espeak-ng variants that sound human; the splits share none, nor close relatives such as steph and steph2
-    "train": "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 Alex Alicia Andrea Andy Annie Denis Gene Gene2 Henrique Jacky Lee Marco Mario "
-    "Michael Mike Nguyen Reed RicishayMax RicishayMax2 RicishayMax3 Storm adam anika announcer aunty belinda benjamin caleb david ed "
-    "edward edward2 grandma gustave ian iven iven2 iven3 iven4 kaukovalta linda max miguel mike2 pablo paul pedro quincy rob "
-    "sandro steph steph2 steph3 travis zac".split(),
+    "train": "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 Alex Alicia Andrea Andy Annie Denis Gene Gene2 Henrique Jacky "
+    "Lee Marco Mario Michael Mike Nguyen Reed RicishayMax RicishayMax2 RicishayMax3 Storm adam anika "
+    "announcer aunty belinda benjamin caleb david ed edward edward2 grandma gustave ian iven iven2 iven3 "
+    "iven4 kaukovalta linda max miguel mike2 pablo paul pedro quincy rob sandro steph steph2 steph3 "
+    "travis zac".split(),
     "dev": "Diogo antonio grandpa michel shelby".split(),
     "test": "Hugo boris fast john marcelo norbert robert victor".split(),
 }
