@@ -181,7 +181,7 @@ class CTCModel(nn.Module):
         return model.eval()
 
     def start_from(self, folder: Path | str) -> list[str]:
-        """Take over the weights of a trained model where name and shape agree; returns the names that do not.
+        """Take over the weights of a trained model where name and shape agree, its head repeated for `frames_per_state`; returns the parameters that do not.
 
         Raises
         ------
@@ -192,12 +192,18 @@ class CTCModel(nn.Module):
         if trained.labels.characters != self.labels.characters:
             raise UserError(f"pretrained_model: {folder} has another alphabet ({''.join(trained.labels.characters)!r})")
         own, other = self.state_dict(), trained.state_dict()
+        copies = self.head.frames_per_state
+        if copies > 1 and trained.head.frames_per_state == 1:
+            # Every frame of a state starts as a copy of the one frame it had: CTC collapses them, the texts stay the same.
+            for key in ("head.linear.weight", "head.linear.bias"):
+                other[key] = torch.cat([other[key]] * copies)
         fitting = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
         left = [key for key in own if key not in fitting]
         if any(key.startswith("encoder.") for key in left):
             raise UserError(f"pretrained_model: the encoder of {folder} does not fit (for example {left[0]})")
         self.load_state_dict(fitting, strict=False)
-        return left
+        parameters = dict(self.named_parameters())
+        return [key for key in left if key in parameters]
 
 
 def greedy_texts(log_probs: torch.Tensor, frame_lengths: torch.Tensor, labels: CharacterLabels) -> list[str]:

@@ -154,15 +154,15 @@ class WhisperEncoder(Encoder):
 
 def _mask_bands(mel: torch.Tensor, masks: int = 2, frames: int = 40, bands: int = 15) -> torch.Tensor:
     """SpecAugment (arXiv 1904.08779) without warping: zero `masks` stretches of time and of frequency in each row."""
-    mel = mel.clone()
-    for row in mel:
+    keep = torch.ones_like(mel, requires_grad=False)
+    for row in keep.unbind():
         for dim, widest in ((1, frames), (0, bands)):
             size = row.shape[dim]
             for _ in range(masks):
                 width = int(torch.randint(min(widest, size) + 1, ()))
                 start = int(torch.randint(size - width + 1, ()))
                 row.narrow(dim, start, width).zero_()
-    return mel
+    return mel * keep
 
 
 def new_whisper_encoder(

@@ -115,6 +115,24 @@ def test_start_from_takes_what_fits(tmp_path: Path, tiny_ctc: CTCModel, wavs: li
         )
 
 
+def test_a_head_that_emits_more_frames_starts_with_the_same_texts(
+    tmp_path: Path, tiny_ctc: CTCModel, wavs: list[torch.Tensor]
+) -> None:
+    from efficient_asr.models.whisper import new_whisper_encoder
+
+    torch.nn.init.normal_(tiny_ctc.head.linear.weight)
+    tiny_ctc.save(tmp_path)
+    head = CTCHead(32, len(tiny_ctc.labels), "none", frames_per_state=2)
+    fresh = CTCModel(torch.nn.Identity(), new_whisper_encoder(32, 2, 2), head, tiny_ctc.labels).eval()
+    assert fresh.start_from(tmp_path) == []
+    batch = pad_wavs(wavs)
+    with torch.no_grad():
+        one, two = tiny_ctc(*batch), fresh(*batch)
+    assert two[1].tolist() == [2 * n for n in one[1].tolist()]
+    texts = greedy_texts(*one, tiny_ctc.labels)
+    assert texts == greedy_texts(*two, tiny_ctc.labels) and any(texts)
+
+
 def test_encoder_of_a_trained_model_is_a_source(tmp_path: Path, tiny_ctc: CTCModel) -> None:
     tiny_ctc.save(tmp_path)
     encoder = load_encoder(str(tmp_path), output_norm=True)
@@ -183,6 +201,18 @@ def test_greedy_collapses_repeats_then_blanks() -> None:
     assert greedy_texts(log_probs, torch.tensor([11]), labels) == ["aab a"]
     assert greedy_texts(log_probs, torch.tensor([4]), labels) == ["aa"]
     assert greedy_texts(log_probs, torch.tensor([0]), labels) == [""]
+
+
+def test_gradients_reach_a_learned_front_end_through_everything(wavs: list[torch.Tensor]) -> None:
+    from efficient_asr.models.whisper import new_whisper_encoder
+
+    labels = CharacterLabels.from_texts(TEXTS)
+    encoder = new_whisper_encoder(32, 1, 2, spec_augment=True)
+    downsampler = Downsampler("convolutional", 2, convolution_init="lowpass")
+    model = CTCModel(downsampler, encoder, CTCHead(32, len(labels), "bilstm", 8), labels).train()
+    model(*pad_wavs(wavs))[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in downsampler.parameters())
+    assert downsampler.filter.downsampler.conv.weight.grad.abs().sum() > 0
 
 
 def test_head_refuses_nonsense() -> None:
