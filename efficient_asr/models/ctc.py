@@ -181,7 +181,9 @@ class CTCModel(nn.Module):
         return model.eval()
 
     def start_from(self, folder: Path | str) -> list[str]:
-        """Take over the weights of a trained model where name and shape agree, its head repeated for `frames_per_state`; returns the parameters that do not.
+        """Take over the weights of a trained model where name and shape agree, its head repeated for `frames_per_state`.
+
+        Returns the parameters that were not taken over.
 
         Raises
         ------
