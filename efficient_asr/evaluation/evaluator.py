@@ -107,7 +107,7 @@ def evaluate(
     lm_transcriber : Transcriber, optional
         The same with a language model; gives `wer_lm_percent` and runtimes of its own.
     batch_size : int
-        Runtimes are taken at batch 1 and at this size.
+        Runtimes are taken at batch 1 and at this size (with a language model at batch 1).
     measure_macs : bool
         Whether to count MACs.
     repeats : int
@@ -140,7 +140,8 @@ def evaluate(
     runtimes = []
     for device in devices if repeats else []:
         for lm, candidate in ((False, transcriber), (True, lm_transcriber)):
-            sizes = {1, batch_size} if getattr(candidate, "batched", True) else {1}
+            # Beam search takes utterance by utterance, so a batch would tell nothing new of it.
+            sizes = {1} if lm or not getattr(candidate, "batched", True) else {1, batch_size}
             for size in sorted(sizes) if candidate is not None else []:
                 runtimes.append(measure_runtime(candidate, benchmark.rows, device, size, repeats, lm))
     audio_s = sum(row["duration"] for row in benchmark.rows)
