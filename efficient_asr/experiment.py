@@ -257,6 +257,7 @@ def measure(
             details=brain_class.details_of(transcriber.model),
             seed=hparams["seed"],
             lm=lm.config if lm else None,
+            time_lm=hparams["time_lm"],
         )
         result.save(Path(hparams["results_folder"]))
         results.append(result)

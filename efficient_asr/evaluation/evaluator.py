@@ -95,6 +95,7 @@ def evaluate(
     details: dict[str, Any] | None = None,
     seed: int | None = None,
     lm: dict[str, Any] | None = None,
+    time_lm: bool = True,
 ) -> Result:
     """Measure a Transcriber on a Benchmark.
 
@@ -114,6 +115,8 @@ def evaluate(
         Timed runs over the whole benchmark; 0 leaves runtimes out.
     experiment, recipe, technique, variant, hparams, details, seed, lm
         For the record.
+    time_lm : bool
+        Whether decoding with the language model is timed too.
 
     Returns
     -------
@@ -139,11 +142,11 @@ def evaluate(
             row["hypothesis_lm"] = text
     runtimes = []
     for device in devices if repeats else []:
-        for lm, candidate in ((False, transcriber), (True, lm_transcriber)):
+        for with_lm, candidate in ((False, transcriber), (True, lm_transcriber if time_lm else None)):
             # Beam search takes utterance by utterance, so a batch would tell nothing new of it.
-            sizes = {1} if lm or not getattr(candidate, "batched", True) else {1, batch_size}
+            sizes = {1} if with_lm or not getattr(candidate, "batched", True) else {1, batch_size}
             for size in sorted(sizes) if candidate is not None else []:
-                runtimes.append(measure_runtime(candidate, benchmark.rows, device, size, repeats, lm))
+                runtimes.append(measure_runtime(candidate, benchmark.rows, device, size, repeats, with_lm))
     audio_s = sum(row["duration"] for row in benchmark.rows)
     macs = sum(row["macs_g"] for row in rows) if measure_macs else None
     return Result(
