@@ -300,7 +300,7 @@ def test_thop_convention_agrees_with_thop(kind: str) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_data: Path) -> None:
-    """An evaluation as users run it, timing included, with the smallest real encoder; median of three."""
+    """An evaluation as users run it, timing included, with the smallest real encoder."""
     from efficient_asr.evaluation.evaluator import Benchmark, evaluate
     from efficient_asr.evaluation.transcriber import CTCTranscriber
     from efficient_asr.models import load_encoder
@@ -317,4 +317,4 @@ def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_d
             start = time.perf_counter()
             evaluate(transcriber, benchmark, measure_macs=macs, repeats=3)
             seconds[macs].append(time.perf_counter() - start)
-    assert sorted(seconds[True])[1] < 1.1 * sorted(seconds[False])[1]
+    assert min(seconds[True]) < 1.1 * min(seconds[False])  # the least disturbed of three
