@@ -295,7 +295,7 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
     colours = {technique: f"C{i}" for i, technique in enumerate(techniques)}
     for ax, (label, cost) in zip(axes, costs, strict=True):
         shown = [(cost(r), r.wer_percent, r) for r in results if cost(r) is not None and r.wer_percent is not None]
-        for x, y, r in shown:
+        for i, (x, y, r) in enumerate(sorted(shown, key=lambda point: point[0])):
             low, high = r.wer_ci95_percent or (y, y)
             ax.errorbar(
                 x,
@@ -306,7 +306,7 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
                 capsize=2,
                 alpha=0.9,
             )
-            ax.annotate(r.variant, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            ax.annotate(r.variant, (x, y), xytext=(-12, -16 - 11 * (i % 4)), textcoords="offset points", fontsize=8)
         front = pareto_front([(x, y) for x, y, _ in shown])
         ax.plot(
             [shown[i][0] for i in front],
@@ -322,7 +322,7 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
     for technique in techniques:
         axes[0].plot([], [], "o", color=colours[technique], label="baseline" if technique == "none" else technique)
     axes[0].set_ylabel("WER %")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.08 * axes[0].get_ylim()[1])
     axes[0].legend(fontsize=8)
     kind = "synthetic speech" if results[0].synthetic else "real speech"
     figure.suptitle(f"{name} ({kind}); bars: 95 % bootstrap interval", fontsize=10)
