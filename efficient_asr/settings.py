@@ -140,9 +140,7 @@ def load_hparams(
         hparams = load_hyperpyyaml(stream.getvalue())
     except (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, ruamel.yaml.YAMLError) as error:
         raise UserError(f"{path}: {error}") from error
-    plain = {k: v for k, v in hparams.items() if isinstance(tree[k], (str, int, float, bool, list, dict, type(None)))}
-    plain |= {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, bool))}
-    plain = {k: v for k, v in plain.items() if isinstance(v, (str, int, float, bool, list, dict, type(None)))}
+    plain = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, dict, type(None)))}
     for key in run_opts.overridden_args if run_opts is not None else ():  # options that SpeechBrain takes to itself
         if key in plain:
             plain[key] = getattr(run_opts, key)
