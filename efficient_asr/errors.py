@@ -7,6 +7,8 @@ that names the thing and says what to do. Entry points print that message withou
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -45,14 +47,33 @@ def check_writable(folder: Path, what: str) -> None:
         raise UserError(f"{what}: cannot write to {folder} ({error.strerror})") from None
 
 
+# What the system refuses and a person can mend; anything else that goes wrong with a file is a fault of ours.
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE)
+
+
 def exit_code(main: Callable[[], None]) -> int:
-    """Run `main` the way a command ends: 0 done, 2 the user's mistake, 130 interrupted; our own faults keep a traceback."""
+    """Run `main` the way a command ends.
+
+    Returns 0 (done), 2 (the user's mistake, or a full disk and the like) or 130 (interrupted); our own faults keep their
+    traceback and end with 1.
+    """
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"[process {rank}] "
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{who}error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{who}error: {error.strerror}{where}; mend that and start the same command again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(
+            f"{who}{error}" if error.args else f"{who}interrupted; the same command goes on where this one stopped",
+            file=sys.stderr,
+        )
         return 130
     return 0

@@ -9,36 +9,59 @@ split. A recipe only says which Brain.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ruamel.yaml
 import speechbrain as sb
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.run_opts import RunOptions
+from torch.distributed.elastic.multiprocessing.errors import record
 
+from efficient_asr import distributed
+from efficient_asr.checkpoints import Checkpointer, FolderLock
 from efficient_asr.corpora import prepare_corpus
-from efficient_asr.data import Row, loader_options, make_dataset, normalise_texts, read_manifest
+from efficient_asr.data import BatchOrder, Rows, make_loader, normalise_texts, read_manifest
 from efficient_asr.errors import UserError, check_writable, exit_code, listing
-from efficient_asr.evaluation.evaluator import Benchmark, evaluate
+from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
 from efficient_asr.evaluation.result import Result
-from efficient_asr.evaluation.transcriber import CTCTranscriber, LanguageModel, load_transcriber
+from efficient_asr.evaluation.transcriber import CTCTranscriber, LanguageModel, fingerprint, load_transcriber
+from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
-from efficient_asr.settings import load_hparams, parse_command_line
+from efficient_asr.settings import load_hparams, parse_command_line, training_settings
 from efficient_asr.text import get_normaliser
 
+Anything = TypeVar("Anything")
 
-def run(brain_class: type[sb.Brain], argv: list[str] | None = None) -> int:
+
+def run(brain_class: type[Loop], argv: list[str] | None = None) -> int:
     """Run one experiment; returns the exit code (0 done, 2 a user's mistake, 130 interrupted)."""
-    return exit_code(lambda: _run(brain_class, sys.argv[1:] if argv is None else argv))
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():  # schedulers stop a job with SIGTERM
+        signal.signal(signal.SIGTERM, interrupt)
+    work = lambda: _run(brain_class, sys.argv[1:] if argv is None else argv)  # noqa: E731
+    # record(): torchrun, where it started this process, can say what ended it.
+    return exit_code(record(work) if "TORCHELASTIC_ERROR_FILE" in os.environ else work)
 
 
-def _run(brain_class: type[sb.Brain], argv: list[str]) -> None:
+def _run(brain_class: type[Loop], argv: list[str]) -> None:
     path, run_opts, overrides = parse_command_line(argv)
-    sb.utils.distributed.ddp_init_group(run_opts)
+    try:
+        sb.utils.distributed.ddp_init_group(run_opts)
+    except ValueError as error:
+        raise UserError(f"torchrun: {' '.join(str(error).split())}") from None
+    if not distributed.if_main_process():
+        sys.stdout = open(os.devnull, "w")
     hparams, plain = load_hparams(path, overrides, run_opts)
     output_folder = Path(hparams["output_folder"])
     model_folder = output_folder / "model"
@@ -48,23 +71,35 @@ def _run(brain_class: type[sb.Brain], argv: list[str]) -> None:
             f"test_only: there is no trained model at {model_folder}; run the same command without it first"
         )
     check_writable(Path(hparams["results_folder"]), "results_folder")
+    check_writable(output_folder, "output_folder")
+    lock = FolderLock(output_folder) if distributed.if_main_process() else None  # held to the end of this function
     save_environment(output_folder, path, plain)
     splits = prepare_splits(hparams)
     benchmarks = read_benchmarks(hparams, splits, output_folder)
     if not test_only:
-        train_and_save(brain_class, hparams, run_opts, splits, output_folder)
-    if sb.utils.distributed.if_main_process():
-        results = measure(hparams, plain, benchmarks, model_folder, brain_class)
-        print(f"model: {model_folder}")
-        for result in results:
-            print(f"{result.summary()}\nresult: {result.path}")
+        train_and_save(brain_class, hparams, run_opts, splits, output_folder, training_settings(path, overrides))
+    results = measure(hparams, plain, benchmarks, model_folder, brain_class)
+    print(f"model: {model_folder}")
+    for result in results:
+        print(f"{result.summary()}\nresult: {result.path}")
+    if lock is not None:
+        lock.release()
+
+
+def main_first(work: Callable[[], Anything]) -> Anything:
+    """Do something on the main process, then on the others, which find done what it leaves on the disk."""
+    if not distributed.if_main_process():
+        distributed.ddp_barrier()
+    value = work()
+    if distributed.if_main_process():
+        distributed.ddp_barrier()
+    return value
 
 
 def save_environment(output_folder: Path, path: Path, plain: dict[str, Any]) -> None:
     """Write the resolved settings beside the output, and send the log to a file."""
-    if not sb.utils.distributed.if_main_process():
+    if not distributed.if_main_process():
         return
-    check_writable(output_folder, "output_folder")
     with open(output_folder / "hparams.yaml", "w", encoding="utf-8") as file:
         file.write(f"# the resolved settings of {path}\n")
         ruamel.yaml.YAML(typ="safe").dump({key: _plain(value) for key, value in plain.items()}, file)
@@ -81,16 +116,14 @@ def _plain(value: Any) -> Any:
 
 
 def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
-    """Prepare the corpus on the main process; returns the manifest of every split."""
-    data_folder = hparams["data_folder"]
-    arguments = (
-        hparams["corpus"],
-        resolve_source(data_folder) if data_folder else None,
-        Path(hparams["prepared_folder"]),
-        hparams["corpus_options"] or {},
-    )
-    splits = prepare_corpus(*arguments) if sb.utils.distributed.if_main_process() else None
-    splits = sb.utils.distributed.ddp_broadcast(splits)
+    """Prepare the corpus on the main process, while no other run does; returns the manifest of every split."""
+    data_folder = resolve_source(hparams["data_folder"]) if hparams["data_folder"] else None
+    prepared_folder, splits = Path(hparams["prepared_folder"]), None
+    if distributed.if_main_process():
+        check_writable(prepared_folder, "prepared_folder")
+        with FolderLock(prepared_folder, wait=True):
+            splits = prepare_corpus(hparams["corpus"], data_folder, prepared_folder, hparams["corpus_options"] or {})
+    splits = distributed.ddp_broadcast(splits)
     for key in ("train_split", "valid_split", "test_splits"):
         for name in [hparams[key]] if isinstance(hparams[key], str) else hparams[key] or []:
             if name not in splits:
@@ -105,17 +138,20 @@ def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_fol
         raise UserError("test_splits: name at least one split to measure on")
     if hparams["lm_path"]:
         read_language_model(hparams, ["", " ", "a"])
-    return [
-        Benchmark.from_manifest(
+
+    def read(name: str) -> Benchmark:
+        return Benchmark.from_manifest(
             splits[name],
             corpus=hparams["corpus_name"] or hparams["corpus"],
             split=name,
             normaliser=hparams["test_normaliser"],
             skip_bad=hparams["skip_bad"],
             skipped_file=output_folder / f"skipped_{name}.jsonl",
+            check_audio=hparams["check_audio"],
+            memo=output_folder / f"checked_{name}.json",
         )
-        for name in ([names] if isinstance(names, str) else names)
-    ]
+
+    return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
 
 
 def read_language_model(hparams: dict[str, Any], vocabulary: list[str]) -> LanguageModel:
@@ -130,29 +166,38 @@ def read_language_model(hparams: dict[str, Any], vocabulary: list[str]) -> Langu
     )
 
 
-def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> list[Row]:
+def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
     """Read and check training or validation data; too long utterances are left out and counted."""
     skip_bad, limit = hparams["skip_bad"], hparams["max_duration_s"] or float("inf")
-    rows = read_manifest(manifest, None, True, skip_bad, output_folder / f"skipped_{split}.jsonl")
+    rows = main_first(
+        lambda: read_manifest(
+            manifest,
+            skip_bad=skip_bad,
+            skipped_file=output_folder / f"skipped_{split}.jsonl",
+            check_audio=hparams["check_audio"],
+            refuse_silence=True,
+            memo=output_folder / f"checked_{split}.json",
+        )
+    )
     normaliser = get_normaliser(hparams["train_normaliser"])
     rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
-    short = [row for row in rows if row["duration"] <= limit]
-    if not short:
+    long = (rows.durations > limit).nonzero()[0]
+    if len(long) == len(rows):
         raise UserError(f"max_duration_s: no utterance of '{split}' is as short as {limit} s")
-    if len(short) < len(rows):
-        names = listing([row["id"] for row in rows if row["duration"] > limit], most=5)
-        print(
-            f"{len(rows) - len(short)} utterances of '{split}' are longer than max_duration_s = {limit} and left out:\n{names}"
-        )
-    return short
+    if len(long):
+        names = listing([rows[i]["id"] for i in long[:6]], most=5)
+        print(f"{len(long)} utterances of '{split}' are longer than max_duration_s = {limit} and left out:\n{names}")
+        rows = rows.select((rows.durations <= limit).nonzero()[0])
+    return rows
 
 
 def train_and_save(
-    brain_class: type[sb.Brain],
+    brain_class: type[Loop],
     hparams: dict[str, Any],
     run_opts: RunOptions,
     splits: dict[str, Path],
     output_folder: Path,
+    settings: dict[str, str],
 ) -> None:
     """Build the model, train it, and save the best checkpoint as a model folder.
 
@@ -162,54 +207,61 @@ def train_and_save(
         key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder)
         for key in ("train_split", "valid_split")
     }
-    model = brain_class.build(hparams, [row["text"] for row in rows["train_split"]])
-    train_rows = brain_class.check_lengths(
+    model = brain_class.build(hparams, rows["train_split"])
+    rows["train_split"] = brain_class.check_rows(
         model,
         rows["train_split"],
         hparams["augment"].fastest,
         hparams["skip_bad"],
-        output_folder / "skipped_too_short.jsonl",
+        output_folder / "skipped_training.jsonl",
     )
-    brain = make_brain(brain_class, hparams, run_opts, model, output_folder)
-    train_set = make_dataset(train_rows, model.labels, hparams["sorting"])
-    valid_set = make_dataset(rows["valid_split"], model.labels, "ascending")
-    sorting, workers = hparams["sorting"], hparams["num_workers"]
-    options = loader_options(
-        train_set, sorting, hparams["batch_size"], hparams["max_batch_length_s"], workers, hparams["seed"]
-    )
-    brain.train_sampler = options.get("batch_sampler")  # told the epoch, it draws other batches each time
-    brain.fit(
-        hparams["epoch_counter"],
-        train_set,
-        valid_set,
-        train_loader_kwargs=options,
-        valid_loader_kwargs=loader_options(valid_set, "ascending", hparams["test_batch_size"], None, workers, 0),
-    )
-    brain.checkpointer.recover_if_possible(min_key="WER")
-    if sb.utils.distributed.if_main_process():
+    settings |= {
+        "processes": str(distributed.processes()),
+        "training utterances": _digest(rows["train_split"]),
+        "validation utterances": _digest(rows["valid_split"]),
+    }
+    checkpointer = Checkpointer(output_folder / "save", model, settings)
+    brain = make_brain(brain_class, hparams, run_opts, model, checkpointer)
+    shares = {"rank": distributed.rank(), "processes": distributed.processes()}
+    orders = {
+        "train_split": BatchOrder(
+            rows["train_split"].durations, hparams["sorting"], hparams["batch_size"], hparams["max_batch_length_s"],
+            hparams["seed"], **shares,
+        ),
+        "valid_split": BatchOrder(
+            rows["valid_split"].durations, "ascending", hparams["test_batch_size"], repeat=False, **shares
+        ),
+    }  # fmt: skip
+    brain.train(*(make_loader(rows[key], model.labels, orders[key], hparams["num_workers"]) for key in orders))
+    if distributed.if_main_process():
+        checkpointer.load_model(checkpointer.best())
         about = {
             "recipe": hparams["recipe"],
             "technique": brain_class.technique_of(model, hparams["technique"]),
             "variant": str(hparams["variant"]),
             "details": brain_class.details_of(model),
         }
-        brain.model.save(output_folder / "model", about)
+        model.save(output_folder / "model", about)
+    distributed.ddp_barrier()
+
+
+def _digest(rows: Rows) -> str:
+    """Return how many utterances there are, and a sum over them."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row['id']}\0{row['duration']}\0{row['text']}\n".encode())
+    return f"{len(rows)}, sum {digest.hexdigest()[:12]}"
 
 
 def make_brain(
-    brain_class: type[sb.Brain],
+    brain_class: type[Loop],
     hparams: dict[str, Any],
     run_opts: RunOptions,
     model: torch.nn.Module,
-    output_folder: Path,
-) -> sb.Brain:
+    checkpointer: Checkpointer,
+) -> Loop:
     """Put the training loop together: checkpoints, loggers, run options."""
-    recoverables = {
-        "model": model,
-        "counter": hparams["epoch_counter"],
-        "encoder_scheduler": hparams["encoder_scheduler"],
-        "head_scheduler": hparams["head_scheduler"],
-    }
+    output_folder = Path(hparams["output_folder"])
     loggers = [sb.utils.train_logger.FileTrainLogger(output_folder / "train_log.txt")]
     if hparams["tensorboard"]:
         try:
@@ -221,7 +273,7 @@ def make_brain(
             {"model": model},
             hparams=hparams | {"train_loggers": loggers},
             run_opts=run_opts,
-            checkpointer=Checkpointer(output_folder / "save", recoverables=recoverables),
+            checkpointer=checkpointer,
         )
     except ValueError as error:  # run options that do not go together, such as fp16 on a CPU
         raise UserError(str(error)) from None
@@ -232,20 +284,32 @@ def measure(
     plain: dict[str, Any],
     benchmarks: list[Benchmark],
     model_folder: Path,
-    brain_class: type[sb.Brain],
+    brain_class: type[Loop],
 ) -> list[Result]:
-    """Measure the saved model on every test split: WER, MACs, and runtime on each device without and with a LM."""
+    """Measure the saved model on every test split: WER, MACs, and runtime on each device without and with a LM.
+
+    All processes score their share of the utterances; then the main one, alone on a quiet machine, takes the times.
+    """
     if hparams["threads"]:
         torch.set_num_threads(hparams["threads"])
     transcriber = load_transcriber(str(model_folder))
     lm = read_language_model(hparams, transcriber.model.labels.vocabulary) if hparams["lm_path"] else None
+    lm_transcriber = CTCTranscriber(transcriber.model, lm) if lm else None
+    key = f"{fingerprint(model_folder)} {lm.config if lm else None}"
+    scored = [
+        score(
+            transcriber, benchmark, lm_transcriber, hparams["measure_macs"],
+            model_folder.parent / "scores" / benchmark.split, key,
+        )
+        for benchmark in benchmarks
+    ]  # fmt: skip
     results = []
-    for benchmark in benchmarks:
+    for benchmark, records in zip(benchmarks, scored, strict=True) if distributed.if_main_process() else ():
         several = len(benchmarks) > 1
         result = evaluate(
             transcriber,
             benchmark,
-            lm_transcriber=CTCTranscriber(transcriber.model, lm) if lm else None,
+            lm_transcriber=lm_transcriber,
             batch_size=hparams["test_batch_size"],
             measure_macs=hparams["measure_macs"],
             repeats=hparams["runtime_repeats"] if hparams["measure_runtime"] else 0,
@@ -258,9 +322,11 @@ def measure(
             seed=hparams["seed"],
             lm=lm.config if lm else None,
             time_lm=hparams["time_lm"],
+            records=records,
         )
         result.save(Path(hparams["results_folder"]))
         results.append(result)
+        records.discard_parts()
     return results
 
 

@@ -24,8 +24,17 @@ LIMITS: dict[str, int | float] = {
     "batch_size": 1, "test_batch_size": 1, "number_of_epochs": 1, "num_workers": 0, "runtime_repeats": 0, "threads": 0,
     "frames_per_state": 1, "head_neurons": 1, "head_layers": 1, "lm_beam_size": 1, "grad_accumulation_factor": 1,
     "downsampling_kernel": 1, "max_batch_length_s": 1e-3, "max_duration_s": 1e-3, "lr_encoder": 0.0, "lr_head": 0.0,
-    "max_grad_norm": 1e-9, "head_dropout": 0.0, "augment_probability": 0.0,
+    "max_grad_norm": 1e-9, "head_dropout": 0.0, "augment_probability": 0.0, "nonfinite_patience": 0,
+    "ckpt_interval_minutes": 0.0,
 }  # fmt: skip
+
+# Keys that a training does not depend on: they may change between its start and its end.
+FREE_KEYS = frozenset(
+    "experiment output_folder results_folder test_only go_on skip_bad check_audio corpus_name prepared_folder test_splits "
+    "test_normaliser num_workers threads test_batch_size measure_macs measure_runtime runtime_repeats time_lm lm_path lm_alpha "
+    "lm_beta lm_beam_size lm_case number_of_epochs ckpt_interval_minutes nonfinite_patience tensorboard data_folder "
+    "epoch_counter recipe technique variant".split()
+)
 
 
 def merge_includes(path: Path) -> CommentedMap:
@@ -74,6 +83,11 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, dict[str, Any
     except Exception as error:  # argparse's and YAML's many ways to refuse a stray word or a bracket left open
         raise UserError(f"command line: {' '.join(argv[1:])!r} cannot be read as --key value pairs ({error})") from None
     _check_device(run_opts.device)
+    if "distributed_backend" not in run_opts.overridden_args and (
+        run_opts.device == "cpu" or not torch.cuda.is_available()
+    ):
+        # NCCL, SpeechBrain's default, is for GPUs.
+        _, run_opts, _ = RunOptions.from_command_line_args([*arguments, "--distributed_backend=gloo"])
     return Path(path), run_opts, overrides
 
 
@@ -145,6 +159,20 @@ def load_hparams(
         if key in plain:
             plain[key] = getattr(run_opts, key)
     return hparams, plain
+
+
+def training_settings(path: Path, overrides: dict[str, Any]) -> dict[str, str]:
+    """Return what a training depends on, as text by key: the YAML's own words, objects included."""
+    tree = merge_includes(path)
+    tree.update(overrides)
+    settings = {}
+    for key, value in tree.items():
+        if key not in FREE_KEYS:
+            stream = io.StringIO()
+            ruamel.yaml.YAML().dump(CommentedMap({"x": value}), stream)
+            lines = [line.split(" #")[0].strip() for line in stream.getvalue().splitlines()]
+            settings[key] = " ".join(line for line in lines if line and not line.startswith("#"))[3:]
+    return settings
 
 
 def _check_type(key: str, default: Any, value: Any) -> None:

@@ -4,7 +4,8 @@
     python scripts/evaluate.py MODEL --manifest test.jsonl --lm 4gram.arpa --out result.json
     python scripts/evaluate.py WHISPER_DIRECTORY --manifest test.jsonl --language en --out result.json
 
-MODEL is the folder that a recipe leaves behind (<output_folder>/model), or a Whisper directory or hub id.
+MODEL is the folder that a recipe leaves behind (<output_folder>/model), or a Whisper directory or hub id. An evaluation
+that was interrupted goes on where it stopped when the same command is started again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 from efficient_asr import load_transcriber
 from efficient_asr.errors import UserError, check_writable, exit_code
-from efficient_asr.evaluation.evaluator import Benchmark, evaluate
+from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
+from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import read_config
 from efficient_asr.text import NORMALISERS
 
@@ -86,15 +88,26 @@ def main() -> None:
             f"--columns: {args.columns!r} cannot be read; write '{{audio: path, text: sentence}}'"
         ) from None
     benchmark = Benchmark.from_manifest(
-        args.manifest, normaliser=args.normaliser, columns=columns, skip_bad=args.skip_bad
+        args.manifest,
+        normaliser=args.normaliser,
+        columns=columns,
+        skip_bad=args.skip_bad,
+        skipped_file=args.out.with_suffix(".skipped.jsonl"),
+        check_audio="samples",
     )
     with_lm = None
     if args.lm:
         options = {"alpha": args.lm_alpha, "beta": args.lm_beta, "beam_size": args.lm_beam_size, "case": args.lm_case}
         with_lm = load_transcriber(args.model, lm_path=args.lm, **options)
     about = read_config(args.model).get("about", {}) if Path(args.model).is_dir() else {}
+    transcriber = load_transcriber(args.model, language=args.language)
+    lm_config = with_lm.language_model.config if with_lm else None
+    records = score(
+        transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
+        f"{fingerprint(args.model)} {args.language} {lm_config}",
+    )  # fmt: skip
     result = evaluate(
-        load_transcriber(args.model, language=args.language),
+        transcriber,
         benchmark,
         lm_transcriber=with_lm,
         batch_size=args.batch_size,
@@ -105,10 +118,12 @@ def main() -> None:
         technique=about.get("technique", "none"),
         variant=about.get("variant", args.model),
         details=about.get("details"),
-        lm=with_lm.language_model.config if with_lm else None,
+        lm=lm_config,
+        records=records,
         hparams={key: str(value) for key, value in vars(args).items()},
     )
     result.save(args.out)
+    records.discard_parts()
     print(result.summary())
     print(f"result: {args.out}")
 

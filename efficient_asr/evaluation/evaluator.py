@@ -1,13 +1,15 @@
 """evaluate(): the same measurement for every technique.
 
 It sees a Transcriber and a Benchmark and knows nothing else. Words are scored and MACs counted in one pass at batch 1 over
-every utterance; runtimes are measured in passes of their own, where nothing is counted.
+every utterance (`score`), shared between the processes where there are several; runtimes are measured in passes of their
+own, on one process, where nothing is counted. Nothing of either grows with the number of utterances but a few numbers each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from efficient_asr.data import Row, iterate_batches, read_manifest
+from efficient_asr import distributed
+from efficient_asr.data import Row, Rows, iterate_batches, read_manifest
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.macs import count_macs, thop_available
+from efficient_asr.evaluation.records import PartFiles, Records
 from efficient_asr.evaluation.result import Result, provenance
 from efficient_asr.evaluation.runtime import measure_runtime
 from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_count
 from efficient_asr.evaluation.transcript import Transcript
-from efficient_asr.evaluation.wer import bootstrap_ci95, count_errors, error_rate_percent
+from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
 from efficient_asr.text import get_normaliser
 
 
@@ -34,16 +38,20 @@ class Benchmark:
     ----------
     corpus, split : str
         Names for the tables.
-    rows : list of dict
-        Utterances, `text` as in the manifest.
+    rows : Rows
+        Utterances, `text` as in the manifest; a list of dicts will do.
     normaliser : str
         Applied to references and hypotheses alike.
     """
 
     corpus: str
     split: str
-    rows: list[Row]
+    rows: Rows
     normaliser: str = "plain"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rows, Rows):
+            self.rows = Rows.of(self.rows)
 
     @classmethod
     def from_manifest(
@@ -55,11 +63,13 @@ class Benchmark:
         columns: dict[str, Any] | None = None,
         skip_bad: bool = False,
         skipped_file: Path | None = None,
+        check_audio: str = "header",
+        memo: Path | None = None,
     ) -> Benchmark:
-        """Read a manifest; names default to those of its folder and file."""
+        """Read a manifest, see `read_manifest`; names default to those of its folder and file."""
         get_normaliser(normaliser)
         path = Path(path)
-        rows = read_manifest(path, columns, True, skip_bad, skipped_file)
+        rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, memo=memo)
         return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser)
 
     def normalise(self, text: str, row: Row) -> str:
@@ -96,6 +106,7 @@ def evaluate(
     seed: int | None = None,
     lm: dict[str, Any] | None = None,
     time_lm: bool = True,
+    records: Records | None = None,
 ) -> Result:
     """Measure a Transcriber on a Benchmark.
 
@@ -117,29 +128,23 @@ def evaluate(
         For the record.
     time_lm : bool
         Whether decoding with the language model is timed too.
+    records : Records, optional
+        What `score` found, where that was done before.
 
     Returns
     -------
     Result
         Complete; `save` writes it.
     """
-    if not benchmark.rows:
+    if not len(benchmark.rows):
         raise UserError(f"{benchmark.corpus}/{benchmark.split} holds no utterance")
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    move(transcriber, devices[-1])
-    references = benchmark.references
-    rows, macs_thop = _score(transcriber, benchmark, references, measure_macs)
-    errors = count_errors(references, [row["hypothesis"] for row in rows])
-    character_errors = count_errors(references, [row["hypothesis"] for row in rows], characters=True)
-    for row, error in zip(rows, errors, strict=True):
-        row["errors"] = error.total
-    wer_lm_percent = None
-    if lm_transcriber is not None:
-        move(lm_transcriber, devices[-1])
-        heard = _transcribe(lm_transcriber, benchmark)
-        wer_lm_percent = error_rate_percent(count_errors(references, heard))
-        for row, text in zip(rows, heard, strict=True):
-            row["hypothesis_lm"] = text
+    if records is None:
+        records = score(transcriber, benchmark, lm_transcriber, measure_macs)
+        records.discard_parts()
+    errors = _count(records, "hypothesis")
+    character_errors = _count(records, "hypothesis", characters=True)
+    wer_lm_percent = error_rate_percent(_count(records, "hypothesis_lm")) if lm_transcriber is not None else None
+    devices = _devices()
     runtimes = []
     for device in devices if repeats else []:
         for with_lm, candidate in ((False, transcriber), (True, lm_transcriber if time_lm else None)):
@@ -147,8 +152,9 @@ def evaluate(
             sizes = {1} if with_lm or not getattr(candidate, "batched", True) else {1, batch_size}
             for size in sorted(sizes) if candidate is not None else []:
                 runtimes.append(measure_runtime(candidate, benchmark.rows, device, size, repeats, with_lm))
-    audio_s = sum(row["duration"] for row in benchmark.rows)
-    macs = sum(row["macs_g"] for row in rows) if measure_macs else None
+    audio_s = float(benchmark.rows.durations.sum())
+    macs = sum(record["macs_g"] for record in records) if measure_macs else None
+    macs_thop = sum(record["macs_thop_g"] for record in records) if measure_macs and thop_available() else None
     return Result(
         experiment=experiment,
         recipe=recipe,
@@ -157,7 +163,7 @@ def evaluate(
         corpus=benchmark.corpus,
         split=benchmark.split,
         benchmark_hash=benchmark.hash,
-        utterances=len(rows),
+        utterances=len(records),
         audio_s=audio_s,
         reference_words=sum(e.reference_length for e in errors),
         wer_percent=error_rate_percent(errors),
@@ -168,9 +174,9 @@ def evaluate(
         insertions=sum(e.insertions for e in errors),
         wer_lm_percent=wer_lm_percent,
         parameters=parameters_count(transcriber),
-        macs_g=macs / len(rows) if measure_macs else None,
+        macs_g=macs / len(records) if measure_macs else None,
         macs_g_per_audio_s=macs / audio_s if measure_macs else None,
-        macs_thop_g=macs_thop / len(rows) if macs_thop is not None else None,
+        macs_thop_g=macs_thop / len(records) if macs_thop is not None else None,
         runtimes=runtimes,
         details=(details or {}) | ({} if thop_available() else {"note": "thop cannot be imported here"}),
         hparams=hparams or {},
@@ -178,40 +184,92 @@ def evaluate(
         synthetic=all(row.get("synthetic", False) for row in benchmark.rows),
         normaliser=benchmark.normaliser,
         lm=lm,
-        rows=rows,
+        rows=records,
     )
 
 
-def _score(
-    transcriber: Transcriber, benchmark: Benchmark, references: list[str], measure_macs: bool
-) -> tuple[list[dict[str, Any]], float | None]:
-    """Transcribe at batch 1, counting; returns a record for each utterance and the GMACs in thop's convention, summed."""
-    records, macs_thop = [], 0.0 if measure_macs and thop_available() else None
-    batches = iterate_batches(benchmark.rows, 1)
-    for (chunk, wavs, wav_lens), reference in zip(
-        tqdm(
-            batches,
-            total=len(benchmark.rows),
-            desc=f"scoring {benchmark.split}",
-            unit="utt",
-            leave=False,
-            mininterval=1,
-        ),
-        references,
-        strict=True,
-    ):
-        row, macs_g = chunk[0], None
-        if measure_macs:
-            counted = count_macs(_transcribe_one, transcriber, row, wavs, wav_lens)
-            transcript, macs_g = counted.output, counted.macs / 1e9
-            macs_thop = None if macs_thop is None else macs_thop + counted.macs_thop / 1e9
-        else:
-            transcript = _transcribe_one(transcriber, row, wavs, wav_lens)
-        records.append(
-            {"id": row["id"], "duration": row["duration"], "reference": reference,
-             "hypothesis": benchmark.normalise(transcript.text, row), "errors": 0, "macs_g": macs_g, **transcript.details}
-        )  # fmt: skip
-    return records, macs_thop
+def _devices() -> list[str]:
+    return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def score(
+    transcriber: Transcriber,
+    benchmark: Benchmark,
+    lm_transcriber: Transcriber | None = None,
+    measure_macs: bool = True,
+    stem: Path | None = None,
+    key: str = "",
+) -> Records | None:
+    """Transcribe every utterance once, at batch 1, and count; processes share the work.
+
+    Arguments
+    ---------
+    transcriber, lm_transcriber : Transcriber
+        Without and with a language model.
+    benchmark : Benchmark
+        On what.
+    measure_macs : bool
+        Whether to count MACs.
+    stem : Path, optional
+        Records are kept in `<stem>.part-*` until `Records.discard_parts`, and an interrupted pass goes on from them.
+    key : str
+        Names the models; records of other models or another benchmark do not count.
+
+    Returns
+    -------
+    Records or None
+        `id, duration, reference, hypothesis, errors, macs_g, macs_thop_g` and what the technique did, in the order of the
+        benchmark. On the main process; None on the others.
+    """
+    for candidate in (transcriber, lm_transcriber):
+        if candidate is not None:
+            move(candidate, _devices()[-1])
+    with_lm = lm_transcriber is not None
+    parts = PartFiles(stem, hashlib.sha256(f"{benchmark.hash} {with_lm} {measure_macs} {key}".encode()).hexdigest())
+    missing = [i for i, row in enumerate(benchmark.rows) if row["id"] not in parts.places]
+    if len(missing) < len(benchmark.rows) and distributed.if_main_process():
+        print(f"{benchmark.split}: {len(benchmark.rows) - len(missing)} utterances are scored already")
+    mine = benchmark.rows.select(missing[distributed.rank() :: distributed.processes()])
+    progress = tqdm(
+        iterate_batches(mine, 1), total=len(mine), desc=f"scoring {benchmark.split}", unit="utt", leave=False, mininterval=1,
+        disable=not distributed.if_main_process(),
+    )  # fmt: skip
+    with parts.open() as file:
+        for (row,), wavs, wav_lens in progress:
+            record = _score_one(transcriber, lm_transcriber, benchmark, row, wavs, wav_lens, measure_macs)
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    distributed.ddp_barrier()
+    if not distributed.if_main_process():
+        return None
+    return parts.merge(row["id"] for row in benchmark.rows)
+
+
+def _score_one(
+    transcriber: Transcriber,
+    lm_transcriber: Transcriber | None,
+    benchmark: Benchmark,
+    row: Row,
+    wavs: torch.Tensor,
+    wav_lens: torch.Tensor,
+    measure_macs: bool,
+) -> dict[str, Any]:
+    """Return the record of one utterance."""
+    macs_g = macs_thop_g = None
+    if measure_macs:
+        counted = count_macs(_transcribe_one, transcriber, row, wavs, wav_lens)
+        transcript, macs_g = counted.output, counted.macs / 1e9
+        macs_thop_g = counted.macs_thop / 1e9 if thop_available() else None
+    else:
+        transcript = _transcribe_one(transcriber, row, wavs, wav_lens)
+    reference, hypothesis = benchmark.normalise(row["text"], row), benchmark.normalise(transcript.text, row)
+    record = {
+        "id": row["id"], "duration": row["duration"], "reference": reference, "hypothesis": hypothesis,
+        "errors": count_errors([reference], [hypothesis])[0].total, "macs_g": macs_g, "macs_thop_g": macs_thop_g,
+        **transcript.details,
+    }  # fmt: skip
+    if lm_transcriber is not None:
+        record["hypothesis_lm"] = benchmark.normalise(_transcribe_one(lm_transcriber, row, wavs, wav_lens).text, row)
+    return record
 
 
 def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> Transcript:
@@ -222,12 +280,13 @@ def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_
         raise UserError(f"utterance '{row['id']}': {error}") from None
 
 
-def _transcribe(transcriber: Transcriber, benchmark: Benchmark) -> list[str]:
-    """Transcribe at batch 1; returns normalised texts."""
-    texts = []
-    batches = iterate_batches(benchmark.rows, 1)
-    for chunk, wavs, wav_lens in tqdm(
-        batches, total=len(benchmark.rows), desc="scoring with LM", unit="utt", leave=False
-    ):
-        texts.append(benchmark.normalise(_transcribe_one(transcriber, chunk[0], wavs, wav_lens).text, chunk[0]))
-    return texts
+def _count(records: Iterable[dict[str, Any]], key: str, characters: bool = False) -> list[Errors]:
+    """Count the errors of all records, a thousand at a time."""
+    errors, references, hypotheses = [], [], []
+    for record in records:
+        references.append(record["reference"])
+        hypotheses.append(record[key])
+        if len(references) == 1000:
+            errors += count_errors(references, hypotheses, characters)
+            references, hypotheses = [], []
+    return errors + (count_errors(references, hypotheses, characters) if references else [])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from efficient_asr.errors import UserError
+from efficient_asr.evaluation.records import Records
 
 PACKAGES = ("torch", "torchaudio", "transformers", "speechbrain", "jiwer", "kenlm", "thop")
 
@@ -52,7 +53,7 @@ class Result:
     synthetic: bool = False
     normaliser: str = "plain"
     lm: dict[str, Any] | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows: Records = field(default_factory=Records, repr=False)
     path: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,8 +67,10 @@ class Result:
         target = Path(target)
         path = target if target.suffix == ".json" else target / f"{self.experiment}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        _write(path.with_suffix(".utterances.jsonl"), lines)
+        utterances = path.with_suffix(".utterances.jsonl")
+        partial = utterances.with_name(utterances.name + ".partial")
+        self.rows.write(partial)
+        os.replace(partial, utterances)
         _write(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
         self.path = path
         return path

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from efficient_asr.data import Row, iterate_batches
+from efficient_asr.data import Rows, iterate_batches
 from efficient_asr.evaluation.transcriber import Transcriber, move
 
 WARM_UP_BATCHES = 2
@@ -59,7 +59,7 @@ def _peak_memory_bytes(device: str) -> int | None:
 
 
 def measure_runtime(
-    transcriber: Transcriber, rows: list[Row], device: str, batch_size: int, repeats: int, lm: bool
+    transcriber: Transcriber, rows: Rows, device: str, batch_size: int, repeats: int, lm: bool
 ) -> dict[str, Any]:
     """Time a transcriber over utterances.
 
@@ -67,7 +67,7 @@ def measure_runtime(
     ---------
     transcriber : Transcriber
         Moved to `device`.
-    rows : list of dict
+    rows : Rows
         Utterances; batches are formed by duration, as one would in a batch job.
     device : str
         `cpu` or `cuda`.
@@ -84,8 +84,8 @@ def measure_runtime(
         One entry of `runtimes` in the Result.
     """
     move(transcriber, device)
-    rows = sorted(rows, key=lambda row: row["duration"]) if batch_size > 1 else rows
-    audio_s = sum(row["duration"] for row in rows)
+    rows = rows.select(rows.durations.argsort(kind="stable")) if batch_size > 1 else rows
+    audio_s = float(rows.durations.sum())
 
     def clock() -> float:
         if device.startswith("cuda"):

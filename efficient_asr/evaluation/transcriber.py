@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -142,6 +143,19 @@ class CTCTranscriber:
     def parameters_count(self) -> int:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def fingerprint(source: str | Path) -> str:
+    """Return a sum over the files of a model folder; of a hub id, the id."""
+    if not os.path.isdir(source):
+        return str(source)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".json", ".safetensors", ".bin")):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 LM_OPTIONS = ("alpha", "beta", "beam_size", "case")

@@ -66,8 +66,13 @@ def error_rate_percent(errors: list[Errors]) -> float | None:
     return 100.0 * sum(e.total for e in errors) / length if length else None
 
 
-def _resample(count: int, samples: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, count, (samples, count))
+def _resampled_rates(counts: np.ndarray, lengths: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Rates in percent of `counts` [utterances] to `lengths`, each over as many utterances drawn with replacement, [samples]."""
+    rng, rates = np.random.default_rng(seed), np.empty(samples)
+    for i in range(samples):  # one at a time: memory must not grow with utterances times samples
+        drawn = rng.integers(0, len(counts), len(counts))
+        rates[i] = 100.0 * counts[drawn].sum() / max(lengths[drawn].sum(), 1)
+    return rates
 
 
 def bootstrap_ci95(errors: list[Errors], samples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
@@ -79,8 +84,7 @@ def bootstrap_ci95(errors: list[Errors], samples: int = 2000, seed: int = 0) -> 
     lengths = np.array([e.reference_length for e in errors], dtype=float)
     if not lengths.sum():
         return None
-    draws = _resample(len(errors), samples, seed)
-    rates = 100.0 * totals[draws].sum(axis=1) / np.maximum(lengths[draws].sum(axis=1), 1)
+    rates = _resampled_rates(totals, lengths, samples, seed)
     low, high = np.percentile(rates, [2.5, 97.5])
     return float(low), float(high)
 
@@ -112,8 +116,7 @@ def paired_bootstrap(a: list[Errors], b: list[Errors], samples: int = 10000, see
     if [e.reference_length for e in a] != [e.reference_length for e in b]:
         raise ValueError("the two systems were not scored on the same references")
     difference = np.array([y.total - x.total for x, y in zip(a, b, strict=True)], dtype=float)
-    draws = _resample(len(a), samples, seed)
-    deltas = 100.0 * difference[draws].sum(axis=1) / np.maximum(lengths[draws].sum(axis=1), 1)
+    deltas = _resampled_rates(difference, lengths, samples, seed)
     low, high = np.percentile(deltas, [2.5, 97.5])
     tail = min((deltas <= 0).mean(), (deltas >= 0).mean())
     return {

@@ -1,0 +1,355 @@
+"""Checkpoints that survive a kill at any moment, and cannot execute anything.
+
+A checkpoint is a folder: `model.safetensors`, `state.pt` (optimisers, schedulers, position; read with `weights_only`) and
+`meta.json` with size and SHA-256 of both. It is written aside, synced to the disk and renamed, so it is there whole or
+not at all; before it is trusted, the sums are compared. SpeechBrain's own checkpointer does none of this and reads YAML that
+can execute code.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from efficient_asr.distributed import if_main_process
+from efficient_asr.errors import UserError, listing
+
+FORMAT = {"format": "efficient_asr checkpoint", "version": 1}
+PREFIX, PARTIAL = "CKPT+", ".partial-"
+MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+
+class Recoverable(Protocol):
+    """Whatever has a state made of tensors, numbers, texts, lists and dicts."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take a state over."""
+
+
+class Attributes:
+    """Makes attributes of an object recoverable that has no `state_dict`.
+
+    Arguments
+    ---------
+    owner : object
+        The object.
+    *names : str
+        Attributes that change during training.
+    """
+
+    def __init__(self, owner: Any, *names: str) -> None:
+        self.owner, self.names = owner, names
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the attributes."""
+        return {name: getattr(self.owner, name) for name in self.names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the attributes."""
+        for name in self.names:
+            setattr(self.owner, name, state[name])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on the disk."""
+
+    path: Path
+    meta: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves and recovers a training; keeps the newest checkpoint and the best finished epoch.
+
+    Arguments
+    ---------
+    folder : Path
+        Where checkpoints go.
+    model : torch.nn.Module
+        Its weights get a file of their own.
+    settings : dict
+        What the training depends on; stored with every checkpoint.
+    min_key : str
+        Entry of `meta` that makes an epoch the best one where it is lowest.
+    """
+
+    def __init__(self, folder: Path, model: torch.nn.Module, settings: dict[str, str], min_key: str = "WER") -> None:
+        self.checkpoints_dir, self.model, self.settings, self.min_key = Path(folder), model, settings, min_key
+        self.recoverables: dict[str, Recoverable] = {}
+
+    def add_recoverable(self, name: str, recoverable: Recoverable, optional_load: bool = False) -> None:
+        """Save and recover this too."""
+        self.recoverables[name] = recoverable
+
+    def save(self, name: str, meta: dict[str, Any]) -> None:
+        """Write a checkpoint on the main process, then delete those that it makes superfluous.
+
+        Raises
+        ------
+        UserError
+            Where it cannot be written; earlier checkpoints stay as they are.
+        """
+        target = self.checkpoints_dir / f"{PREFIX}{name}"
+        if not if_main_process() or any(c.path == target and not self._damage(c) for c in self.list()):
+            return  # the same place in the same training
+        partial = self.checkpoints_dir / f"{PARTIAL}{name}"
+        try:
+            self.remove_leftovers()
+            partial.mkdir(parents=True)
+            tensors = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+            save_file(tensors, partial / MODEL)
+            torch.save({key: item.state_dict() for key, item in self.recoverables.items()}, partial / STATE)
+            files = {file: _describe(partial / file) for file in (MODEL, STATE)}
+            content = FORMAT | meta | {"settings": self.settings, "files": files}
+            (partial / META).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            for file in (MODEL, STATE, META):
+                _sync(partial / file)
+            _sync(partial)
+            if target.exists():  # damaged
+                shutil.rmtree(target)
+            os.rename(partial, target)
+            _sync(self.checkpoints_dir)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
+            shutil.rmtree(partial, ignore_errors=True)
+            last = self.newest()
+            raise UserError(
+                f"no checkpoint could be written to {self.checkpoints_dir} ({_reason(error)}; "
+                f"{_free(self.checkpoints_dir)} free). "
+                + (f"The last good one, {last.path.name}, is still there. " if last else "There is none yet. ")
+                + "Make room or mend the permissions, then start the same command again."
+            ) from None
+        self._clean_up()
+
+    def remove_leftovers(self) -> None:
+        """Remove what a save or a deletion left that was killed."""
+        for leftover in self.checkpoints_dir.glob(f"{PARTIAL}*") if self.checkpoints_dir.is_dir() else []:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _clean_up(self) -> None:
+        """Delete what is neither the newest nor the best; renamed first, so that a kill leaves nothing half deleted."""
+        checkpoints = self.list()
+        keep = {checkpoint.path for checkpoint in (*checkpoints[:1], self.best(checkpoints)) if checkpoint}
+        for checkpoint in checkpoints:
+            if checkpoint.path not in keep:
+                doomed = checkpoint.path.with_name(f"{PARTIAL}{checkpoint.path.name}")
+                os.rename(checkpoint.path, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def list(self) -> list[Checkpoint]:
+        """Return all checkpoints that look whole, the newest first.
+
+        Raises
+        ------
+        UserError
+            Where a folder holds a checkpoint of another kind, which could execute code when read.
+        """
+        found = []
+        for path in self.checkpoints_dir.glob(f"{PREFIX}*") if self.checkpoints_dir.is_dir() else []:
+            if (path / "CKPT.yaml").exists():
+                raise UserError(
+                    f"{path} is a checkpoint in SpeechBrain's format, which can execute code when it is read; it is not "
+                    "read here. Remove it, or take another --output_folder."
+                )
+            meta = _read_meta(path)
+            if meta is not None:
+                found.append(Checkpoint(path, meta))
+        return sorted(found, key=lambda c: (c.meta["position"], c.path.name), reverse=True)
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint whose sums are right; says which ones are damaged."""
+        for checkpoint in self.list():
+            problem = self._damage(checkpoint)
+            if problem is None:
+                return checkpoint
+            print(f"{checkpoint.path} is damaged ({problem}) and left aside")
+        return None
+
+    def best(self, checkpoints: list[Checkpoint] | None = None) -> Checkpoint | None:
+        """Return the finished epoch with the lowest `min_key`; of equals the later."""
+        done = [
+            c for c in (self.list() if checkpoints is None else checkpoints) if c.meta.get(self.min_key) is not None
+        ]
+        return min(done, key=lambda c: c.meta[self.min_key], default=None)
+
+    @staticmethod
+    def _damage(checkpoint: Checkpoint) -> str | None:
+        for name in (MODEL, STATE):
+            path = checkpoint.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _describe(path) != checkpoint.meta["files"][name]:
+                return f"{name} is not what was written"
+        return None
+
+    def recover(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint.
+
+        Raises
+        ------
+        UserError
+            Where it does not fit, or holds what could execute code.
+        """
+        self.load_model(checkpoint)
+        state = load_state(checkpoint.path / STATE)
+        missing = set(self.recoverables) - set(state)
+        if missing:
+            raise UserError(f"{checkpoint.path} holds no {', '.join(sorted(missing))}; take another --output_folder")
+        for key, recoverable in self.recoverables.items():
+            try:
+                recoverable.load_state_dict(state[key])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{checkpoint.path}: the state of '{key}' does not fit ({error})") from None
+
+    def load_model(self, checkpoint: Checkpoint) -> None:
+        """Take over the weights of a checkpoint."""
+        path = checkpoint.path / MODEL
+        try:
+            self.model.load_state_dict(load_file(path))
+        except SafetensorError as error:
+            raise UserError(f"{path} is no safetensors file ({error}); nothing of it was used") from None
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} does not fit the model of this YAML ({reason})") from None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a state with torch's restricted unpickler.
+
+    Raises
+    ------
+    UserError
+        Where the file holds anything but tensors and plain values, which is refused without executing it.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise UserError(
+            f"{path} holds more than tensors and plain values, or is damaged; it could execute code and was not read "
+            f"({reason}). Remove the folder that holds it."
+        ) from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} does not hold the state of a training")
+    return state
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        fits = {key: meta[key] for key in FORMAT} == FORMAT and set(meta["files"]) == {MODEL, STATE}
+        return meta if fits and isinstance(meta["position"], list) and isinstance(meta["settings"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"
+
+
+def check_settings(checkpoint: Checkpoint, settings: dict[str, str], go_on: bool) -> None:
+    """Compare the settings of a checkpoint with those of now.
+
+    Raises
+    ------
+    UserError
+        Naming every difference, unless `go_on`.
+    """
+    before = checkpoint.meta["settings"]
+    changed = [
+        f"{key}: {before.get(key, '(not there)')} then, {settings.get(key, '(not there)')} now"
+        for key in sorted(set(before) | set(settings))
+        if before.get(key) != settings.get(key)
+    ]
+    if changed and not go_on:
+        raise UserError(
+            f"the settings have changed since {checkpoint.path} was written:\n{listing(changed)}\n"
+            "Start with the settings of then, go on with those of now (--go_on True; learning rates and the state of "
+            "optimisers stay those of the checkpoint), or take another --output_folder."
+        )
+    if changed:
+        print(f"going on from {checkpoint.path} with other settings:\n{listing(changed)}")
+
+
+class FolderLock:
+    """Keeps two runs out of one folder; the system releases it when the process ends, however it ends.
+
+    Arguments
+    ---------
+    folder : Path
+        The folder.
+    wait : bool
+        Wait for the other process instead of refusing.
+
+    Raises
+    ------
+    UserError
+        Where another process holds the folder, naming it.
+    """
+
+    def __init__(self, folder: Path, wait: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / ".lock", "a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept alive by forked workers
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                print(f"{folder} cannot be locked ({error.strerror}): see to it that no two runs use it")
+                return
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            if not wait:
+                self.file.close()
+                raise UserError(
+                    f"{folder} is in use by {holder}; wait for it, stop it, or take another --output_folder"
+                ) from None
+            print(f"waiting for {holder}, which is at work in {folder}")
+            fcntl.lockf(self.file, fcntl.LOCK_EX)
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others in."""
+        self.file.close()

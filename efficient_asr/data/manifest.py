@@ -1,0 +1,351 @@
+"""Manifests: JSON lines, one utterance each.
+
+A line has `id`, `audio` (absolute, or relative to the manifest), `duration` in seconds, `text`, and optionally `language`,
+`speaker` and anything else, which is kept. A manifest is checked as a whole when it is read, but its lines stay in the
+file until they are asked for: a million of them take little memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efficient_asr.data.checking import check_files
+from efficient_asr.errors import UserError, did_you_mean, listing
+
+FIELDS = ("id", "audio", "duration", "text", "language", "speaker")
+ORIGIN, BROKEN = "_efficient_asr_origin", "_efficient_asr_broken"  # where a row of a prepared manifest came from
+MAX_LINE_BYTES = 1 << 20
+LEVELS = ("header", "samples")
+Row = dict[str, Any]
+
+
+class Rows(Sequence[Row]):
+    """Utterances that are read when they are asked for.
+
+    Arguments
+    ---------
+    read : callable
+        Number of an utterance -> the utterance.
+    durations : numpy.ndarray
+        Seconds of all utterances, [count].
+    index : numpy.ndarray, optional
+        Which of them belong here and in which order; None for all.
+    """
+
+    def __init__(self, read: Callable[[int], Row], durations: np.ndarray, index: np.ndarray | None = None) -> None:
+        self._read, self._durations = read, durations
+        self._index = np.arange(len(durations)) if index is None else index
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Rows:
+        """Wrap utterances that are in memory."""
+        rows = list(rows)
+        return cls(rows.__getitem__, np.array([row["duration"] for row in rows], dtype=np.float64))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: int | slice) -> Any:
+        if isinstance(item, slice):
+            return Rows(self._read, self._durations, self._index[item])
+        return self._read(int(self._index[item]))
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Seconds, [count]."""
+        return self._durations[self._index]
+
+    def select(self, which: np.ndarray | Sequence[int]) -> Rows:
+        """Return some of the utterances, by number, in that order."""
+        return Rows(self._read, self._durations, self._index[np.asarray(which, dtype=np.int64)])
+
+    def map(self, change: Callable[[Row], Row]) -> Rows:
+        """Return the utterances as `change` makes them, when they are read; durations must stay."""
+        return Rows(partial(_changed, self._read, change), self._durations, self._index)
+
+
+def _changed(read: Callable[[int], Row], change: Callable[[Row], Row], number: int) -> Row:
+    return change(read(number))
+
+
+def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
+    """Write rows as JSON lines; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(path.name + ".partial")
+    with open(partial_path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(partial_path, path)
+    return path
+
+
+def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
+    """Return a full column mapping: manifest field -> names to look for, the first present one counts.
+
+    Raises
+    ------
+    UserError
+        Where a key is not a manifest field.
+    """
+    if columns is not None and not isinstance(columns, dict):
+        raise UserError(f"columns must map manifest fields to column names, not {columns!r}")
+    for key in columns or {}:
+        if key not in FIELDS:
+            raise UserError(
+                f"columns: '{key}' is not a manifest field ({', '.join(FIELDS)}).{did_you_mean(str(key), FIELDS)}"
+            )
+    wanted = {field: [field] for field in FIELDS}
+    for name, names in (columns or {}).items():
+        if not isinstance(names, (str, list)) or not all(isinstance(n, str) for n in names):
+            raise UserError(f"columns: {name} must be a column name or a list of them, not {names!r}")
+        wanted[name] = [names] if isinstance(names, str) else list(names)
+    return wanted
+
+
+def parse_line(line: bytes, folder: str, columns: dict[str, list[str]], need_text: bool) -> Row:
+    """Parse one line and check all of it that needs no look at the audio; `audio` becomes an absolute path.
+
+    Raises
+    ------
+    ValueError
+        With what is wrong.
+    """
+    try:
+        text = line.decode("utf-8")
+        raw = json.loads(text)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"not JSON that can be read ({type(error).__name__})") from None
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    if BROKEN in raw:  # found while the corpus was prepared
+        raise ValueError(raw[BROKEN])
+    if "\\u" in text:
+        _check_surrogates(raw)
+    row = dict(raw)
+    for name, names in columns.items():
+        value = next((raw[n] for n in names if raw.get(n) is not None), None)
+        row.pop(name, None)
+        if value is not None:
+            row[name] = value
+    if "audio" not in row:
+        raise ValueError(f"no audio: there is no column {' or '.join(map(repr, columns['audio']))} in it")
+    if not isinstance(row["audio"], str) or not row["audio"] or "\0" in row["audio"]:
+        raise ValueError(f"audio {row['audio']!r} is not a path")
+    row.setdefault("id", row["audio"])
+    if isinstance(row["id"], (dict, list, bool)) or row["id"] == "":
+        raise ValueError(f"id {row['id']!r} is not a name")
+    row["id"] = str(row["id"])
+    row["audio"] = os.path.join(folder, row["audio"])
+    if need_text:
+        _check_text(row.get("text"), columns)
+    duration = row.get("duration", 1.0)
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:
+        raise ValueError(f"duration {duration!r} is not a positive number of seconds")
+    if not isinstance(row.get("language", ""), str):
+        raise ValueError(f"language {row['language']!r} is not a text")
+    return row
+
+
+def _check_text(text: Any, columns: dict[str, list[str]]) -> None:
+    if text is None:
+        raise ValueError(f"no text: there is no column {' or '.join(map(repr, columns['text']))} in it")
+    if not isinstance(text, str):
+        raise ValueError(f"text {text!r} is not a text")
+    if not text.strip():
+        raise ValueError("empty text")
+
+
+def _check_surrogates(raw: dict[str, Any]) -> None:
+    try:
+        json.dumps(raw, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair in it, which no text can hold") from None
+
+
+@dataclass
+class _Lines:
+    """Where the good lines of a manifest stand in its file, and how to read one of them."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    need_text: bool
+    offsets: array = field(default_factory=lambda: array("q"))
+    sizes: array = field(default_factory=lambda: array("q"))
+    numbers: array = field(default_factory=lambda: array("q"))
+    durations: array = field(default_factory=lambda: array("d"))  # NaN where the manifest gives none
+    descriptor: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"descriptor": None}
+
+    def __del__(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+    def __call__(self, i: int) -> Row:
+        if self.descriptor is None:
+            self.descriptor = os.open(self.path, os.O_RDONLY)
+        line = os.pread(self.descriptor, self.sizes[i], self.offsets[i])
+        try:
+            row = parse_line(line, str(self.path.parent), self.columns, self.need_text)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}, line {self.numbers[i]}, has changed since it was checked ({error}); start again"
+            ) from None
+        if not math.isnan(self.durations[i]):
+            row["duration"] = self.durations[i]
+        return row
+
+
+def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
+    """Go over all lines; good ones are entered into `lines`, bad ones by their number into `problems`.
+
+    Returns where the bad ones came from, if the corpus noted it.
+    """
+    first: dict[int, int] = {}  # hash of an id -> its place in `lines`
+    origins: dict[int, str | None] = {}
+    folder = str(lines.path.parent)
+    with open(lines.path, "rb") as file:
+        offset, number = 0, 0
+        while data := file.readline(MAX_LINE_BYTES + 1):
+            number, start = number + 1, offset
+            offset += len(data)
+            if len(data) > MAX_LINE_BYTES:
+                while not data.endswith(b"\n") and (data := file.readline(MAX_LINE_BYTES)):
+                    offset += len(data)
+                problems[number] = f"longer than {MAX_LINE_BYTES} bytes, which no utterance needs"
+                continue
+            if number == 1 and data.startswith(b"\xef\xbb\xbf"):  # Windows editors put a byte order mark first
+                data, start = data[3:], start + 3
+            if not data.strip():
+                continue
+            try:
+                row = parse_line(data, folder, lines.columns, lines.need_text)
+                place = first.get(hash(row["id"]))
+                if place is not None and lines(place)["id"] == row["id"]:
+                    raise ValueError(f"id '{row['id']}' was already used in line {lines.numbers[place]}")
+            except ValueError as error:
+                problems[number] = str(error)
+                origins[number] = _origin(data)
+                continue
+            first.setdefault(hash(row["id"]), len(lines.offsets))
+            lines.offsets.append(start)
+            lines.sizes.append(len(data))
+            lines.numbers.append(number)
+            lines.durations.append(row.get("duration", math.nan))
+    return origins
+
+
+def _origin(line: bytes) -> str | None:
+    """Where a line of a prepared manifest came from, if the corpus noted it."""
+    try:
+        return json.loads(line).get(ORIGIN)
+    except (ValueError, AttributeError, RecursionError):
+        return None
+
+
+def read_manifest(
+    path: Path,
+    columns: dict[str, Any] | None = None,
+    need_text: bool = True,
+    skip_bad: bool = False,
+    skipped_file: Path | None = None,
+    check_audio: str = "header",
+    refuse_silence: bool = False,
+    memo: Path | None = None,
+) -> Rows:
+    """Read and check a manifest.
+
+    Arguments
+    ---------
+    path : Path
+        JSON lines.
+    columns : dict, optional
+        Manifest field -> column name, or a list of names of which the first present one counts.
+    need_text : bool
+        Whether an utterance without text is a mistake.
+    skip_bad : bool
+        Leave bad lines out instead of stopping.
+    skipped_file : Path, optional
+        Where `skip_bad` writes what it left out and why, as JSON lines.
+    check_audio : str
+        `header` reads the header of every audio file; `samples` decodes them all, in parallel.
+    refuse_silence : bool
+        Whether silent audio is a mistake (`samples` finds it).
+    memo : Path, optional
+        File that remembers the result of checking, so that files that stayed as they are need not be checked again.
+
+    Returns
+    -------
+    Rows
+        The utterances, `audio` as an absolute path.
+
+    Raises
+    ------
+    UserError
+        Where the file is missing, holds no utterance, or has bad lines and `skip_bad` is False; all are listed.
+    """
+    path = Path(path).absolute()
+    if check_audio not in LEVELS:
+        raise UserError(f"check_audio: '{check_audio}' is not one of {', '.join(LEVELS)}")
+    if not path.is_file():
+        raise UserError(f"no manifest at {path}")
+    lines = _Lines(path, check_columns(columns), need_text)
+    problems: dict[int, str] = {}
+    try:
+        origins = _scan(lines, problems)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    found = check_files(lines, lines.durations, check_audio == "samples", memo, path.name)
+    durations = np.array(found.durations, dtype=np.float64)
+    for i, problem in found.problems.items():
+        problems[lines.numbers[i]] = problem
+    for i in found.silent if refuse_silence else []:
+        problems[lines.numbers[i]] = f"{lines(i)['audio']} is silent"
+    good = np.array([i for i, number in enumerate(lines.numbers) if number not in problems], dtype=np.int64)
+    for number in sorted(problems):
+        if number not in origins:
+            i = np.searchsorted(np.frombuffer(lines.numbers, dtype=np.int64), number) if len(lines.numbers) else 0
+            known = i < len(lines.numbers) and lines.numbers[i] == number
+            origins[number] = lines(i).get(ORIGIN) if known else None
+    bad = [{"line": n, "origin": origins[n], "problem": problems[n]} for n in sorted(problems)]
+    if bad and not skip_bad:
+        shown = listing([f"{b['origin'] or 'line ' + str(b['line'])}: {b['problem']}" for b in bad])
+        raise UserError(
+            f"{len(bad)} bad line{'s' * (len(bad) > 1)} in {path}:\n{shown}\n"
+            "Mend them, or leave them out with --skip_bad True."
+        )
+    if bad:
+        report_skipped(path.name, bad, skipped_file)
+    if not len(good):
+        raise UserError(f"{path} holds no usable utterance")
+    for what, which in (("silent", () if refuse_silence else found.silent), ("clipped", found.clipped)):
+        if which:
+            names = ", ".join(lines(i)["id"] for i in which[:3])
+            print(f"{path.name}: {len(which)} of {len(good)} utterances are {what} (such as {names}); they are used")
+    lines.durations = array("d", durations.tobytes())
+    return Rows(lines, durations, good)
+
+
+def report_skipped(what: str, bad: list[dict[str, Any]], skipped_file: Path | None) -> None:
+    """Say how many utterances were left out, and write them to a file where one is named."""
+    where = ""
+    if skipped_file is not None:
+        write_manifest(skipped_file, bad)
+        where = f"; listed in {skipped_file}"
+    print(f"{what}: {len(bad)} bad utterance{'s' * (len(bad) > 1)} left out{where}")

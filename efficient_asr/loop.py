@@ -1,0 +1,326 @@
+"""Loop: SpeechBrain's training loop, made to lose nothing. Every Brain of this project inherits it.
+
+- It goes on from the last checkpoint, in the middle of an epoch too, and on a CPU ends bit for bit where an uninterrupted run
+  ends: the batches of an epoch follow from seed and epoch (`data.BatchOrder`), and the random numbers of a step from seed, epoch,
+  step and process, so that there is no random state to restore.
+- A loss or gradient that is not finite skips the step, names the utterances, and stops the run after some patience.
+- Ctrl-C, or SIGTERM from a scheduler, ends it after a checkpoint.
+- With several processes all of them take these decisions together, and validation counts every utterance once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.nnet.schedulers import update_learning_rate
+from torch import nn
+from torch.utils.data import DataLoader
+
+from efficient_asr import distributed
+from efficient_asr.checkpoints import Attributes, check_settings
+from efficient_asr.errors import UserError, listing
+
+
+def seed_step(*position: int) -> None:
+    """Seed Python, NumPy and torch from numbers that say where a training stands."""
+    seed = int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  what transformers masks features with
+    torch.manual_seed(seed % 2**63)
+
+
+def gradients_finite(parameters: Iterator[nn.Parameter]) -> bool:
+    """Whether all gradients are finite."""
+    flags = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
+    return bool(torch.stack(flags).all()) if flags else True
+
+
+class Loop(sb.Brain):
+    """A Brain whose subclasses say how to compute a loss; see the methods of sb.Brain.
+
+    A subclass has `compute_forward`, `compute_objectives` (which calls `count` outside training), and `init_optimizers`, which
+    fills `optimizers_dict` and `schedulers` with the same names.
+
+    Expects in the YAML: epoch_counter, seed, skip_bad, nonfinite_patience, go_on, train_loggers, output_folder.
+    """
+
+    stop_requested = False
+    phase = "training"  # then "validation", then "done"
+    nonfinite, train_loss = 0, 0.0
+    train_losses = (0.0,)  # running mean of every process
+    schedulers: dict[str, Any]
+
+    def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
+        """Train to the end, from wherever an earlier run came to."""
+        self.train_sampler, self.train_batches = train_loader.batch_sampler, len(train_loader)
+        with self._stoppable():
+            self.fit(self.hparams.epoch_counter, train_loader, valid_loader)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, also under DistributedDataParallel."""
+        return getattr(self.modules["model"], "module", self.modules["model"])
+
+    # ------------------------------------------------------------ where it stands
+
+    def on_fit_start(self) -> None:
+        """Wrap, make the optimisers, and go on from the last checkpoint."""
+        self._compile()
+        self._wrap_distributed()
+        self.init_optimizers()
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
+            scheduler = self.schedulers[name]
+            if not hasattr(scheduler, "state_dict"):  # SpeechBrain's NewBob
+                scheduler = Attributes(scheduler, "hyperparam_value", "metric_values", "current_patient")
+            self.checkpointer.add_recoverable(f"{name}_scheduler", scheduler)
+        newest = self.checkpointer.newest()
+        if newest is not None:
+            check_settings(newest, self.checkpointer.settings, self.hparams.go_on)
+            self.checkpointer.recover(newest)
+            print(
+                f"going on from {newest.path}: {self.hparams.epoch_counter.current} epochs and {self.step} batches are done"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training, and how long the logs were."""
+        epoch, step = self._position()
+        return {
+            "epochs_done": epoch,
+            "step": step,
+            "train_losses": self.train_losses,
+            "optimizer_step": self.optimizer_step,
+            "nonfinite": self.nonfinite,
+            "logs": {name: path.stat().st_size for name, path in self._logs().items() if path.is_file()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the position over, and cut from the logs what was written after it."""
+        self.hparams.epoch_counter.current = state["epochs_done"]
+        self.step = self.train_sampler.skip = state["step"]
+        self.nonfinite, self.optimizer_step = state["nonfinite"], state["optimizer_step"]
+        losses = state["train_losses"]
+        self.avg_train_loss = losses[min(distributed.rank(), len(losses) - 1)]
+        for name, path in self._logs().items() if distributed.if_main_process() else ():
+            size = state["logs"].get(name, 0)
+            if path.is_file() and path.stat().st_size > size:
+                os.truncate(path, size)
+
+    def _logs(self) -> dict[str, Path]:
+        folder = Path(self.hparams.output_folder)
+        return {name: folder / name for name in ("train_log.txt", "nonfinite.jsonl", "throughput.jsonl")}
+
+    def _position(self) -> tuple[int, int]:
+        """Return the epochs that are done, and the batches of the one that is not."""
+        epoch = self.hparams.epoch_counter.current
+        if self.phase == "done":
+            return epoch, 0
+        return epoch - 1, self.step if self.phase == "training" else self.train_batches
+
+    # ------------------------------------------------------------ a step
+
+    def fit_batch(self, batch: Any) -> torch.Tensor:
+        """Take one batch, and a step of the optimisers at every `grad_accumulation_factor`-th.
+
+        Whatever makes one batch unusable spoils the whole step, in all processes. Returns the loss, NaN for a spoiled one.
+        """
+        started = time.perf_counter()
+        self.waiting_s += started - self._ready_at
+        should_step = self.step % self.grad_accumulation_factor == 0
+        seed_step(self.hparams.seed, self.hparams.epoch_counter.current, self.step, distributed.rank())
+        self._answer_problems(batch)
+        self.group_ids += batch.id
+        loss = torch.tensor(torch.nan)
+        with self.no_sync(not should_step):
+            outputs = None
+            if batch.id and not self.spoiled:
+                self.on_fit_batch_start(batch, should_step)
+                with self.training_ctx:
+                    outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                    loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+                self.audio_s += float(batch.duration.sum())
+            finite = bool(torch.isfinite(loss))
+            unread, bad = distributed.any_process(not batch.id, not finite)
+            if not bad:
+                self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+                self.on_fit_batch_end(batch, outputs, loss, should_step)
+            elif not self.spoiled:
+                self.spoiled = True
+                if not unread:
+                    self._report("loss", [] if finite else list(batch.id))
+        if should_step:
+            if not self.spoiled and not (self.scaler.is_enabled() or gradients_finite(self.model.parameters())):
+                self._report("gradient", self.group_ids)
+                self.spoiled = True
+            if self.spoiled:
+                self.zero_grad(set_to_none=True)
+            else:
+                self.optimizers_step()
+            self.spoiled, self.group_ids = False, []
+        self._ready_at = time.perf_counter()
+        return loss.detach().cpu()
+
+    def _answer_problems(self, batch: Any) -> None:
+        """Stop at utterances that could not be read, or note them where they may be left out."""
+        for problem in batch.problems:
+            if not self.hparams.skip_bad:
+                raise UserError(
+                    f"utterance '{problem['id']}': {problem['problem']}\nMend it and start the same command again to go on, "
+                    "or leave such utterances out with --skip_bad True."
+                )
+            print(f"left out: utterance '{problem['id']}': {problem['problem']}", file=sys.stderr)
+
+    def _report(self, what: str, ids: list[str]) -> None:
+        """Name the utterances of a step that was skipped; stop where patience is exhausted."""
+        self.nonfinite += 1
+        ids = list(itertools.chain.from_iterable(distributed.gather(ids)))
+        epoch, patience = self.hparams.epoch_counter.current, self.hparams.nonfinite_patience
+        names = listing([", ".join(ids[i : i + 8]) for i in range(0, len(ids), 8)])
+        message = f"the {what} is not finite in epoch {epoch}, batch {self.step}, with these utterances:\n{names}"
+        if distributed.if_main_process():
+            with open(self._logs()["nonfinite.jsonl"], "a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": epoch, "batch": self.step, "what": what, "ids": ids}) + "\n")
+            print(f"step skipped: {message}", file=sys.stderr)
+        if self.nonfinite > patience:
+            raise UserError(
+                f"{message}\nThat is the {self.nonfinite}. time (nonfinite_patience is {patience}). Listen to the utterances in "
+                f"{self._logs()['nonfinite.jsonl']}, or lower the learning rates."
+            )
+
+    def evaluate_batch(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Validate one batch."""
+        if self.stop_requested:
+            self._stop()
+        self._answer_problems(batch)
+        if not batch.id:
+            return torch.tensor(torch.nan)
+        loss = super().evaluate_batch(batch, stage)
+        self.valid_totals["loss"] += float(loss) * len(batch.id)
+        self.valid_totals["utterances"] += len(batch.id)
+        return loss
+
+    def count(self, references: list[str], hypotheses: list[str]) -> None:
+        """Count the word errors of a validation batch."""
+        words = jiwer.process_words(references, hypotheses)
+        self.valid_totals["errors"] += words.substitutions + words.deletions + words.insertions
+        self.valid_totals["words"] += words.hits + words.substitutions + words.deletions
+
+    # ------------------------------------------------------------ an epoch
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Start counting."""
+        if stage == sb.Stage.TRAIN:
+            self.phase, self.spoiled, self.group_ids = "training", False, []
+            self.nonfinite = self.nonfinite if self.step else 0
+            self.audio_s = self.waiting_s = 0.0
+            self._ready_at = self._epoch_started = time.perf_counter()
+        self.valid_totals = dict.fromkeys(("loss", "utterances", "errors", "words"), 0.0)
+
+    def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
+        """Log; after validation anneal and save."""
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = distributed.sums([float(stage_loss)])[0] / distributed.processes()
+            self.phase, self.train_losses = "validation", [self.train_loss]
+            self._log_throughput(epoch)
+            return
+        totals = dict(zip(self.valid_totals, distributed.sums(list(self.valid_totals.values())), strict=True))
+        stats = {
+            "loss": totals["loss"] / max(1.0, totals["utterances"]),
+            "wer_percent": 100 * totals["errors"] / max(1.0, totals["words"]),
+        }
+        rates = {}
+        for name, optimizer in self.optimizers_dict.items():
+            rates[f"lr_{name}"], new = self.schedulers[name](stats["loss"])
+            update_learning_rate(optimizer, new)
+        for logger in self.hparams.train_loggers:  # on every process: SpeechBrain's loggers see to it that one writes
+            logger.log_stats({"epoch": epoch, **rates}, train_stats={"loss": self.train_loss}, valid_stats=stats)
+        self.phase, self.train_losses = "done", [0.0]
+        self._save({"epoch": epoch, self.checkpointer.min_key: stats["wer_percent"]})
+
+    def _log_throughput(self, epoch: int) -> None:
+        """Note how much audio a second was trained on, how long the loop waited for data, and what padding cost."""
+        wall_s = time.perf_counter() - self._epoch_started
+        audio_s, waiting_s = distributed.sums([self.audio_s, self.waiting_s])
+        if wall_s <= 0 or not audio_s or not distributed.if_main_process():
+            return
+        entry = {
+            "epoch": epoch,
+            "processes": distributed.processes(),
+            "audio_s": round(audio_s, 1),
+            "wall_s": round(wall_s, 2),
+            "audio_s_per_s": round(audio_s / wall_s, 1),
+            "waiting_percent": round(100 * waiting_s / distributed.processes() / wall_s, 1),
+            "padding_percent": round(self.train_sampler.padding_percent(), 1),
+        }
+        with open(self._logs()["throughput.jsonl"], "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    # ------------------------------------------------------------ stopping and saving
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the training after the current step; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def request(number: int, frame: Any) -> None:
+            # torchrun passes a Ctrl-C on to processes that had it already: several are one there.
+            if self.stop_requested and distributed.processes() == 1:
+                raise KeyboardInterrupt("stopped at once; the same command goes on from the last checkpoint")
+            self.stop_requested = True
+
+        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        """Whether it is time for a checkpoint within the epoch: only between steps of the optimisers."""
+        minutes, steps = self.ckpt_interval_minutes, self.ckpt_interval_steps
+        due = 0 < minutes <= (time.time() - last_ckpt_time) / 60 or 0 < steps <= steps_since_ckpt
+        due, stop = distributed.any_process(due and distributed.if_main_process(), self.stop_requested)
+        between_steps = self.step % self.grad_accumulation_factor == 0
+        if stop and between_steps:
+            self._stop()
+        return due and between_steps
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        self.train_losses = distributed.gather(self.avg_train_loss)
+        self._save({"epoch": self.hparams.epoch_counter.current})
+
+    def _save(self, meta: dict[str, Any]) -> None:
+        epochs, step = self._position()
+        name = f"epoch-{epochs:04d}" + (f"-batch-{step:07d}" if step else "")
+        self.checkpointer.save(name, {"position": [epochs, step], **meta})
+
+    def _stop(self) -> None:
+        """Save and end."""
+        epoch = self.hparams.epoch_counter.current
+        if self.phase == "training":
+            self._save_intra_epoch_ckpt()
+            done = f"after {self.step} of {self.train_batches} batches"
+        else:  # processes validate at their own pace: the main one saves
+            self._save({"epoch": epoch})
+            done = "in validation"
+        raise KeyboardInterrupt(
+            f"stopped in epoch {epoch} {done}; saved in {self.checkpointer.checkpoints_dir}. "
+            "The same command goes on from there."
+        )
