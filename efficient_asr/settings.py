@@ -78,7 +78,8 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, dict[str, Any
     arguments = _split_test_only(argv)
     try:
         path, run_opts, text = RunOptions.from_command_line_args(arguments)
-        values = ruamel.yaml.YAML().load(text or "") or {}
+        lines = {line.partition(":")[0]: line for line in (text or "").splitlines()}  # of a key given twice, the last
+        values = ruamel.yaml.YAML().load("\n".join(lines.values())) or {}
         overrides = dict(values)
     except Exception as error:  # argparse's and YAML's many ways to refuse a stray word or a bracket left open
         raise UserError(f"command line: {' '.join(argv[1:])!r} cannot be read as --key value pairs ({error})") from None

@@ -27,6 +27,39 @@ TINY_SSL = {
 }  # fmt: skip
 
 
+TINY = """
+base: !include:{root}/hparams/_base/ctc.yaml
+experiment: tiny
+recipe: finetune_ctc
+corpus: jsonl
+data_folder: {corpus}
+prepared_folder: {out}/prepared
+output_folder: {out}/output
+results_folder: {out}/results
+encoder: !apply:efficient_asr.models.whisper.new_whisper_encoder
+    d_model: 32
+    layers: 1
+    heads: 2
+    dropout: 0.0
+    freeze_feature_extractor: False
+head_block: none
+lr_encoder: 0.005
+lr_head: 0.005
+head_optimizer: !name:torch.optim.Adam
+    lr: !ref <lr_head>
+speeds_percent: [100]
+number_of_epochs: 2
+batch_size: 2
+runtime_repeats: 1
+"""
+
+
+def write_tiny_yaml(path: Path, corpus: Path, out: Path) -> Path:
+    """Write a YAML file that trains a tiny model on a corpus; everything it leaves goes below `out`."""
+    path.write_text(TINY.format(root=ROOT, corpus=corpus, out=out))
+    return path
+
+
 def environment_folder(name: str) -> Path:
     """Return the folder an environment variable names, or skip the test and say why."""
     if not os.environ.get(name):
@@ -52,25 +85,37 @@ def chirp(seconds: float, low_hz: float, high_hz: float, rate: int = 16000) -> n
     return (0.3 * np.sin(phase) + 0.01 * noise).astype(np.float32)
 
 
-@pytest.fixture
-def wavs() -> list[torch.Tensor]:
+def make_wavs() -> list[torch.Tensor]:
     """Four waveforms of about one second."""
     lengths = [(1.0, 100, 400), (1.31, 200, 800), (0.7, 300, 1000), (1.137, 150, 3000)]
     return [torch.from_numpy(chirp(*spec)) for spec in lengths]
 
 
-@pytest.fixture
-def corpus(tmp_path: Path, wavs: list[torch.Tensor]) -> Path:
-    """A folder with four utterances and `train.jsonl`, `dev.jsonl`, `test.jsonl`."""
-    folder = tmp_path / "corpus"
+def make_corpus(folder: Path) -> Path:
+    """Write a folder with four utterances and `train.jsonl`, `dev.jsonl`, `test.jsonl`."""
     folder.mkdir()
     rows = []
-    for i, (wav, text) in enumerate(zip(wavs, TEXTS, strict=True)):
+    for i, (wav, text) in enumerate(zip(make_wavs(), TEXTS, strict=True)):
         soundfile.write(folder / f"u{i}.wav", wav.numpy(), 16000)
         rows.append({"id": f"u{i}", "audio": f"u{i}.wav", "duration": len(wav) / 16000, "text": text})
     for split in ("train", "dev", "test"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def wavs() -> list[torch.Tensor]:
+    return make_wavs()
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return make_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def tiny_yaml(corpus: Path, tmp_path: Path) -> Path:
+    return write_tiny_yaml(tmp_path / "tiny.yaml", corpus, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -18,39 +18,6 @@ from efficient_asr.experiment import run
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.settings import parse_command_line
 
-TINY = """
-base: !include:{root}/hparams/_base/ctc.yaml
-experiment: tiny
-recipe: finetune_ctc
-corpus: jsonl
-data_folder: {corpus}
-prepared_folder: {out}/prepared
-output_folder: {out}/output
-results_folder: {out}/results
-encoder: !apply:efficient_asr.models.whisper.new_whisper_encoder
-    d_model: 32
-    layers: 1
-    heads: 2
-    dropout: 0.0
-    freeze_feature_extractor: False
-head_block: none
-lr_encoder: 0.005
-lr_head: 0.005
-head_optimizer: !name:torch.optim.Adam
-    lr: !ref <lr_head>
-speeds_percent: [100]
-number_of_epochs: 2
-batch_size: 2
-runtime_repeats: 1
-"""
-
-
-@pytest.fixture
-def tiny_yaml(corpus: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.format(root=ROOT, corpus=corpus, out=tmp_path))
-    return path
-
 
 def test_a_run_leaves_a_model_and_a_result(tiny_yaml: Path, tmp_path: Path) -> None:
     assert run(CTCBrain, [str(tiny_yaml), "--device", "cpu"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,8 @@ def load_encoder(source: str, **options: Any) -> Encoder:
         return kinds[model_type].from_source(source, **options)
     except OSError as error:
         raise UserError(f"source: '{source}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"source: '{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute "
+            "code and was not read; take a model with model.safetensors"
+        ) from None

@@ -83,7 +83,13 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}")
+        others = [
+            p.name for p in sorted(Path(folder).iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        ]
+        hint = (
+            f"; {', '.join(others)} is in a format that can execute code when it is read, and is not" if others else ""
+        )
+        raise UserError(f"{folder} has no {WEIGHTS}{hint}")
     try:
         return {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
     except SafetensorError as error:

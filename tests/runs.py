@@ -1,0 +1,63 @@
+"""Trainings in processes of their own, which a test may kill, interrupt or starve."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import make_corpus, write_tiny_yaml
+
+OPTIONS = [
+    "--device", "cpu", "--measure_runtime", "False", "--number_of_epochs", "3", "--batch_size", "1", "--ckpt_interval_minutes",
+    "0", "--ckpt_interval_steps", "1", "--speeds_percent", "[90, 100, 110]",
+]  # fmt: skip
+
+
+# Processes start from one that has imported everything and used no threads.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["efficient_asr.experiment", "efficient_asr.brains", "efficient_asr.models.whisper"])
+
+
+def make_yaml(base: Path) -> Path:
+    """Write a corpus and the YAML of a tiny training with dropout."""
+    yaml = write_tiny_yaml(base / "tiny.yaml", make_corpus(base / "corpus"), base)
+    yaml.write_text(yaml.read_text().replace("dropout: 0.0", "dropout: 0.3"))
+    return yaml
+
+
+def _train(yaml: Path, folder: Path, prepare: Callable[[], None] | None, options: list[str]) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    with open(folder / "console.txt", "a") as console:
+        os.dup2(console.fileno(), 1)
+        os.dup2(console.fileno(), 2)
+    torch.set_num_threads(1)
+    from efficient_asr.brains import CTCBrain
+    from efficient_asr.experiment import run
+
+    if prepare is not None:
+        prepare()
+    folders = ["--output_folder", f"{folder}/output", "--results_folder", f"{folder}/results"]
+    sys.exit(run(CTCBrain, [str(yaml), *folders, *options]))
+
+
+def begin(
+    yaml: Path, folder: Path, prepare: Callable[[], None] | None = None, options: list[str] = OPTIONS
+) -> multiprocessing.Process:
+    """Start a training; `prepare` is called in its process first."""
+    process = CONTEXT.Process(target=_train, args=(yaml, folder, prepare, options))
+    process.start()
+    return process
+
+
+def train(
+    yaml: Path, folder: Path, prepare: Callable[[], None] | None = None, options: list[str] = OPTIONS
+) -> tuple[int, str]:
+    """Train to the end; returns the exit code (-9 for one that was killed) and what was printed."""
+    before = (folder / "console.txt").stat().st_size if (folder / "console.txt").is_file() else 0
+    process = begin(yaml, folder, prepare, options)
+    process.join(120)
+    return process.exitcode, (folder / "console.txt").read_bytes()[before:].decode()
