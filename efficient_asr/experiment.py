@@ -49,9 +49,27 @@ def run(brain_class: type[Loop], argv: list[str] | None = None) -> int:
 
     if threading.current_thread() is threading.main_thread():  # schedulers stop a job with SIGTERM
         signal.signal(signal.SIGTERM, interrupt)
-    work = lambda: _run(brain_class, sys.argv[1:] if argv is None else argv)  # noqa: E731
-    # record(): torchrun, where it started this process, can say what ended it.
-    return exit_code(record(work) if "TORCHELASTIC_ERROR_FILE" in os.environ else work)
+
+    def work() -> int:
+        return exit_code(lambda: _run(brain_class, sys.argv[1:] if argv is None else argv))
+
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return work()
+    try:
+        code = record(work)()  # record(): torchrun can show what fault of ours ended this process
+    except RuntimeError as error:
+        if "by peer" not in str(error):
+            raise
+        print(
+            f"[process {distributed.rank()}] ends because another process ended; see what that one says",
+            file=sys.stderr,
+        )
+        code = 1
+    if code:  # leave at once: taking down a process group that has lost a member aborts with a trace of its own
+        sys.stderr.flush()
+        os._exit(code)
+    torch.distributed.destroy_process_group()
+    return code
 
 
 def _run(brain_class: type[Loop], argv: list[str]) -> None:

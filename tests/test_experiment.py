@@ -237,18 +237,6 @@ def test_downsampling_recipe_on_mini(technique: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(tiny_yaml: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "recipes/finetune_ctc/train.py",
-        str(tiny_yaml), "--device=cpu", "--distributed_backend=gloo", "--measure_runtime", "False",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("result: ") == 1
-    assert json.loads((tmp_path / "results" / "tiny.json").read_text())["utterances"] == 4
-
-
-@pytest.mark.slow
 def test_transcribe_prints_a_line_a_file_and_survives_a_bad_one(tmp_path: Path, tiny_ctc: CTCModel) -> None:
     import soundfile
 
