@@ -51,20 +51,18 @@ def run(brain_class: type[Loop], argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, interrupt)
 
     def work() -> int:
-        return exit_code(lambda: _run(brain_class, sys.argv[1:] if argv is None else argv))
+        try:
+            return exit_code(lambda: _run(brain_class, sys.argv[1:] if argv is None else argv))
+        except RuntimeError as error:
+            if distributed.processes() == 1 or "by peer" not in str(error):
+                raise
+            who = f"[process {distributed.rank()}]"
+            print(f"{who} ends because another process ended; see what that one says", file=sys.stderr)
+            return 1
 
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return work()
-    try:
-        code = record(work)()  # record(): torchrun can show what fault of ours ended this process
-    except RuntimeError as error:
-        if "by peer" not in str(error):
-            raise
-        print(
-            f"[process {distributed.rank()}] ends because another process ended; see what that one says",
-            file=sys.stderr,
-        )
-        code = 1
+    code = record(work)()  # record(): torchrun can show what fault of ours ended this process
     if code:  # leave at once: taking down a process group that has lost a member aborts with a trace of its own
         sys.stderr.flush()
         os._exit(code)

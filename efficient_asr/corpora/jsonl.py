@@ -13,53 +13,61 @@ the files of every split yourself, from the same folder, with `#name` for the ro
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from efficient_asr.data import BROKEN, FIELDS, ORIGIN, Row, check_columns, write_manifest
+from efficient_asr.data import BROKEN, ORIGIN, Row, check_columns, lines_of, parse_line
 from efficient_asr.errors import UserError
 
 
-def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> list[Row]:
-    """Read `file.jsonl` or `file.jsonl#split` with mapped columns and absolute audio paths; broken lines become
-    rows that say so, for the manifest reader to report or skip."""
+def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[Row]:
+    """Read `file.jsonl` or `file.jsonl#split` with mapped columns and absolute audio paths.
+
+    Broken lines become rows that say so, for the manifest reader to report or skip.
+    """
     name, _, split = source.partition("#")
-    path = folder / name
+    path, found = folder / name, False
     if not path.is_file():
         raise UserError(f"no manifest at {path}")
-    rows = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            origin = f"{path}:{number}"
-            try:
-                raw = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                rows.append({BROKEN: "not UTF-8", ORIGIN: origin})
-                continue
-            except json.JSONDecodeError as error:
-                rows.append({BROKEN: f"not JSON ({error})", ORIGIN: origin})
-                continue
-            if not isinstance(raw, dict):
-                rows.append({BROKEN: "not a JSON object", ORIGIN: origin})
-                continue
-            if split and raw.get("split") != split:
-                continue
-            row = {key: value for key, value in raw.items() if key not in FIELDS}
-            for field, names in columns.items():
-                value = next((raw[n] for n in names if raw.get(n) is not None), None)
-                if value is not None:
-                    row[field] = value
-            if "audio" in row:
-                row.setdefault("id", row["audio"])
-                row["audio"] = str(path.absolute().parent / str(row["audio"]))
-            row[ORIGIN] = origin
-            rows.append(row)
-    if not rows:
+    for number, _, line in lines_of(path):
+        try:
+            row = parse_line(line, str(path.absolute().parent), columns, need_text=False)
+        except ValueError as error:
+            row = {BROKEN: str(error)}
+        if split and BROKEN not in row and row.get("split") != split:
+            continue
+        found = True
+        yield row | {ORIGIN: f"{path}:{number}"}
+    if not found:
         raise UserError(f"{path} has no rows" + (f" of split '{split}'" if split else ""))
-    return rows
+
+
+class _Writers:
+    """One file a split, which appears under its name when all are complete."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.stack, self.files = folder, stack, {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, split: str, row: Row) -> None:
+        """Append a row."""
+        if split not in self.files:
+            if "/" in split or split in ("", ".", ".."):
+                raise UserError(f"split '{split}' cannot be the name of a file; see {row[ORIGIN]}")
+            path = self.folder / f"{split}.jsonl.partial"
+            self.files[split]: TextIO = self.stack.enter_context(open(path, "w", encoding="utf-8"))
+        self.files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self) -> dict[str, Path]:
+        """Return the manifest of every split."""
+        manifests = {split: self.folder / f"{split}.jsonl" for split in self.files}
+        for split, file in self.files.items():
+            file.close()
+            os.replace(file.name, manifests[split])
+        return manifests
 
 
 def prepare(
@@ -89,18 +97,20 @@ def prepare(
     if not data_folder or not Path(data_folder).is_dir():
         raise UserError(f"data_folder: '{data_folder}' is no folder; name the one that holds your .jsonl files")
     folder, mapping = Path(data_folder), check_columns(columns)
-    splits: dict[str, list[Row]] = defaultdict(list)
     if manifests is not None and not isinstance(manifests, dict):
         raise UserError(f"corpus_options: manifests must map splits to files, not {manifests!r}")
-    if manifests:
-        for split, sources in manifests.items():
-            for source in [sources] if isinstance(sources, str) else sources:
-                splits[split] += _read(source, folder, mapping)
-    else:
-        files = sorted(folder.glob("*.jsonl"))
-        if not files:
-            raise UserError(f"data_folder: {folder} holds no .jsonl file")
-        for path in files:
-            for row in _read(path.name, folder, mapping):
-                splits[str(row.get("split") or path.stem)].append(row)
-    return {split: write_manifest(Path(out_folder) / f"{split}.jsonl", rows) for split, rows in splits.items()}
+    with ExitStack() as stack:
+        writers = _Writers(Path(out_folder), stack)
+        if manifests:
+            for split, sources in manifests.items():
+                for source in [sources] if isinstance(sources, str) else sources:
+                    for row in _read(source, folder, mapping):
+                        writers.write(str(split), row)
+        else:
+            files = sorted(folder.glob("*.jsonl"))
+            if not files:
+                raise UserError(f"data_folder: {folder} holds no .jsonl file")
+            for path in files:
+                for row in _read(path.name, folder, mapping):
+                    writers.write(str(row.get("split") or path.stem), row)
+        return writers.finish()

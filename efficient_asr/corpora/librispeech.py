@@ -7,14 +7,13 @@ this file), for the low-resource experiments of arXiv 2303.06740.
 
 from __future__ import annotations
 
+import json
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
-from efficient_asr.data import Row, write_manifest
+from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, write_manifest
 from efficient_asr.errors import UserError
 
 SPLITS = (
@@ -25,24 +24,53 @@ SUBSET_SEED = 1986
 
 
 def _read_chapter(transcript: Path) -> list[Row]:
-    """Read one chapter's `.trans.txt` and the durations of its files."""
+    """Read one chapter's `.trans.txt` and the durations of its files; what is wrong becomes a row that says so."""
     rows = []
-    for number, line in enumerate(transcript.read_text(encoding="utf-8").splitlines(), start=1):
-        name, _, text = line.partition(" ")
+    for number, line in enumerate(transcript.read_bytes().splitlines(), start=1):
+        origin = f"{transcript}:{number}"
+        name, _, text = line.decode("utf-8", errors="replace").partition(" ")
         audio = transcript.with_name(f"{name}.flac")
-        if not name or not text.strip():
-            raise UserError(f"{transcript}, line {number}: an id and a text were expected, found '{line[:60]}'")
-        if not audio.is_file():
-            raise UserError(f"{transcript}, line {number}: {audio.name} is missing; is the split unpacked completely?")
-        try:
-            info = soundfile.info(str(audio))
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise UserError(f"cannot decode {audio} ({str(error).strip()}); copy it again") from None
+        if not name or not text.strip() or "\ufffd" in text:
+            rows.append({BROKEN: f"an id and a text were expected, found '{line[:60]!r}'", ORIGIN: origin})
+            continue
+        report = inspect_audio(str(audio), samples=False)
+        if report.problem is not None:
+            rows.append({BROKEN: report.problem, ORIGIN: origin})
+            continue
         rows.append(
-            {"id": name, "audio": str(audio.absolute()), "duration": info.frames / info.samplerate, "text": text.strip(),
-             "language": "en", "speaker": name.split("-")[0]}
+            {"id": name, "audio": str(audio.absolute()), "duration": report.duration_s, "text": text.strip(),
+             "language": "en", "speaker": name.split("-")[0], ORIGIN: origin}
         )  # fmt: skip
     return rows
+
+
+def _read_split(folder: Path, manifest: Path) -> None:
+    """Write the manifest of a split.
+
+    Chapters are read in parallel and noted in a file as they are done, from which an interrupted run goes on.
+    """
+    transcripts = sorted(folder.glob("*/*/*.trans.txt"))
+    if not transcripts:
+        raise UserError(f"{folder} holds no <speaker>/<chapter>/*.trans.txt")
+    progress_file = manifest.with_name(manifest.name + ".progress")
+    done, end = 0, 0  # chapters, and bytes up to the end of the last whole one
+    if progress_file.is_file():
+        with open(progress_file, "rb") as file:
+            for line, transcript in zip(file, transcripts, strict=False):
+                if not line.endswith(b"\n") or json.loads(line)[0] != str(transcript):
+                    break
+                done, end = done + 1, end + len(line)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    with open(progress_file, "ab") as file:
+        file.truncate(end)
+        left = transcripts[done:]
+        chapters = in_parallel(_read_chapter, left, len(left) > 50)
+        progress = tqdm(chapters, total=len(transcripts), initial=done, desc=folder.name, unit="chapter")
+        for transcript, rows in zip(left, progress, strict=True):
+            file.write(json.dumps([str(transcript), rows]).encode() + b"\n")
+    with open(progress_file, "rb") as file:
+        write_manifest(manifest, (row for line in file for row in json.loads(line)[1]))
+    progress_file.unlink()
 
 
 def ten_hours(rows: list[Row], hours: float = SUBSET_HOURS) -> list[Row]:
@@ -67,12 +95,12 @@ def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
     data_folder : str
         Folder of the splits (official name: LibriSpeech).
     out_folder : Path
-        Gets `<split>.jsonl`; a manifest that is already there is kept, so an interrupted run goes on.
+        Gets `<split>.jsonl`. What is there already is kept, by chapter, so an interrupted run goes on.
 
     Raises
     ------
     UserError
-        Where the folder holds no split, or a chapter is incomplete.
+        Where the folder holds no split. Missing and damaged files are reported when the manifest is read, or skipped there.
     """
     if not data_folder or not Path(data_folder).is_dir():
         raise UserError(
@@ -85,25 +113,22 @@ def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
     origin = out_folder / "data_folder.txt"
     if not origin.is_file() or origin.read_text() != str(root.resolve()):  # manifests of another place do not count
         for split in (*SPLITS, "train-10h"):
-            (out_folder / f"{split}.jsonl").unlink(missing_ok=True)
+            for ending in ("jsonl", "jsonl.progress"):
+                (out_folder / f"{split}.{ending}").unlink(missing_ok=True)
         out_folder.mkdir(parents=True, exist_ok=True)
         origin.write_text(str(root.resolve()))
     manifests = {}
     for split in found:
         manifests[split] = out_folder / f"{split}.jsonl"
-        if manifests[split].is_file():
-            continue
-        transcripts = sorted((root / split).glob("*/*/*.trans.txt"))
-        if not transcripts:
-            raise UserError(f"{root / split} holds no <speaker>/<chapter>/*.trans.txt")
-        with ThreadPoolExecutor() as pool:  # reading headers waits for the disk
-            chapters = list(
-                tqdm(pool.map(_read_chapter, transcripts), total=len(transcripts), desc=split, unit="chapter")
-            )
-        rows = [row for chapter in chapters for row in chapter]
-        write_manifest(manifests[split], rows)
+        if manifests[split].is_file() and BROKEN not in manifests[split].read_text(encoding="utf-8"):
+            continue  # what was broken may have been mended
+        _read_split(root / split, manifests[split])
         if split == "train-clean-100":
-            write_manifest(out_folder / "train-10h.jsonl", ten_hours(rows))
+            (out_folder / "train-10h.jsonl").unlink(missing_ok=True)
     if "train-clean-100" in manifests:
         manifests["train-10h"] = out_folder / "train-10h.jsonl"
+        if not manifests["train-10h"].is_file():
+            with open(manifests["train-clean-100"], encoding="utf-8") as file:
+                rows = [row for row in map(json.loads, file) if BROKEN not in row]
+            write_manifest(manifests["train-10h"], ten_hours(rows))
     return manifests

@@ -1,6 +1,6 @@
 """Manifests, audio, datasets and batches: the only place where data comes in."""
 
-from efficient_asr.data.audio import SAMPLE_RATE, load_audio
+from efficient_asr.data.audio import SAMPLE_RATE, inspect_audio, load_audio
 from efficient_asr.data.batches import (
     BatchOrder,
     absolute_lengths,
@@ -17,10 +17,13 @@ from efficient_asr.data.manifest import (
     Row,
     Rows,
     check_columns,
+    lines_of,
+    parse_line,
     read_manifest,
     report_skipped,
     write_manifest,
 )
+from efficient_asr.data.parallel import in_parallel
 
 __all__ = [
     "BROKEN",
@@ -32,11 +35,15 @@ __all__ = [
     "Rows",
     "absolute_lengths",
     "check_columns",
+    "in_parallel",
+    "inspect_audio",
     "iterate_batches",
+    "lines_of",
     "load_audio",
     "make_loader",
     "normalise_texts",
     "pad_wavs",
+    "parse_line",
     "read_manifest",
     "report_skipped",
     "write_manifest",

@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
-import sys
 from array import array
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from efficient_asr.data.audio import inspect_audio
+from efficient_asr.data.audio import AudioReport, inspect_audio
+from efficient_asr.data.parallel import in_parallel
 
 PARALLEL_FROM = 1000  # utterances; below, starting processes takes longer than checking
-_CHUNK = 250
-_get: Callable[[int], dict[str, Any]] | None = None  # the reader, in a worker
+_CHUNK, _REMEMBERED = 250, 20000
 
 
 @dataclass
@@ -65,14 +62,15 @@ def check_files(
         if known is not None:
             return known
     found = Found(array("d", durations))
-    chunks = [(start, min(start + _CHUNK, len(durations)), samples) for start in range(0, len(durations), _CHUNK)]
+    chunks = [range(start, min(start + _CHUNK, len(durations))) for start in range(0, len(durations), _CHUNK)]
     progress = tqdm(
         total=len(durations), desc=f"checking {label}", unit="utt", leave=False, mininterval=1,
         disable=len(durations) < PARALLEL_FROM,
     )  # fmt: skip
     with progress:
-        for start, reports in _run(get, chunks):
-            for i, (duration_s, problem, silent, clipped) in enumerate(reports, start=start):
+        check = partial(_check, get, samples, {})
+        for chunk, reports in zip(chunks, in_parallel(check, chunks, len(durations) > PARALLEL_FROM), strict=True):
+            for i, (duration_s, problem, silent, clipped) in zip(chunk, reports, strict=True):
                 if problem is not None:
                     found.problems[i] = problem
                 elif math.isnan(durations[i]):
@@ -85,46 +83,22 @@ def check_files(
     return found
 
 
-def _run(get: Callable, chunks: list[tuple[int, int, bool]]) -> Iterator[tuple[int, list[tuple]]]:
-    """Yield the reports of all chunks, in order."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 2 or len(chunks) * _CHUNK <= PARALLEL_FROM or sys.platform != "linux":
-        _start_worker(get)
-        for chunk in chunks:
-            yield chunk[0], _check(*chunk)
-        return
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), initializer=_start_worker, initargs=(get, True)
-    ) as pool:
-        try:
-            for chunk, reports in zip(chunks, pool.map(_check, *zip(*chunks, strict=True)), strict=True):
-                yield chunk[0], reports
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker(get: Callable[[int], dict[str, Any]], own_process: bool = False) -> None:
-    global _get
-    _get = get
-    if own_process:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _check(start: int, stop: int, samples: bool) -> list[tuple[float, str | None, bool, bool]]:
+def _check(
+    get: Callable[[int], dict[str, Any]], samples: bool, chunk: range
+) -> list[tuple[float, str | None, bool, bool]]:
     """Report on some utterances: their seconds, what is wrong, silent, clipped."""
     reports, seen = [], {}
-    for i in range(start, stop):
-        row = _get(i)
+    for i in chunk:
+        row = get(i)
         path = row["audio"]
-        if path not in seen:
-            seen[path] = inspect_audio(path, samples)
-        duration_s, problem, silent, clipped = seen[path]
+        report = seen.get(path) or inspect_audio(path, samples)
+        if len(seen) < _REMEMBERED:
+            seen[path] = report
+        duration_s, problem, silent, clipped = report
         said = row.get("duration")
         if problem is None and said is not None and abs(said - duration_s) > max(0.1, 0.01 * duration_s):
             problem = f"duration {said} s, but {path} holds {duration_s:.3f} s"
-        reports.append((duration_s, problem, silent, clipped))
+        reports.append(AudioReport(duration_s, problem, silent, clipped))
     return reports
 
 

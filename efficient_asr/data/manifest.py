@@ -11,7 +11,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -113,14 +113,16 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
     return wanted
 
 
-def parse_line(line: bytes, folder: str, columns: dict[str, list[str]], need_text: bool) -> Row:
-    """Parse one line and check all of it that needs no look at the audio; `audio` becomes an absolute path.
+def parse_line(line: bytes | None, folder: str, columns: dict[str, list[str]], need_text: bool) -> Row:
+    """Parse a line of `lines_of` and check all of it that needs no look at the audio; `audio` becomes an absolute path.
 
     Raises
     ------
     ValueError
         With what is wrong.
     """
+    if line is None:
+        raise ValueError(f"longer than {MAX_LINE_BYTES} bytes, which no utterance needs")
     try:
         text = line.decode("utf-8")
         raw = json.loads(text)
@@ -212,6 +214,24 @@ class _Lines:
         return row
 
 
+def lines_of(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield number, offset and content of each line that is not blank; None for one that is too long to be an utterance."""
+    with open(path, "rb") as file:
+        offset, number = 0, 0
+        while data := file.readline(MAX_LINE_BYTES + 1):
+            number, start = number + 1, offset
+            offset += len(data)
+            if len(data) > MAX_LINE_BYTES:
+                while not data.endswith(b"\n") and (data := file.readline(MAX_LINE_BYTES)):
+                    offset += len(data)
+                yield number, start, None
+                continue
+            if number == 1 and data.startswith(b"\xef\xbb\xbf"):  # Windows editors put a byte order mark first
+                data, start = data[3:], start + 3
+            if data.strip():
+                yield number, start, data
+
+
 def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
     """Go over all lines; good ones are entered into `lines`, bad ones by their number into `problems`.
 
@@ -220,42 +240,29 @@ def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
     first: dict[int, int] = {}  # hash of an id -> its place in `lines`
     origins: dict[int, str | None] = {}
     folder = str(lines.path.parent)
-    with open(lines.path, "rb") as file:
-        offset, number = 0, 0
-        while data := file.readline(MAX_LINE_BYTES + 1):
-            number, start = number + 1, offset
-            offset += len(data)
-            if len(data) > MAX_LINE_BYTES:
-                while not data.endswith(b"\n") and (data := file.readline(MAX_LINE_BYTES)):
-                    offset += len(data)
-                problems[number] = f"longer than {MAX_LINE_BYTES} bytes, which no utterance needs"
-                continue
-            if number == 1 and data.startswith(b"\xef\xbb\xbf"):  # Windows editors put a byte order mark first
-                data, start = data[3:], start + 3
-            if not data.strip():
-                continue
-            try:
-                row = parse_line(data, folder, lines.columns, lines.need_text)
-                place = first.get(hash(row["id"]))
-                if place is not None and lines(place)["id"] == row["id"]:
-                    raise ValueError(f"id '{row['id']}' was already used in line {lines.numbers[place]}")
-            except ValueError as error:
-                problems[number] = str(error)
-                origins[number] = _origin(data)
-                continue
-            first.setdefault(hash(row["id"]), len(lines.offsets))
-            lines.offsets.append(start)
-            lines.sizes.append(len(data))
-            lines.numbers.append(number)
-            lines.durations.append(row.get("duration", math.nan))
+    for number, start, data in lines_of(lines.path):
+        try:
+            row = parse_line(data, folder, lines.columns, lines.need_text)
+            place = first.get(hash(row["id"]))
+            if place is not None and lines(place)["id"] == row["id"]:
+                raise ValueError(f"id '{row['id']}' was already used in line {lines.numbers[place]}")
+        except ValueError as error:
+            problems[number] = str(error)
+            origins[number] = _origin(data)
+            continue
+        first.setdefault(hash(row["id"]), len(lines.offsets))
+        lines.offsets.append(start)
+        lines.sizes.append(len(data))
+        lines.numbers.append(number)
+        lines.durations.append(row.get("duration", math.nan))
     return origins
 
 
-def _origin(line: bytes) -> str | None:
+def _origin(line: bytes | None) -> str | None:
     """Where a line of a prepared manifest came from, if the corpus noted it."""
     try:
         return json.loads(line).get(ORIGIN)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

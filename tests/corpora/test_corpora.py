@@ -152,10 +152,53 @@ def test_librispeech_mistakes(tmp_path: Path) -> None:
         librispeech.prepare(str(tmp_path / "none"), tmp_path)
     with pytest.raises(UserError, match="holds none of"):
         librispeech.prepare(str(tmp_path), tmp_path)
-    root = make_librispeech(tmp_path / "L", {"test-clean": 2})
-    next(root.rglob("*.flac")).unlink()
-    with pytest.raises(UserError, match=r"is missing; is the split unpacked completely"):
+    (tmp_path / "empty" / "test-clean").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no <speaker>"):
+        librispeech.prepare(str(tmp_path / "empty"), tmp_path / "out")
+
+
+def test_librispeech_reports_every_bad_file_and_reads_what_was_mended(tmp_path: Path) -> None:
+    root = make_librispeech(tmp_path / "L", {"test-clean": 6})
+    missing, damaged = sorted(root.rglob("*.flac"))[:2]
+    content = missing.read_bytes()
+    missing.unlink()
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"nothing")
+    manifest = librispeech.prepare(str(root), tmp_path / "out")["test-clean"]
+    with pytest.raises(UserError, match=r"(?s)2 bad lines.*trans.txt:1: no such file.*trans.txt:\d: cannot decode"):
+        read_manifest(manifest)
+    assert len(read_manifest(manifest, skip_bad=True)) == 4
+    missing.write_bytes(content)
+    damaged.write_bytes(whole)
+    assert len(read_manifest(librispeech.prepare(str(root), tmp_path / "out")["test-clean"])) == 6
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_librispeech_goes_on_where_it_stopped(torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_librispeech(tmp_path / "L", {"train-clean-100": 6})
+    whole = librispeech.prepare(str(root), tmp_path / "whole")
+    read, original = [], librispeech._read_chapter
+
+    def read_chapter(transcript: Path) -> list:
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(transcript)
+        return original(transcript)
+
+    monkeypatch.setattr(librispeech, "_read_chapter", read_chapter)
+    with pytest.raises(KeyboardInterrupt):
         librispeech.prepare(str(root), tmp_path / "out")
+    progress = tmp_path / "out" / "train-clean-100.jsonl.progress"
+    if torn:
+        progress.write_bytes(progress.read_bytes()[:-10])
+    first, chapters = list(read), len(list(root.rglob("*.trans.txt")))
+    read[:] = [None] * 3
+    librispeech.prepare(str(root), tmp_path / "out")
+    assert read[3:][0] == (first[1] if torn else sorted(root.rglob("*.trans.txt"))[2])
+    assert len(read) - 3 == chapters - (1 if torn else 2)
+    for name in whole:
+        assert (tmp_path / "out" / f"{name}.jsonl").read_text() == whole[name].read_text()
+    assert not progress.exists()
 
 
 @pytest.mark.real
