@@ -84,10 +84,10 @@ def check_files(
 
 
 def _check(
-    get: Callable[[int], dict[str, Any]], samples: bool, chunk: range
-) -> list[tuple[float, str | None, bool, bool]]:
-    """Report on some utterances: their seconds, what is wrong, silent, clipped."""
-    reports, seen = [], {}
+    get: Callable[[int], dict[str, Any]], samples: bool, seen: dict[str, AudioReport], chunk: range
+) -> list[AudioReport]:
+    """Report on some utterances; `seen` remembers files that several of them share."""
+    reports = []
     for i in chunk:
         row = get(i)
         path = row["audio"]
