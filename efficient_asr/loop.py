@@ -189,7 +189,7 @@ class Loop(sb.Brain):
         """Name the utterances of a step that was skipped; stop where patience is exhausted."""
         self.nonfinite += 1
         ids = list(itertools.chain.from_iterable(distributed.gather(ids)))
-        epoch, patience = self.hparams.epoch_counter.current, self.hparams.nonfinite_patience
+        epoch, patience = self.hparams.epoch_counter.current, self.nonfinite_patience
         names = listing([", ".join(ids[i : i + 8]) for i in range(0, len(ids), 8)])
         message = f"the {what} is not finite in epoch {epoch}, batch {self.step}, with these utterances:\n{names}"
         if distributed.if_main_process():

@@ -83,6 +83,8 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, dict[str, Any
         overrides = dict(values)
     except Exception as error:  # argparse's and YAML's many ways to refuse a stray word or a bracket left open
         raise UserError(f"command line: {' '.join(argv[1:])!r} cannot be read as --key value pairs ({error})") from None
+    for key in run_opts.overridden_args:
+        _check_limit(key, getattr(run_opts, key))
     _check_device(run_opts.device)
     if "distributed_backend" not in run_opts.overridden_args and (
         run_opts.device == "cpu" or not torch.cuda.is_available()

@@ -115,54 +115,6 @@ def test_several_test_splits_give_several_results(tiny_yaml: Path, tmp_path: Pat
     assert json.loads((tmp_path / "results" / "tiny-dev.json").read_text())["experiment"] == "tiny-dev"
 
 
-MISTAKES = [
-    (["--number_of_epoch", "2"], "Did you mean 'number_of_epochs'"),
-    (["--number_of_epochs", "many"], "does not fit"),
-    (["--corpus", "libri"], "unknown corpus 'libri'"),
-    (["--data_folder", "/nowhere"], "'/nowhere' is no folder"),
-    (["--train_split", "training"], "has no split 'training'; it has"),
-    (["--test_splits", "[test, tset]"], "has no split 'tset'"),
-    (["--corpus_options", "{colums: {}}"], "Did you mean 'columns'"),
-    (["--corpus_options", "{columns: {txt: x}}"], "'txt' is not a manifest field"),
-    (["--sorting", "upwards"], "not ascending, descending or random"),
-    (["--train_normaliser", "plane"], "Did you mean 'plain'"),
-    (["--head_block", "lstm"], "not feedforward, bilstm or none"),
-    (["--lm_path", "/no/lm.arpa"], "no file at /no/lm.arpa"),
-    (["--pretrained_model", "/nowhere"], "has no config.json"),
-    (["--noise_manifest", "/no/noise.jsonl"], "no manifest at /no/noise.jsonl"),
-    (["--max_duration_s", "0.1"], "as short as 0.1 s"),
-    (["--output_folder", "/proc/nothing"], "cannot write to /proc/nothing"),
-    (["--results_folder", "/proc/nothing"], "cannot write to /proc/nothing"),
-    (["--test_normaliser", "plane"], "Did you mean 'plain'"),
-    (["--test_splits", "[test"], "cannot be read as --key value pairs"),
-    (["--test_splits", "null"], "does not fit"),
-    (["--seed", "[1"], "cannot be read as --key value pairs"),
-    (["--max_duration_s", "null"], "does not fit"),
-    (["--encoder", "foo"], "it is an object (!apply:"),
-    (["--batch_size", "0"], "batch_size: 0 is not a whole number of at least 1"),
-    (["--batch_size", "1.5"], "batch_size: 1.5 is not a whole number"),
-    (["--frames_per_state", "1.5"], "frames_per_state: 1.5"),
-    (["--num_workers", "-1"], "num_workers: -1"),
-    (["--max_batch_length_s", "0"], "max_batch_length_s: 0"),
-    (["--device", "gpu"], "'gpu' is no device"),
-    (["--corpus", "os.path"], "has no function prepare()"),
-    (["--corpus_options", "[1]"], "does not fit"),
-    (["--corpus_options", "{manifests: foo}"], "manifests must map splits to files"),
-    (["--corpus_options", "{columns: {text: 3}}"], "must be a column name"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=lambda x: x if isinstance(x, str) else x[0])
-def test_a_users_mistake_ends_with_2_and_a_sentence(
-    options: list[str], message: str, tiny_yaml: Path, capsys: pytest.CaptureFixture
-) -> None:
-    quick = ["--number_of_epochs", "1", "--measure_runtime", "False", "--device", "cpu"]
-    quick = [] if options[0] == "--number_of_epochs" else quick
-    assert run(CTCBrain, [str(tiny_yaml), *quick, *options]) == 2
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
-
-
 def test_audio_too_short_for_its_text_is_named(tiny_yaml: Path, corpus: Path, tmp_path: Path, capsys) -> None:
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     rows[2]["text"] = "a sentence that is far too long for less than a second of audio, as anyone can see"

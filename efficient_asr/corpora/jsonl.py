@@ -40,7 +40,11 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
         if split and BROKEN not in row and row.get("split") != split:
             continue
         found = True
-        yield row | {ORIGIN: f"{path}:{number}"}
+        wanted = " or ".join(map(repr, columns["text"]))
+        hint = (
+            "" if "text" in row or columns["text"] == ["text"] or BROKEN in row else f" (there is no column {wanted})"
+        )
+        yield row | {ORIGIN: f"{path}:{number}{hint}"}
     if not found:
         raise UserError(f"{path} has no rows" + (f" of split '{split}'" if split else ""))
 

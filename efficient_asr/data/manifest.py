@@ -156,7 +156,7 @@ def parse_line(line: bytes | None, folder: str, columns: dict[str, list[str]], n
     if need_text:
         _check_text(row.get("text"), columns)
     duration = row.get("duration", 1.0)
-    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < 1e15:
         raise ValueError(f"duration {duration!r} is not a positive number of seconds")
     if not isinstance(row.get("language", ""), str):
         raise ValueError(f"language {row['language']!r} is not a text")

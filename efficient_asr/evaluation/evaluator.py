@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_c
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
 from efficient_asr.text import get_normaliser
+
+# torch's convolutions on a CPU keep compiled code for the last 1024 shapes, which can take a gigabyte. Over more utterances than
+# this, each of a length of its own, a shape is gone from there before it comes again, so a smaller store costs no time.
+# Only counts where no convolution has run yet in this process.
+MANY = 500
 
 
 @dataclass
@@ -70,6 +76,8 @@ class Benchmark:
         get_normaliser(normaliser)
         path = Path(path)
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, memo=memo)
+        if len(rows) > MANY:
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser)
 
     def normalise(self, text: str, row: Row) -> str:
