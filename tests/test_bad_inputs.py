@@ -72,8 +72,6 @@ def play(case: Case, root: Path) -> tuple[int, str]:
     """Feed the input; returns the exit code and what a person sees, without progress bars."""
     world = make_world(root)
     added = [x.replace("{model}", str(world.model)).replace("{root}", str(root)) for x in case.change(world)]
-    if case.what == "a byte order mark":
-        (world.corpus / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + (world.corpus / "train.jsonl").read_bytes())
     argv, out, err = arguments(case, world, added), io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         if case.command == TRAIN:
@@ -118,9 +116,9 @@ def write_page() -> None:
     lines = [
         "# What you see when the input is bad",
         "",
-        f"{len(CASES)} inputs, each fed by a test (`tests/test_bad_inputs.py`, which also writes this page) to the command beside "
-        "it. `…` stands for a folder. Exit codes: 0 done, 2 a mistake that you can mend (a full disk too), 130 interrupted, 1 a "
-        "fault of ours, with a traceback that we would like to see.",
+        f"{len(CASES)} inputs, each fed by a test (`tests/test_bad_inputs.py`, which also writes this page) to the command "
+        "beside it. `…` stands for a folder. Exit codes: 0 done, 2 a mistake that you can mend (a full disk too), 130 interrupted, "
+        "1 a fault of ours, with a traceback that we would like to see.",
         "",
         "Nothing is lost by a stop: what was prepared, checked, trained and scored is there when the command is started again. "
         "`--skip_bad True` leaves bad utterances out instead, counts them, and lists them with the reason in "

@@ -55,9 +55,8 @@ def normalise_texts(
         ]
         if not skip_bad:
             shown = listing([f"{b['id']}: {b['problem']}" for b in problems])
-            raise UserError(
-                f"{len(empty)} texts are empty:\n{shown}\nMend them, or leave them out with --skip_bad True."
-            )
+            count = f"{len(empty)} texts are" if len(empty) > 1 else "1 text is"
+            raise UserError(f"{count} empty:\n{shown}\nMend them, or leave them out with --skip_bad True.")
         report_skipped("texts", problems, skipped_file)
         out = out.select(np.setdiff1d(np.arange(len(rows)), empty))
     return out

@@ -244,8 +244,10 @@ def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
         try:
             row = parse_line(data, folder, lines.columns, lines.need_text)
             place = first.get(hash(row["id"]))
-            if place is not None and lines(place)["id"] == row["id"]:
-                raise ValueError(f"id '{row['id']}' was already used in line {lines.numbers[place]}")
+            earlier = lines(place) if place is not None else {}
+            if earlier.get("id") == row["id"]:
+                where = earlier.get(ORIGIN) or f"line {lines.numbers[place]}"
+                raise ValueError(f"id '{row['id']}' was already used in {where}")
         except ValueError as error:
             problems[number] = str(error)
             origins[number] = _origin(data)
