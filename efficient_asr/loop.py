@@ -262,7 +262,7 @@ class Loop(sb.Brain):
             "epoch": epoch,
             "processes": distributed.processes(),
             "audio_s": round(audio_s, 1),
-            "wall_s": round(wall_s, 2),
+            "wall_s": round(wall_s, 3),
             "audio_s_per_s": round(audio_s / wall_s, 1),
             "waiting_percent": round(100 * waiting_s / distributed.processes() / wall_s, 1),
             "padding_percent": round(self.train_sampler.padding_percent(), 1),

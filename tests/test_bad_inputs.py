@@ -117,8 +117,8 @@ def write_page() -> None:
         "# What you see when the input is bad",
         "",
         f"{len(CASES)} inputs, each fed by a test (`tests/test_bad_inputs.py`, which also writes this page) to the command "
-        "beside it. `…` stands for a folder. Exit codes: 0 done, 2 a mistake that you can mend (a full disk too), 130 interrupted, "
-        "1 a fault of ours, with a traceback that we would like to see.",
+        "beside it. `…` stands for a folder. Exit codes: 0 done, 2 a mistake that you can mend (a full disk too), 130 "
+        "interrupted, 1 a fault of ours, with a traceback that we would like to see.",
         "",
         "Nothing is lost by a stop: what was prepared, checked, trained and scored is there when the command is started again. "
         "`--skip_bad True` leaves bad utterances out instead, counts them, and lists them with the reason in "
