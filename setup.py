@@ -16,6 +16,7 @@ CORE = [
     "soundfile>=0.12",  # reads every audio format libsndfile knows
     "safetensors>=0.4",  # weights without pickle
     "numpy>=1.26",
+    "scipy>=1.10",  # resampling between rates that share few factors; SpeechBrain brings it anyway
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.8",  # plots of WER against cost
     "espeakng-loader>=0.2.4",  # the synthetic mini corpus needs no download

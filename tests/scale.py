@@ -3,7 +3,7 @@
     python tests/scale.py manifest 1000000      # open a manifest of so many lines
     python tests/scale.py evaluation 100 10000  # peak memory of evaluations of so many utterances
     python tests/scale.py librispeech 281241    # prepare a tree of so many tiny files, after being interrupted half-way
-    python tests/scale.py training data/mini/train.jsonl   # throughput of one and of two processes, and where the time goes
+    python tests/scale.py training hparams/mini/finetune_ctc.yaml --num_workers 1   # throughput of 1 and 2 processes
 
 The numbers that were found stand in docs/scale.md.
 """
@@ -35,14 +35,16 @@ def peak_mb() -> float:
 
 
 def write_manifest(folder: Path, count: int, files: int = 5000) -> Path:
-    """Write a manifest of `count` lines over `files` different audio files."""
+    """Write a manifest of `count` lines over `files` different audio files, whose lengths are spread over any part of it."""
     rng = np.random.default_rng(0)
+    extra_ms = [2017 * i % files for i in range(files)]
     for i in range(files):
-        samples = 0.1 * rng.standard_normal(8000 + 16 * i)
+        samples = 0.1 * rng.standard_normal(8000 + 16 * extra_ms[i])
         soundfile.write(folder / f"{i}.flac", samples, 16000)
     with open(folder / "test.jsonl", "w") as file:
         for i in range(count):
-            row = {"id": f"utterance-{i:07d}", "audio": f"{i % files}.flac", "duration": 0.5 + 0.001 * (i % files)}
+            duration = 0.5 + 0.001 * extra_ms[i % files]
+            row = {"id": f"utterance-{i:07d}", "audio": f"{i % files}.flac", "duration": duration}
             file.write(json.dumps({**row, "text": f"this is the text of number {i}", "language": "en"}) + "\n")
     return folder / "test.jsonl"
 
@@ -167,4 +169,4 @@ def training(yaml: str, *options: str) -> None:
 
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:]
-    globals()[kind](*(int(value) if value.isdigit() else value for value in rest))
+    globals()[kind](*(rest if kind == "training" else map(int, rest)))
