@@ -13,9 +13,11 @@ from torch import nn
 
 from efficient_asr.data import Rows, report_skipped
 from efficient_asr.errors import UserError, listing
+from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.models.encoder import Encoder
 from efficient_asr.text import CharacterLabels
 
 
@@ -39,12 +41,16 @@ class CTCBrain(Loop):
             else CharacterLabels.from_texts(row["text"] for row in rows)
         )
         encoder = hparams["encoder"]
-        head = hparams["head"](encoder.hidden_size, len(labels))
-        model = CTCModel(hparams["frontend"], encoder, head, labels)
+        model = CTCModel(hparams["frontend"], encoder, cls.make_head(hparams, encoder, len(labels)), labels)
         if folder:
             new = model.start_from(resolve_source(folder))
             print(f"started from {folder}" + (f"; new: {', '.join(new)}" if new else ""))
         return model
+
+    @staticmethod
+    def make_head(hparams: dict[str, Any], encoder: Encoder, n_labels: int) -> nn.Module:
+        """Make the head that the YAML describes."""
+        return hparams["head"](encoder.hidden_size, n_labels)
 
     @staticmethod
     def check_rows(model: CTCModel, rows: Rows, fastest: float, skip_bad: bool, skipped_file: Path) -> Rows:
@@ -108,34 +114,50 @@ class CTCBrain(Loop):
             if parameters:
                 self.optimizers_dict[name], self.schedulers[name] = make[name](parameters), schedulers[name]
 
-    def compute_forward(self, batch: Any, stage: sb.Stage) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities [batch, frames, labels] and frame lengths [batch]."""
+    def compute_forward(self, batch: Any, stage: sb.Stage, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities [batch, frames, labels] and frame lengths [batch]; options are the model's."""
         batch = batch.to(self.device)
         wavs, wav_lens = batch.wav
         if stage == sb.Stage.TRAIN:
             wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
         # Validation goes round DistributedDataParallel, whose processes would wait for each other at every batch.
-        return (self.modules["model"] if stage == sb.Stage.TRAIN else self.model)(wavs, wav_lens)
+        return (self.modules["model"] if stage == sb.Stage.TRAIN else self.model)(wavs, wav_lens, **options)
 
     def compute_objectives(self, predictions: tuple, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return the CTC loss, and count errors outside training."""
         log_probs, frame_lengths = predictions
-        tokens, token_lens = batch.tokens
-        targets = (token_lens * tokens.shape[1]).round().long()
-        loss = nn.functional.ctc_loss(
-            log_probs.transpose(0, 1), tokens, frame_lengths, targets, CharacterLabels.blank_index, zero_infinity=True
-        )
         if stage != sb.Stage.TRAIN:
             self.count(batch.text, greedy_texts(log_probs, frame_lengths, self.model.labels))
-        return loss
+        return ctc_loss(log_probs, frame_lengths, batch)
 
     @staticmethod
-    def technique_of(model: CTCModel, technique: str) -> str:
-        """Name of the technique for the Result; `none` where its setting is the identity."""
-        identity = isinstance(model.frontend, nn.Identity) or model.frontend.is_identity
-        return "none" if identity else technique
+    def finish(model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
+        """Do what is left to do to the trained model before it is saved, with the validation utterances."""
 
     @staticmethod
-    def details_of(model: CTCModel) -> dict[str, Any]:
-        """Technique-specific entries of the Result."""
-        return {}
+    def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
+        """Apply the settings that belong to measuring rather than to training, to the model as it was saved."""
+
+    @staticmethod
+    def technique_of(model: CTCModel) -> str:
+        """Names of the techniques in a model for the Result; `none` where there is none, or all are at their identity."""
+        used = list(model.history)
+        for part in (model.frontend, model.encoder, model.head):
+            package, _, name = type(part).__module__.rpartition(".")
+            if package == "efficient_asr.techniques" and not getattr(part, "is_identity", False):
+                used.append(name)
+        return " + ".join(sorted(used)) or "none"
+
+    @staticmethod
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
+        """Technique-specific entries of the Result; with a benchmark, what is to be measured on it besides."""
+        return {key: value for entries in model.history.values() for key, value in entries.items()}
+
+
+def ctc_loss(log_probs: torch.Tensor, frame_lengths: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Mean CTC loss of [batch, frames, labels] with lengths [batch] for the batch's `tokens`."""
+    tokens, token_lens = batch.tokens
+    targets = (token_lens * tokens.shape[1]).round().long()
+    return nn.functional.ctc_loss(
+        log_probs.transpose(0, 1), tokens, frame_lengths, targets, CharacterLabels.blank_index, zero_infinity=True
+    )

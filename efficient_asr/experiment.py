@@ -251,9 +251,10 @@ def train_and_save(
     brain.train(*(make_loader(rows[key], model.labels, orders[key], hparams["num_workers"]) for key in orders))
     if distributed.if_main_process():
         checkpointer.load_model(checkpointer.best())
+        brain_class.finish(model, hparams, rows["valid_split"])
         about = {
             "recipe": hparams["recipe"],
-            "technique": brain_class.technique_of(model, hparams["technique"]),
+            "technique": brain_class.technique_of(model),
             "variant": str(hparams["variant"]),
             "details": brain_class.details_of(model),
         }
@@ -309,9 +310,10 @@ def measure(
     if hparams["threads"]:
         torch.set_num_threads(hparams["threads"])
     transcriber = load_transcriber(str(model_folder))
+    brain_class.configure(transcriber.model, hparams)
     lm = read_language_model(hparams, transcriber.model.labels.vocabulary) if hparams["lm_path"] else None
     lm_transcriber = CTCTranscriber(transcriber.model, lm) if lm else None
-    key = f"{fingerprint(model_folder)} {lm.config if lm else None}"
+    key = f"{fingerprint(model_folder)} {transcriber.model.settings} {lm.config if lm else None}"
     scored = [
         score(
             transcriber, benchmark, lm_transcriber, hparams["measure_macs"],
@@ -331,10 +333,10 @@ def measure(
             repeats=hparams["runtime_repeats"] if hparams["measure_runtime"] else 0,
             experiment=f"{hparams['experiment']}-{benchmark.split}" if several else hparams["experiment"],
             recipe=hparams["recipe"],
-            technique=brain_class.technique_of(transcriber.model, hparams["technique"]),
+            technique=brain_class.technique_of(transcriber.model),
             variant=str(hparams["variant"]),
             hparams=plain,
-            details=brain_class.details_of(transcriber.model),
+            details=brain_class.details_of(transcriber.model, benchmark),
             seed=hparams["seed"],
             lm=lm.config if lm else None,
             time_lm=hparams["time_lm"],

@@ -64,6 +64,7 @@ class Loop(sb.Brain):
     nonfinite, train_loss = 0, 0.0
     train_losses = (0.0,)  # running mean of every process
     schedulers: dict[str, Any]
+    outputs: tuple[str, ...] = ("",)  # what validation counts separately: suffixes of names in the log
 
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
         """Train to the end, from wherever an earlier run came to."""
@@ -214,11 +215,11 @@ class Loop(sb.Brain):
         self.valid_totals["utterances"] += len(batch.id)
         return loss
 
-    def count(self, references: list[str], hypotheses: list[str]) -> None:
-        """Count the word errors of a validation batch."""
+    def count(self, references: list[str], hypotheses: list[str], output: str = "") -> None:
+        """Count the word errors of a validation batch, of one of the model's `outputs`."""
         words = jiwer.process_words(references, hypotheses)
-        self.valid_totals["errors"] += words.substitutions + words.deletions + words.insertions
-        self.valid_totals["words"] += words.hits + words.substitutions + words.deletions
+        self.valid_totals["errors" + output] += words.substitutions + words.deletions + words.insertions
+        self.valid_totals["words" + output] += words.hits + words.substitutions + words.deletions
 
     # ------------------------------------------------------------ an epoch
 
@@ -229,7 +230,8 @@ class Loop(sb.Brain):
             self.nonfinite = self.nonfinite if self.step else 0
             self.audio_s = self.waiting_s = 0.0
             self._ready_at = self._epoch_started = time.perf_counter()
-        self.valid_totals = dict.fromkeys(("loss", "utterances", "errors", "words"), 0.0)
+        counted = [name + output for output in self.outputs for name in ("errors", "words")]
+        self.valid_totals = dict.fromkeys(("loss", "utterances", *counted), 0.0)
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         """Log; after validation anneal and save."""
@@ -239,16 +241,20 @@ class Loop(sb.Brain):
             self._log_throughput(epoch)
             return
         totals = dict(zip(self.valid_totals, distributed.sums(list(self.valid_totals.values())), strict=True))
+        rates = {o: 100 * totals["errors" + o] / max(1.0, totals["words" + o]) for o in self.outputs}
         stats = {
             "loss": totals["loss"] / max(1.0, totals["utterances"]),
-            "wer_percent": 100 * totals["errors"] / max(1.0, totals["words"]),
+            "wer_percent": sum(rates.values()) / len(rates),  # of several outputs the mean
         }
-        rates = {}
+        stats |= {f"wer_percent{output}": rate for output, rate in rates.items() if output}
+        learning_rates = {}
         for name, optimizer in self.optimizers_dict.items():
-            rates[f"lr_{name}"], new = self.schedulers[name](stats["loss"])
+            learning_rates[f"lr_{name}"], new = self.schedulers[name](stats["loss"])
             update_learning_rate(optimizer, new)
         for logger in self.hparams.train_loggers:  # on every process: SpeechBrain's loggers see to it that one writes
-            logger.log_stats({"epoch": epoch, **rates}, train_stats={"loss": self.train_loss}, valid_stats=stats)
+            logger.log_stats(
+                {"epoch": epoch, **learning_rates}, train_stats={"loss": self.train_loss}, valid_stats=stats
+            )
         self.phase, self.train_losses = "done", [0.0]
         self._save({"epoch": epoch, self.checkpointer.min_key: stats["wer_percent"]})
 

@@ -25,15 +25,19 @@ LIMITS: dict[str, int | float] = {
     "frames_per_state": 1, "head_neurons": 1, "head_layers": 1, "lm_beam_size": 1, "grad_accumulation_factor": 1,
     "downsampling_kernel": 1, "max_batch_length_s": 1e-3, "max_duration_s": 1e-3, "lr_encoder": 0.0, "lr_head": 0.0,
     "max_grad_norm": 1e-9, "head_dropout": 0.0, "augment_probability": 0.0, "nonfinite_patience": 0,
-    "ckpt_interval_minutes": 0.0,
+    "ckpt_interval_minutes": 0.0, "calibration_utterances": 1, "exit_patience": 1, "first_step_epochs": 0,
+    "calibrate_mean_layer": 1.0, "calibrate_wer_loss_percent": -100.0, "test_layerdrop_seed": 0,
 }  # fmt: skip
+
+OPEN_KEYS = ("kept_layers",)  # a number, a word or a list
 
 # Keys that a training does not depend on: they may change between its start and its end.
 FREE_KEYS = frozenset(
     "experiment output_folder results_folder test_only go_on skip_bad check_audio corpus_name prepared_folder test_splits "
     "test_normaliser num_workers threads test_batch_size measure_macs measure_runtime runtime_repeats time_lm lm_path lm_alpha "
     "lm_beta lm_beam_size lm_case number_of_epochs ckpt_interval_minutes nonfinite_patience tensorboard data_folder "
-    "epoch_counter recipe technique variant".split()
+    "epoch_counter recipe variant test_layerdrop test_layerdrop_seed exit_rule exit_threshold exit_patience calibrate_mean_layer "
+    "calibrate_wer_loss_percent".split()
 )
 
 
@@ -188,7 +192,7 @@ def _check_type(key: str, default: Any, value: Any) -> None:
             f"--{key}: it is an object ({tag}); change its settings, or give another !new: or !name: object"
         )
     for kind in (bool, (int, float), str, CommentedSeq, CommentedMap):
-        if isinstance(default, kind) and not tag:
+        if isinstance(default, kind) and not tag and key not in OPEN_KEYS:
             fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
             fits = fits or (kind is str and value is None) or (kind is CommentedSeq and isinstance(value, str))
             if not fits:

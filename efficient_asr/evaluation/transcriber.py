@@ -127,12 +127,14 @@ class CTCTranscriber:
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
         with torch.no_grad():
-            log_probs, frame_lengths = self.model(wavs.to(self.device), wav_lens.to(self.device))
+            reading = self.model.recognise(wavs.to(self.device), wav_lens.to(self.device))
+        log_probs, frame_lengths = reading.logits.float().log_softmax(dim=-1), reading.frame_lengths
         if self.language_model is not None:
             texts = self.language_model.decode(log_probs, frame_lengths)
         else:
             texts = greedy_texts(log_probs, frame_lengths, self.model.labels)
-        return [Transcript(text) for text in texts]
+        details = reading.details or [{} for _ in texts]
+        return [Transcript(text, entry) for text, entry in zip(texts, details, strict=True)]
 
     def to(self, device: str) -> CTCTranscriber:
         """Move to a device and return itself."""

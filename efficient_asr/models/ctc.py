@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,25 @@ from efficient_asr.models.encoder import Encoder
 from efficient_asr.text import CharacterLabels
 
 FORMAT = {"format": "efficient_asr", "version": 1, "kind": "ctc"}
+
+
+@dataclass
+class Reading:
+    """What a head made of a batch.
+
+    Attributes
+    ----------
+    logits : torch.Tensor
+        [batch, frames, labels].
+    frame_lengths : torch.Tensor
+        Real frames of each utterance, [batch].
+    details : list of dict
+        What the technique did, for each utterance; empty where there is nothing to tell.
+    """
+
+    logits: torch.Tensor
+    frame_lengths: torch.Tensor
+    details: list[dict[str, Any]] = field(default_factory=list)
 
 
 class CTCHead(nn.Module):
@@ -82,6 +102,24 @@ class CTCHead(nn.Module):
         m = self.frames_per_state
         return logits.reshape(logits.shape[0], logits.shape[1] * m, -1), frame_lengths * m
 
+    def read(self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor) -> Reading:
+        """Run an encoder on `wavs` [batch, time] with `lengths` [batch], and itself on its output.
+
+        A technique's head may run as many layers as it needs instead.
+        """
+        encoded = encoder(wavs, lengths)
+        return Reading(*self(encoded.states, encoded.frame_lengths))
+
+    def adopt(self, trained: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights to start with from a trained head (the last of several), repeated for `frames_per_state`."""
+        trained = trained.heads[-1] if hasattr(trained, "heads") else trained
+        weights = trained.state_dict()
+        if self.frames_per_state > 1 and getattr(trained, "frames_per_state", 0) == 1:
+            # Every frame of a state starts as a copy of the one frame it had: CTC collapses them, the texts stay the same.
+            for key in ("linear.weight", "linear.bias"):
+                weights[key] = torch.cat([weights[key]] * self.frames_per_state)
+        return weights
+
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return self.config
@@ -105,13 +143,28 @@ class CTCModel(nn.Module):
         The head.
     labels : CharacterLabels
         The alphabet.
+
+    Attributes
+    ----------
+    history : dict
+        What techniques did to the network when it was made, by technique, such as the layers that were kept; plain data.
     """
 
-    def __init__(self, frontend: nn.Module, encoder: Encoder, head: CTCHead, labels: CharacterLabels) -> None:
+    def __init__(self, frontend: nn.Module, encoder: Encoder, head: nn.Module, labels: CharacterLabels) -> None:
         super().__init__()
         self.frontend, self.encoder, self.head, self.labels = frontend, encoder, head, labels
+        self.history: dict[str, Any] = {}
 
-    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def shorten(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the encoder gets: samples [batch, time] and lengths [batch]."""
+        lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
+        return self.frontend((zero_padding(wavs, lengths), lengths))
+
+    def recognise(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> Reading:
+        """Read a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]; options are the head's."""
+        return self.head.read(self.encoder, *self.shorten(wavs, wav_lens), **options)
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Recognise a batch.
 
         Arguments
@@ -120,6 +173,8 @@ class CTCModel(nn.Module):
             [batch, time] at 16 kHz.
         wav_lens : torch.Tensor
             Relative lengths, [batch].
+        **options
+            Of the head's `read`.
 
         Returns
         -------
@@ -128,11 +183,8 @@ class CTCModel(nn.Module):
         frame_lengths : torch.Tensor
             Real frames of each utterance, [batch].
         """
-        lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
-        wavs, lengths = self.frontend((zero_padding(wavs, lengths), lengths))
-        encoded = self.encoder(wavs, lengths)
-        logits, frame_lengths = self.head(encoded.states, encoded.frame_lengths)
-        return logits.float().log_softmax(dim=-1), frame_lengths
+        reading = self.recognise(wavs, wav_lens, **options)
+        return reading.logits.float().log_softmax(dim=-1), reading.frame_lengths
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return how many CTC frames come out of so many samples; both [batch]."""
@@ -140,12 +192,15 @@ class CTCModel(nn.Module):
             lengths = self.frontend.output_lengths(lengths)
         return self.encoder.frame_lengths(lengths) * self.head.frames_per_state
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The parts and their arguments, as plain data."""
+        return {name: describe(getattr(self, name)) for name in ("frontend", "encoder", "head")}
+
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write a self-contained model folder: `config.json` (with `about`, for the record) and `model.safetensors`."""
-        parts = {name: describe(getattr(self, name)) for name in ("frontend", "encoder", "head")}
-        save_folder(
-            folder, FORMAT | parts | {"labels": self.labels.characters, "about": about or {}}, self.state_dict()
-        )
+        rest = {"labels": self.labels.characters, "history": self.history, "about": about or {}}
+        save_folder(folder, FORMAT | self.settings | rest, self.state_dict())
 
     @classmethod
     def load(cls, folder: Path | str) -> CTCModel:
@@ -168,6 +223,9 @@ class CTCModel(nn.Module):
         if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
             raise UserError(f"{folder}/config.json: the alphabet does not fit the head; the folder is damaged")
         model = cls(frontend, encoder, head, CharacterLabels(characters))
+        history = config.get("history")
+        if isinstance(history, dict) and all(isinstance(entries, dict) for entries in history.values()):
+            model.history = history
         try:
             missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
         except RuntimeError as error:  # shapes
@@ -193,12 +251,10 @@ class CTCModel(nn.Module):
         trained = CTCModel.load(folder)
         if trained.labels.characters != self.labels.characters:
             raise UserError(f"pretrained_model: {folder} has another alphabet ({''.join(trained.labels.characters)!r})")
-        own, other = self.state_dict(), trained.state_dict()
-        copies = self.head.frames_per_state
-        if copies > 1 and trained.head.frames_per_state == 1:
-            # Every frame of a state starts as a copy of the one frame it had: CTC collapses them, the texts stay the same.
-            for key in ("head.linear.weight", "head.linear.bias"):
-                other[key] = torch.cat([other[key]] * copies)
+        own = self.state_dict()
+        other = {key: value for key, value in trained.state_dict().items() if not key.startswith("head.")}
+        other |= {f"head.{key}": value for key, value in self.head.adopt(trained.head).items()}
+        self.history = trained.history
         fitting = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
         left = [key for key in own if key not in fitting]
         if any(key.startswith("encoder.") for key in left):

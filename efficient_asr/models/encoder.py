@@ -37,6 +37,19 @@ class EncoderState:
     mask: torch.Tensor | None = None
     position_bias: torch.Tensor | None = None
 
+    def select(self, rows: torch.Tensor) -> EncoderState:
+        """Return the state of some utterances (indices [n]), cut to the longest of them."""
+        frame_lengths = self.frame_lengths[rows]
+        frames = max(1, int(frame_lengths.max()))
+        mask = self.mask
+        if mask is not None:  # [batch, frames], or [batch, 1, frames, frames]
+            mask = mask[rows][..., :frames] if mask.dim() == 2 else mask[rows][..., :frames, :frames]
+            mask = None if bool((frame_lengths == frames).all()) else mask
+        bias = self.position_bias
+        if bias is not None:  # [batch * heads, frames, frames]
+            bias = bias.unflatten(0, (len(self.states), -1))[rows][..., :frames, :frames].flatten(0, 1)
+        return EncoderState(self.states[rows, :frames], frame_lengths, mask, bias)
+
 
 @dataclass
 class EncoderOutput:

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from efficient_asr.brains import CTCBrain
+from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.experiment import run
 from efficient_asr.models.ctc import CTCModel
 
@@ -20,7 +21,7 @@ class DownsamplingBrain(CTCBrain):
     """Adds what was done to the waveform to the Result."""
 
     @staticmethod
-    def details_of(model: CTCModel) -> dict[str, Any]:
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
         """Technique, factor, and the rate that the encoder sees."""
         downsampler = model.frontend
         return {

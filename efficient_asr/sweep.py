@@ -1,0 +1,219 @@
+"""Many exit thresholds from one pass over a trained early-exit model.
+
+Every utterance is computed once, to full depth, and what each rule sees at each head is kept as a few numbers. Where an
+utterance would leave at a threshold, what it would say, and how many MACs it would have taken all follow from that, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from efficient_asr.data import iterate_batches
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.evaluator import Benchmark
+from efficient_asr.evaluation.macs import count_macs, thop_available
+from efficient_asr.evaluation.records import Records
+from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.techniques.early_exit import NEVER, RULES, ExitHeads, exits
+
+MOST_CANDIDATES = 1000  # thresholds that calibration tries
+
+
+@dataclass
+class Sweep:
+    """What one pass found.
+
+    Attributes
+    ----------
+    layers : list of int
+        The heads' layers.
+    references : list of str
+        Normalised, [utterances].
+    hypotheses : list of list of str
+        Normalised, of each head, [utterances][heads].
+    errors : numpy.ndarray
+        Word errors, [utterances, heads].
+    words : int
+        Reference words.
+    scores : dict of str to numpy.ndarray
+        What each rule sees, [utterances, heads].
+    encoder_macs, head_macs : numpy.ndarray
+        Of everything up to a head's layer, and of the head, ours and by thop's rules, [utterances, heads, 2].
+    """
+
+    layers: list[int]
+    references: list[str]
+    hypotheses: list[list[str]]
+    errors: np.ndarray
+    words: int
+    scores: dict[str, np.ndarray]
+    encoder_macs: np.ndarray
+    head_macs: np.ndarray
+
+    def exits(self, rule: str, threshold: float, patience: int = 1) -> np.ndarray:
+        """At which head each utterance leaves, [utterances]."""
+        return exits(rule, self.scores[rule], threshold, patience)
+
+    def macs(self, rule: str, out: np.ndarray) -> np.ndarray:
+        """MACs of each utterance that leaves at head `out` [utterances], ours and thop's, [utterances, 2]."""
+        rows = np.arange(len(out))
+        # Similarity looks at states only; the other rules compute every head on the way.
+        heads = self.head_macs if rule in ("none", "similarity") else self.head_macs.cumsum(axis=1)
+        return self.encoder_macs[rows, out] + heads[rows, out]
+
+    def wer_percent(self, out: np.ndarray | int) -> float:
+        """WER where utterances leave at heads `out`."""
+        return 100 * float(self.errors[np.arange(len(self.errors)), out].sum()) / max(1, self.words)
+
+    def mean_layer(self, out: np.ndarray) -> float:
+        """Mean exit layer."""
+        return float(np.asarray(self.layers)[out].mean())
+
+    def details(self, out: np.ndarray) -> dict[str, Any]:
+        """Mean and histogram of the exit layer, and the WER of each head alone."""
+        counts = np.bincount(out, minlength=len(self.layers)).tolist()
+        return {
+            "mean_exit_layer": self.mean_layer(out),
+            "exit_layers": dict(zip(map(str, self.layers), counts, strict=True)),
+            "wer_percent_of_heads": {str(layer): self.wer_percent(i) for i, layer in enumerate(self.layers)},
+        }
+
+    def choose_threshold(
+        self, rule: str, mean_layer: float | None = None, wer_loss_percent: float | None = None, patience: int = 1
+    ) -> float:
+        """Calibrate: the threshold that comes closest to a wanted depth, or the cheapest within a wanted loss.
+
+        Arguments
+        ---------
+        rule : str
+            The rule.
+        mean_layer : float, optional
+            Wanted mean exit layer.
+        wer_loss_percent : float, optional
+            Wanted: at most so many points of WER more than at full depth.
+        patience : int
+            Heads in a row that must be content.
+
+        Raises
+        ------
+        UserError
+            Where not exactly one of the two is wanted, or the rule has no threshold.
+        """
+        if (mean_layer is None) == (wer_loss_percent is None):
+            raise UserError("calibrate to a mean layer or to a loss of WER: give exactly one of the two")
+        if rule == "none":
+            raise UserError("exit_rule: 'none' has no threshold to calibrate; choose another rule")
+        values = np.unique(self.scores[rule][:, :-1])
+        candidates = np.concatenate([values[:1] - 1e-6, (values[1:] + values[:-1]) / 2, values[-1:] + 1e-6])
+        if len(candidates) > MOST_CANDIDATES:
+            candidates = np.quantile(candidates, np.linspace(0, 1, MOST_CANDIDATES))
+        full = self.wer_percent(-1)
+        best, best_value = NEVER[rule], np.inf
+        for threshold in [NEVER[rule], *candidates.tolist()]:
+            out = self.exits(rule, threshold, patience)
+            if mean_layer is not None:
+                value = abs(self.mean_layer(out) - mean_layer)
+            else:
+                value = self.mean_layer(out) if self.wer_percent(out) - full <= wer_loss_percent else np.inf
+            if value < best_value:
+                best, best_value = threshold, value
+        return best
+
+    def records(self, benchmark: Benchmark, rule: str, out: np.ndarray) -> Records:
+        """Return what `score` would have found."""
+        records, macs = Records(), self.macs(rule, out)
+        for i, row in enumerate(benchmark.rows):
+            records.append(
+                {
+                    "id": row["id"], "duration": row["duration"], "reference": self.references[i],
+                    "hypothesis": self.hypotheses[i][out[i]], "errors": int(self.errors[i, out[i]]),
+                    "macs_g": macs[i, 0] / 1e9, "macs_thop_g": macs[i, 1] / 1e9 if thop_available() else None,
+                    "exit_layer": self.layers[out[i]],
+                }
+            )  # fmt: skip
+        return records
+
+
+def sweep(model: CTCModel, benchmark: Benchmark, macs: bool = True) -> Sweep:
+    """Compute every utterance once.
+
+    Arguments
+    ---------
+    model : CTCModel
+        With exit heads, in evaluation mode.
+    benchmark : Benchmark
+        On what.
+    macs : bool
+        Whether MACs are counted.
+
+    Raises
+    ------
+    UserError
+        Where the model has no exit heads.
+    """
+    heads = exit_heads(model)
+    device = next(model.parameters()).device
+
+    def run(fn: Any, *args: Any) -> tuple[Any, np.ndarray]:
+        if not macs:
+            return fn(*args), np.zeros(2)
+        counted = count_macs(fn, *args)
+        return counted.output, np.array([counted.macs, counted.macs_thop or 0], dtype=float)
+
+    references, hypotheses, errors, scores, costs, words = [], [], [], [], [], 0
+    progress = tqdm(
+        iterate_batches(benchmark.rows, 1), total=len(benchmark.rows), unit="utt", leave=False, mininterval=1
+    )
+    for (row,), wavs, wav_lens in progress:
+        with torch.no_grad():
+            (short, lengths), front_macs = run(model.shorten, wavs.to(device), wav_lens.to(device))
+            found = heads.trace(model.encoder, short, lengths, run)
+        texts = [greedy_texts(one["log_probs"], one["frame_lengths"], model.labels)[0] for one in found]
+        texts = [benchmark.normalise(text, row) for text in texts]
+        reference = benchmark.normalise(row["text"], row)
+        counted = count_errors([reference] * len(texts), texts)
+        words += counted[0].reference_length
+        references.append(reference)
+        hypotheses.append(texts)
+        errors.append([e.total for e in counted])
+        scores.append([[one[rule] for rule in RULES] for one in found])
+        costs.append([[one["encoder_cost"] + front_macs, one["head_cost"]] for one in found])
+    all_scores, all_costs = np.array(scores), np.array(costs)
+    return Sweep(
+        heads.layers,
+        references,
+        hypotheses,
+        np.array(errors),
+        words,
+        {rule: all_scores[:, :, i] for i, rule in enumerate(RULES)},
+        all_costs[:, :, 0],
+        all_costs[:, :, 1],
+    )
+
+
+def exit_heads(model: Any) -> ExitHeads:
+    """Return a model's exit heads.
+
+    Raises
+    ------
+    UserError
+        Where it has none.
+    """
+    heads = getattr(model, "head", None)
+    if not isinstance(heads, ExitHeads):
+        raise UserError("this model has no exit heads; train one with recipes/early_exit/train.py")
+    return heads
+
+
+def summary_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Draw a Markdown table of dicts with the same keys."""
+    head = list(rows[0])
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows])

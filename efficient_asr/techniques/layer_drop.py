@@ -1,0 +1,120 @@
+r"""Layer drop at test time: leave out layers at random while the model runs.
+
+Zaiem, Algayres, Parcollet, Essid, Ravanelli: "Fine-tuning Strategies for Faster Inference using Speech Self-Supervised
+Models: A Comparative Study" (arXiv 2303.06740), after Fan, Grave, Joulin: "Reducing Transformer Depth on Demand with Structured
+Dropout" (arXiv 1909.11556): with :math:`b_l \sim \mathrm{Bernoulli}(1 - p)`,
+
+.. math:: h_l = b_l \, f_l(h_{l-1}) + (1 - b_l) \, h_{l-1},
+
+so that :math:`(1 - p) L` layers are computed on average. At :math:`p = 0` (`test_layerdrop: 0`) this is the identity.
+
+Deviations from the paper: it draws for a batch, here every utterance draws for itself, from a generator that is seeded with
+`test_layerdrop_seed` and the utterance's number of samples, so that a transcript does not depend on batch mates, on order, or on
+what ran before. Utterances of one length draw alike. WavLM's first layer is never dropped, as in its implementation, since it
+computes the position bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficient_asr.errors import UserError
+from efficient_asr.models.components import build, describe
+from efficient_asr.models.encoder import Encoder, EncoderOutput, EncoderState
+
+
+class LayerDrop(Encoder):
+    """An encoder that leaves out layers at random in evaluation too.
+
+    Arguments
+    ---------
+    encoder : Encoder
+        The encoder, trained.
+    probability : float
+        For a layer to be left out, 0 to 1 (less than 1).
+    seed : int
+        Seed of the draws.
+
+    Raises
+    ------
+    UserError
+        Where `probability` is none.
+    """
+
+    def __init__(self, encoder: Encoder, probability: float, seed: int = 0) -> None:
+        super().__init__()
+        if isinstance(probability, bool) or not isinstance(probability, (int, float)) or not 0 <= probability < 1:
+            raise UserError(f"test_layerdrop: {probability!r} is not a probability from 0 up to, but not, 1")
+        self.encoder, self.probability, self.seed = encoder, probability, seed
+        self.hidden_size, self.output_norm = encoder.hidden_size, encoder.output_norm
+        self.layerdrop, self.first_droppable_layer = encoder.layerdrop, encoder.first_droppable_layer
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no layer is ever left out."""
+        return not self.probability
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The transformer layers."""
+        return self.encoder.layers
+
+    def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return frames [batch] for samples [batch]."""
+        return self.encoder.frame_lengths(lengths)
+
+    def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
+        """Compute the input of the first layer."""
+        return self.encoder.begin(wavs, lengths)
+
+    def run_layer(self, index: int, state: EncoderState) -> EncoderState:
+        """Run one layer."""
+        return self.encoder.run_layer(index, state)
+
+    def finish(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply what follows the last layer."""
+        return self.encoder.finish(states)
+
+    def draw(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return which layers utterances of so many samples [batch] compute, boolean [batch, layers]."""
+        numbers = [np.random.default_rng([self.seed, n]).random(self.num_layers) for n in lengths.tolist()]
+        drawn = torch.from_numpy(np.stack(numbers) >= self.probability)
+        drawn[:, : self.first_droppable_layer] = True
+        return drawn
+
+    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor, output_hidden_states: bool = False) -> EncoderOutput:
+        """Encode a batch, see `Encoder.forward`; each layer computes only the utterances that drew it."""
+        if self.training or not self.probability:
+            return super().forward(wavs, lengths, output_hidden_states)
+        state, drawn = self.begin(wavs, lengths), self.draw(lengths)
+        hidden_states = [state.states]
+        for index in range(self.num_layers):
+            state = self._run_some(index, state, drawn[:, index].to(state.states.device))
+            hidden_states.append(state.states)
+        states = self.end(state)
+        return EncoderOutput(states, state.frame_lengths, tuple(hidden_states) if output_hidden_states else None)
+
+    def _run_some(self, index: int, state: EncoderState, chosen: torch.Tensor) -> EncoderState:
+        """Run a layer on some utterances, boolean [batch]."""
+        if bool(chosen.all()):
+            return self.run_layer(index, state)
+        if not bool(chosen.any()):
+            return state
+        rows = chosen.nonzero()[:, 0]
+        part = self.run_layer(index, state.select(rows)).states
+        states = state.states.clone()
+        states[rows, : part.shape[1]] = part
+        return replace(state, states=states)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the encoder's entry and the constructor's arguments."""
+        return {"encoder": describe(self.encoder), "probability": self.probability, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LayerDrop:
+        """Build the network of `to_config` with random weights."""
+        return cls(build(config["encoder"], "the encoder of LayerDrop"), config["probability"], config["seed"])

@@ -1,0 +1,115 @@
+"""Train CTC heads on several layers, and let easy utterances leave early (arXiv 2303.06740).
+
+    python recipes/early_exit/train.py hparams/mini/early_exit.yaml
+    python recipes/early_exit/train.py hparams/early_exit.yaml --data_folder /corpora/LibriSpeech --calibrate_mean_layer 18
+    python recipes/early_exit/train.py hparams/early_exit.yaml ... --test_only True --exit_rule similarity --exit_threshold 0.95
+
+The rules are explained in `efficient_asr/techniques/early_exit.py`. Rule, threshold and patience belong to measuring: one
+training serves all of them, and `scripts/sweep.py` compares many. `exit_training: two_step` trains the whole model with the last
+head only, for `first_step_epochs`, then the other heads alone. With `calibrate_*` the validation split chooses the threshold.
+"""
+
+import sys
+from typing import Any
+
+import speechbrain as sb
+import torch
+
+from efficient_asr.brains import CTCBrain, ctc_loss
+from efficient_asr.data import Rows
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.evaluator import Benchmark
+from efficient_asr.experiment import run
+from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.models.encoder import Encoder
+from efficient_asr.sweep import sweep
+from efficient_asr.techniques.early_exit import ExitHeads
+
+
+class EarlyExitBrain(CTCBrain):
+    """Trains all heads together, or the model first and the heads then."""
+
+    @staticmethod
+    def make_head(hparams: dict[str, Any], encoder: Encoder, n_labels: int) -> ExitHeads:
+        """Make a head for each exit; by default on the upper half of the layers, as in the paper."""
+        count = encoder.num_layers
+        layers = hparams["exit_layers"] or list(range(count // 2 + 1, count + 1))
+        if hparams["exit_training"] not in ("joint", "two_step"):
+            raise UserError(f"exit_training: '{hparams['exit_training']}' is not joint or two_step")
+        weights = hparams["exit_loss_weights"]
+        if weights is not None and (len(weights) != len(layers) or any(weight < 0 for weight in weights)):
+            raise UserError(
+                f"exit_loss_weights: {list(weights)} are not {len(layers)} weights, one for each of layers {layers}"
+            )
+        heads = ExitHeads([hparams["head"](encoder.hidden_size, n_labels) for _ in layers], layers)
+        heads.check(encoder)
+        EarlyExitBrain.set_rule(heads, hparams)
+        return heads
+
+    @staticmethod
+    def set_rule(heads: ExitHeads, hparams: dict[str, Any]) -> None:
+        """Set rule, threshold and patience as the YAML says; without a threshold there, a calibrated one stays."""
+        threshold = hparams["exit_threshold"]
+        if threshold is None and hparams["exit_rule"] == heads.rule:
+            threshold = heads.threshold
+        heads.set_rule(hparams["exit_rule"], threshold, hparams["exit_patience"])
+
+    def on_fit_start(self) -> None:
+        """Validation counts every head."""
+        self.outputs = tuple(f"_layer_{layer}" for layer in self.model.head.layers)
+        super().on_fit_start()
+
+    def trained_layers(self) -> list[int]:
+        """The layers whose heads are trained in this epoch."""
+        layers, last = self.model.head.layers, self.model.head.layers[-1:]
+        if self.hparams.exit_training == "joint" or len(layers) == 1:
+            return layers
+        return last if self.hparams.epoch_counter.current <= self.hparams.first_step_epochs else layers[:-1]
+
+    def compute_forward(self, batch: Any, stage: sb.Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities [heads, batch, frames, labels] and frame lengths [batch]."""
+        layers = self.trained_layers() if stage == sb.Stage.TRAIN else self.model.head.layers
+        options = {"only": layers, "train_encoder": self.model.head.layers[-1] in layers}
+        return super().compute_forward(batch, stage, **options)
+
+    def compute_objectives(self, predictions: tuple, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Return the weighted sum of the trained heads' CTC losses; outside training count the errors of every head."""
+        all_log_probs, frame_lengths = predictions
+        layers, trained = self.model.head.layers, self.trained_layers()
+        weights = dict(zip(layers, self.hparams.exit_loss_weights or [1.0] * len(layers), strict=True))
+        loss = torch.zeros((), device=all_log_probs.device)
+        for layer, log_probs in zip(trained if stage == sb.Stage.TRAIN else layers, all_log_probs, strict=True):
+            if stage != sb.Stage.TRAIN:
+                self.count(batch.text, greedy_texts(log_probs, frame_lengths, self.model.labels), f"_layer_{layer}")
+            if layer in trained:
+                loss = loss + weights[layer] * ctc_loss(log_probs, frame_lengths, batch)
+        return loss
+
+    @staticmethod
+    def finish(model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
+        """Calibrate the threshold on the validation utterances."""
+        wanted = {key: hparams[f"calibrate_{key}"] for key in ("mean_layer", "wer_loss_percent")}
+        if any(value is not None for value in wanted.values()):
+            found = sweep(model.eval(), Benchmark("", "", rows, hparams["test_normaliser"]), macs=False)
+            threshold = found.choose_threshold(hparams["exit_rule"], **wanted, patience=hparams["exit_patience"])
+            model.head.set_rule(hparams["exit_rule"], threshold, hparams["exit_patience"])
+            print(f"calibrated on the validation split: {hparams['exit_rule']} {threshold:.4g}")
+
+    @staticmethod
+    def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
+        """Apply the rule that is to be measured."""
+        EarlyExitBrain.set_rule(model.head, hparams)
+
+    @staticmethod
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
+        """The rule; with a benchmark, how deep utterances went and what each head alone would have said."""
+        heads = model.head
+        rule = {"exit_rule": heads.rule, "exit_threshold": heads.threshold, "exit_patience": heads.patience}
+        if benchmark is not None:
+            found = sweep(model, benchmark, macs=False)
+            rule |= found.details(found.exits(heads.rule, heads.threshold, heads.patience))
+        return CTCBrain.details_of(model) | rule
+
+
+if __name__ == "__main__":
+    sys.exit(run(EarlyExitBrain))

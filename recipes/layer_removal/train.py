@@ -1,0 +1,63 @@
+"""Fine-tune an encoder with fewer layers (arXiv 2303.06740): what is taken out costs nothing any more.
+
+    python recipes/layer_removal/train.py hparams/mini/layer_removal.yaml --kept_layers 3
+    python recipes/layer_removal/train.py hparams/layer_removal.yaml --data_folder /corpora/LibriSpeech --kept_layers last_12
+    python recipes/layer_removal/train.py hparams/layer_removal.yaml ... --kept_layers all --test_only True --test_layerdrop 0.3
+
+`kept_layers` is a number (the first N layers), last_N, every_K, least_redundant_N, a list of layers from 1, or all, which is
+exactly the recipe `finetune_ctc`; `efficient_asr/techniques/layer_removal.py` explains them. `test_layerdrop` leaves out layers
+at random while the trained model is measured, `efficient_asr/techniques/layer_drop.py`.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from efficient_asr.brains import CTCBrain
+from efficient_asr.data import Rows, iterate_batches
+from efficient_asr.evaluation.evaluator import Benchmark
+from efficient_asr.experiment import run
+from efficient_asr.models.ctc import CTCModel
+from efficient_asr.techniques.layer_drop import LayerDrop
+from efficient_asr.techniques.layer_removal import choose_layers, keep_layers
+
+
+class LayerRemovalBrain(CTCBrain):
+    """Takes layers out before the training, or leaves some out at random after it."""
+
+    @classmethod
+    def build(cls, hparams: dict[str, Any], rows: Rows) -> CTCModel:
+        """Put the model together, choose the layers to keep, and take out the others."""
+        model = super().build(hparams, rows)
+        count = min(len(rows), hparams["calibration_utterances"])
+        some = rows.select(np.linspace(0, len(rows) - 1, count).astype(int))
+        batches = (model.shorten(wavs, wav_lens) for _, wavs, wav_lens in iterate_batches(some, hparams["batch_size"]))
+        kept = choose_layers(model.encoder, hparams["kept_layers"], batches)
+        if len(kept) < model.encoder.num_layers:
+            before = model.history.get("layer_removal", {})
+            numbers = before.get("kept_layers", range(1, model.encoder.num_layers + 1))  # in the uncut network
+            total = before.get("of_layers", model.encoder.num_layers)
+            keep_layers(model.encoder, kept)
+            names = [numbers[i - 1] for i in kept]
+            model.history["layer_removal"] = {"kept_layers": names, "of_layers": total}
+            print(f"layers that are kept, of {total}: {', '.join(map(str, names))}")
+        return model
+
+    @staticmethod
+    def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
+        """Let layers drop out at random."""
+        if hparams["test_layerdrop"]:
+            model.encoder = LayerDrop(model.encoder, hparams["test_layerdrop"], hparams["test_layerdrop_seed"])
+
+    @staticmethod
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
+        """Layers that are left, and the probability of leaving one out."""
+        details = {"layers": model.encoder.num_layers}
+        if isinstance(model.encoder, LayerDrop):
+            details |= {"test_layerdrop": model.encoder.probability, "test_layerdrop_seed": model.encoder.seed}
+        return CTCBrain.details_of(model) | details
+
+
+if __name__ == "__main__":
+    sys.exit(run(LayerRemovalBrain))

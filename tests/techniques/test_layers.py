@@ -1,0 +1,334 @@
+"""Layer removal, layer drop and early exit on every kind of encoder."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from efficient_asr.data import pad_wavs
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.models import load_encoder
+from efficient_asr.models.ctc import CTCHead, CTCModel
+from efficient_asr.models.whisper import new_whisper_encoder
+from efficient_asr.techniques import early_exit
+from efficient_asr.techniques.early_exit import NEVER, RULES, ExitHeads
+from efficient_asr.techniques.layer_drop import LayerDrop
+from efficient_asr.techniques.layer_removal import choose_layers, keep_layers, layer_redundancies, parse_choice
+from efficient_asr.text import CharacterLabels
+
+KINDS = ("whisper", "wav2vec2-base", "hubert-base", "wavlm-base", "wavlm-large")
+LABELS = CharacterLabels.from_texts(["abcdefghij"])
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, ssl_sources: dict[str, str]) -> CTCModel:
+    """A CTC model of three layers."""
+    torch.manual_seed(3)
+    if request.param == "whisper":
+        encoder = new_whisper_encoder(d_model=32, layers=3, heads=2)
+    else:
+        encoder = load_encoder(ssl_sources[request.param])
+    for layer in encoder.layers:  # random networks hardly change their input: make layers differ
+        for parameter in layer.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    head = CTCHead(encoder.hidden_size, len(LABELS), "feedforward", neurons=16)
+    return CTCModel(torch.nn.Identity(), encoder, head, LABELS).eval()
+
+
+def with_exits(model: CTCModel, layers: list[int], rule: str = "none", threshold: float | None = None) -> CTCModel:
+    """The same model with heads that start as copies of its own, then go their own ways."""
+    heads = ExitHeads([CTCHead.from_config(model.head.config) for _ in layers], layers, rule, threshold)
+    heads.load_state_dict(heads.adopt(model.head))
+    torch.manual_seed(5)
+    for head in heads.heads[:-1]:
+        for parameter in head.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return CTCModel(model.frontend, model.encoder, heads, model.labels).eval()
+
+
+def outputs(model: CTCModel, wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return model(*pad_wavs(wavs))
+
+
+def hidden(model: CTCModel, wavs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        return model.encoder(*model.shorten(*pad_wavs(wavs)), output_hidden_states=True).hidden_states
+
+
+# ------------------------------------------------------------ layer removal
+
+
+def test_all_layers_are_the_baseline_exactly(model: CTCModel, wavs: list[torch.Tensor]) -> None:
+    before = outputs(model, wavs)
+    keep_layers(model.encoder, choose_layers(model.encoder, "all"))
+    assert model.encoder.num_layers == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(model, wavs), strict=True))
+
+
+@pytest.mark.parametrize("kept", [[1], [1, 2], [2, 3], [3], [1, 3]])
+def test_kept_layers_compute_what_they_would_alone(model: CTCModel, wavs: list[torch.Tensor], kept: list[int]) -> None:
+    """The cut network equals the whole one whose other layers are skipped; its parameters are gone, from the file too."""
+    single = wavs[:1]
+    with torch.no_grad():
+        samples, lengths = model.shorten(*pad_wavs(single))
+        state = model.encoder.begin(samples, lengths)
+        if model.encoder.first_droppable_layer and kept[0] != 1:  # WavLM's bias comes from its first layer
+            state.position_bias = model.encoder.run_layer(0, state).position_bias
+        for i in kept:
+            state = model.encoder.run_layer(i - 1, state)
+        logits, _ = model.head(model.encoder.end(state), state.frame_lengths)
+    before = sum(p.numel() for p in model.parameters())
+    layer = sum(p.numel() for p in model.encoder.layers[1].parameters())
+    keep_layers(model.encoder, kept)
+    log_probs, _ = outputs(model, single)
+    torch.testing.assert_close(log_probs, logits.log_softmax(dim=-1), rtol=0, atol=1e-6)
+    assert sum(p.numel() for p in model.parameters()) == before - (3 - len(kept)) * layer
+
+
+def test_a_cut_model_is_saved_and_loaded(model: CTCModel, wavs: list[torch.Tensor], tmp_path) -> None:
+    keep_layers(model.encoder, [2, 3])
+    model.history["layer_removal"] = {"kept_layers": [2, 3], "of_layers": 3}
+    model.save(tmp_path / "model")
+    loaded = CTCModel.load(tmp_path / "model")
+    assert loaded.encoder.num_layers == 2 and loaded.history == model.history
+    assert torch.equal(outputs(model, wavs)[0], outputs(loaded, wavs)[0])
+
+
+def test_macs_fall_as_the_closed_form_says() -> None:
+    """A layer of T frames and d dimensions: 4Td² projections, 2T²d attention, 8Td² feed-forward."""
+    torch.manual_seed(0)
+    encoder, wav, d = new_whisper_encoder(d_model=32, layers=24, heads=2), torch.randn(1, 32000), 32
+    length = torch.tensor([32000])
+    frames = int(encoder.frame_lengths(length))
+    macs = {}
+    for n in (24, 18, 12, 5):
+        keep_layers(encoder.eval(), list(range(1, n + 1)))
+        macs[n] = count_macs(encoder, wav, length).macs
+    one = 12 * frames * d * d + 2 * frames * frames * d
+    assert [macs[24] - macs[n] for n in (18, 12, 5)] == [6 * one, 12 * one, 19 * one]
+
+
+def test_choices() -> None:
+    encoder = new_whisper_encoder(d_model=16, layers=6, heads=2)
+    wanted = {
+        "4": [1, 2, 3, 4], 4: [1, 2, 3, 4], "first_2": [1, 2], "last 3": [4, 5, 6], "every_2": [1, 3, 5], "every_5": [1, 6],
+        "all": [1, 2, 3, 4, 5, 6], "least_redundant_6": [1, 2, 3, 4, 5, 6],
+    }  # fmt: skip
+    assert {choice: choose_layers(encoder, choice) for choice in wanted} == wanted
+    assert choose_layers(encoder, [6, 1]) == [1, 6] and choose_layers(encoder, None) == wanted["all"]
+
+
+@pytest.mark.parametrize(
+    "bad", [0, 7, "7", "half", "first_0", "last", "-1", [], [0], [1, 1], [7], ["1"], 2.5, "every_2_3"]
+)
+def test_choices_that_are_none(bad: object) -> None:
+    with pytest.raises(UserError, match="kept_layers: "):
+        parse_choice(bad, 6)
+
+
+def test_redundancy_is_the_mean_cosine_over_real_frames(model: CTCModel, wavs: list[torch.Tensor]) -> None:
+    together = layer_redundancies(model.encoder, [model.shorten(*pad_wavs(wavs))])
+    alone, frames = torch.zeros(3, dtype=torch.float64), 0
+    for wav in wavs:
+        states = [h[0].double() for h in hidden(model, [wav])]
+        length = len(states[0])
+        alone += torch.stack([torch.cosine_similarity(a, b, dim=-1).sum() for a, b in itertools.pairwise(states)])
+        frames += length
+    torch.testing.assert_close(together, alone / frames, rtol=0, atol=1e-5)
+
+
+def test_the_layer_that_does_nothing_goes_first(wavs: list[torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    encoder = new_whisper_encoder(d_model=32, layers=4, heads=2)
+    for layer in encoder.layers:
+        for parameter in layer.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    for parameter in encoder.layers[1].parameters():
+        parameter.data.zero_()
+    batch, wav_lens = pad_wavs(wavs)
+    lengths = (wav_lens * batch.shape[1]).round().long()
+    assert choose_layers(encoder, "least_redundant_3", [(batch, lengths)]) == [1, 3, 4]
+
+
+# ------------------------------------------------------------ layer drop
+
+
+def test_drop_of_0_is_the_baseline_exactly(model: CTCModel, wavs: list[torch.Tensor]) -> None:
+    before = outputs(model, wavs)[0]
+    model.encoder = LayerDrop(model.encoder, 0.0)
+    assert torch.equal(before, outputs(model, wavs)[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dropped_layers_do_not_depend_on_batch_mates(model: CTCModel, wavs: list[torch.Tensor], seed: int) -> None:
+    model.encoder = LayerDrop(model.encoder, 0.5, seed)
+    together, lengths = outputs(model, wavs)
+    for row, (wav, length) in enumerate(zip(wavs, lengths.tolist(), strict=True)):
+        alone, own = outputs(model, [wav])
+        assert int(own) == length
+        torch.testing.assert_close(together[row, :length], alone[0, :length], rtol=0, atol=1e-5)
+
+
+def test_drop_saves_and_follows_the_seed() -> None:
+    encoder = new_whisper_encoder(d_model=16, layers=12, heads=2)
+    lengths = torch.arange(1000, 3000)
+    drawn = LayerDrop(encoder, 0.3, 1).draw(lengths)
+    assert torch.equal(drawn, LayerDrop(encoder, 0.3, 1).draw(lengths))
+    assert not torch.equal(drawn, LayerDrop(encoder, 0.3, 2).draw(lengths))
+    assert float(drawn.float().mean()) == pytest.approx(0.7, abs=0.01)
+    for bad in (1.0, -0.1, True, "0.5"):
+        with pytest.raises(UserError, match="test_layerdrop"):
+            LayerDrop(encoder, bad)
+
+
+# ------------------------------------------------------------ early exit
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_threshold_that_never_exits_is_the_baseline_exactly(
+    model: CTCModel, wavs: list[torch.Tensor], rule: str
+) -> None:
+    before, lengths = outputs(model, wavs)
+    exits = with_exits(model, [1, 2, 3], rule, None)
+    log_probs, own = outputs(exits, wavs)
+    assert torch.equal(before, log_probs) and torch.equal(lengths, own)
+    with torch.no_grad():
+        assert [d["exit_layer"] for d in exits.recognise(*pad_wavs(wavs)).details] == [3] * len(wavs)
+
+
+ALWAYS = {"entropy": 100.0, "similarity": -2.0, "confidence": -100.0, "agreement": 1.0}
+
+
+@pytest.mark.parametrize(("rule", "layer"), [("entropy", 1), ("similarity", 1), ("confidence", 1), ("agreement", 2)])
+def test_an_exit_equals_the_model_cut_there(model: CTCModel, wavs: list[torch.Tensor], rule: str, layer: int) -> None:
+    """Agreement needs two heads, so nobody leaves at the first."""
+    exits = with_exits(model, [1, 2, 3], rule, ALWAYS[rule])
+    with torch.no_grad():
+        reading = exits.recognise(*pad_wavs(wavs))
+    assert {d["exit_layer"] for d in reading.details} == {layer}
+    model.head = exits.head.heads[layer - 1]
+    keep_layers(model.encoder, list(range(1, layer + 1)))
+    assert torch.equal(reading.logits.log_softmax(dim=-1), outputs(model, wavs)[0])
+
+
+def middle_threshold(model: CTCModel, wavs: list[torch.Tensor], rule: str) -> float:
+    """A threshold at which some leave and some stay."""
+
+    def plain(fn, *args):
+        return fn(*args), 0
+
+    with torch.no_grad():
+        found = [model.head.trace(model.encoder, *model.shorten(*pad_wavs([wav])), plain) for wav in wavs]
+    values = sorted(utterance[rule == "agreement"][rule] for utterance in found)
+    return (values[0] + values[1]) / 2 if rule == "agreement" else (values[1] + values[2]) / 2
+
+
+@pytest.mark.parametrize("rule", ["entropy", "similarity", "confidence", "agreement"])
+@pytest.mark.parametrize("patience", [1, 2])
+def test_batches_leave_as_single_utterances_do(
+    model: CTCModel, wavs: list[torch.Tensor], rule: str, patience: int
+) -> None:
+    exits = with_exits(model, [1, 2, 3], rule)
+    exits.head.set_rule(rule, middle_threshold(exits, wavs, rule), patience)
+    with torch.no_grad():
+        together = exits.recognise(*pad_wavs(wavs))
+        for row, wav in enumerate(wavs):
+            alone = exits.recognise(*pad_wavs([wav]))
+            assert alone.details[0] == together.details[row]
+            length = int(alone.frame_lengths)
+            assert length == int(together.frame_lengths[row])
+            torch.testing.assert_close(together.logits[row, :length], alone.logits[0, :length], rtol=0, atol=1e-5)
+    if patience == 1:
+        assert len({d["exit_layer"] for d in together.details}) > 1, "a test where all leave together shows nothing"
+
+
+def test_macs_of_an_exit_are_those_of_what_ran(wavs: list[torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    encoder = new_whisper_encoder(d_model=32, layers=3, heads=2)
+    head = CTCHead(32, len(LABELS), "none")
+    model = with_exits(CTCModel(torch.nn.Identity(), encoder, head, LABELS).eval(), [1, 2, 3])
+    batch, wav_lens = pad_wavs(wavs[:1])
+    samples, lengths = model.shorten(batch, wav_lens)
+    frames = int(encoder.frame_lengths(lengths))
+    begin = count_macs(encoder.begin, samples, lengths).macs
+    one, read = 12 * frames * 32**2 + 2 * frames**2 * 32, frames * 32 * len(LABELS)
+    for rule, threshold, layers, heads in (
+        ("entropy", 100.0, 1, 1), ("similarity", -2.0, 1, 1), ("agreement", 1.0, 2, 2), ("entropy", 0.0, 3, 3),
+        ("similarity", 2.0, 3, 1), ("none", None, 3, 1),
+    ):  # fmt: skip
+        model.head.set_rule(rule, threshold)
+        assert count_macs(model.recognise, batch, wav_lens).macs == begin + layers * one + heads * read
+
+
+def test_scores_in_closed_form() -> None:
+    """A uniform softmax over c labels has entropy ln c and confidence -ln c; padding does not count."""
+    uniform = torch.full((1, 4, 5), -math.log(5), dtype=torch.float64)
+    sure = torch.full((1, 4, 5), -1e9, dtype=torch.float64)
+    sure[..., 0] = 0
+    mixed = torch.cat([torch.cat([uniform[:, :2], sure[:, :2]], dim=1), uniform])
+    lengths = torch.tensor([4, 2])
+    torch.testing.assert_close(
+        early_exit.entropy(mixed, lengths), torch.tensor([math.log(5) / 2, math.log(5)], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        early_exit.confidence(mixed, lengths), torch.tensor([-math.log(5) / 2, -math.log(5)], dtype=torch.float64)
+    )
+    x = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
+    y = torch.tensor([[[1.0, 1.0], [0.0, 2.0], [9.0, 9.0]]], dtype=torch.float64)
+    assert float(early_exit.similarity(x, y, torch.tensor([2]))) == pytest.approx(math.sqrt(0.5) / 2)
+    paths = torch.tensor([[0, 3, 3, 0, 3, 2, 2, 5]])
+    log_probs = torch.nn.functional.one_hot(paths, 6).double()
+    assert early_exit.greedy_labels(log_probs, torch.tensor([7])) == [[3, 3, 2]]
+    assert early_exit.disagreement([1, 2, 3, 4], [1, 3, 4]) == 0.25 and early_exit.disagreement([], []) == 0
+
+
+def test_exits_of_many_thresholds_at_once() -> None:
+    scores = np.array([[3.0, 1.0, 2.0, 0.1], [1.0, 1.0, 1.0, 1.0], [9.0, 9.0, 9.0, 9.0]])
+    assert early_exit.exits("entropy", scores, 1.5).tolist() == [1, 0, 3]
+    assert early_exit.exits("entropy", scores, 1.5, patience=2).tolist() == [3, 1, 3]
+    assert early_exit.exits("similarity", scores, 2.5).tolist() == [0, 3, 0]
+    assert early_exit.exits("none", scores, 5.0).tolist() == [3, 3, 3]
+    assert early_exit.exits("entropy", scores, 5.0, patience=9).tolist() == [3, 3, 3]
+    for rule, never in NEVER.items():
+        assert early_exit.exits(rule, np.array([[0.0, 1.0]]), never)[0] == 1
+
+
+def test_heads_are_saved_counted_and_trained(model: CTCModel, wavs: list[torch.Tensor], tmp_path) -> None:
+    exits = with_exits(model, [2, 3], "entropy", 0.7)
+    exits.head.set_rule("entropy", 0.7, 2)
+    exits.save(tmp_path / "model")
+    loaded = CTCModel.load(tmp_path / "model")
+    assert (loaded.head.rule, loaded.head.threshold, loaded.head.patience) == ("entropy", 0.7, 2)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(exits, wavs), outputs(loaded, wavs), strict=True))
+    assert len(list(loaded.head.parameters())) == 2 * len(list(model.head.parameters()))
+    log_probs, _ = exits(*pad_wavs(wavs), only=[2, 3], train_encoder=False)
+    assert log_probs.shape[:2] == (2, len(wavs))
+    log_probs.sum().backward()
+    assert all(p.grad is not None for p in exits.head.parameters())
+    assert all(p.grad is None for p in exits.encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([3, 2],), "rising list"), (([0, 3],), "rising list"), (([],), "rising list"), 
+        (([3], "entropie"), "Did you mean 'entropy'"),
+        (([3], "entropy", "low"), "not a number"), (([3], "entropy", 0.1, 0), "whole number of at least 1"),
+    ],
+)  # fmt: skip
+def test_mistakes(arguments: tuple, message: str) -> None:
+    layers, *rest = arguments
+    with pytest.raises(UserError, match=message):
+        ExitHeads([CTCHead(8, 4, "none") for _ in layers], layers, *rest)
+
+
+def test_the_last_layer_must_have_a_head() -> None:
+    encoder = new_whisper_encoder(d_model=16, layers=3, heads=2)
+    with pytest.raises(UserError, match="must be the encoder's last layer, 3"):
+        ExitHeads([CTCHead(16, 4, "none")], [2]).check(encoder)
