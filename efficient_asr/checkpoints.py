@@ -24,11 +24,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from efficient_asr.distributed import if_main_process
+from efficient_asr.distributed import ddp_barrier, if_main_process
 from efficient_asr.errors import UserError, listing
 
 FORMAT = {"format": "efficient_asr checkpoint", "version": 1}
-PREFIX, PARTIAL = "CKPT+", ".partial-"
+PREFIX, PARTIAL, DAMAGED = "CKPT+", ".partial-", "DAMAGED-"
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
 
@@ -127,24 +127,25 @@ class Checkpointer:
             _sync(self.checkpoints_dir)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
             shutil.rmtree(partial, ignore_errors=True)
-            last = self.newest()
+            last = next((c for c in self.list() if not self._damage(c)), None)
             raise UserError(
                 f"no checkpoint could be written to {self.checkpoints_dir} ({_reason(error)}; "
                 f"{_free(self.checkpoints_dir)} free). "
                 + (f"The last good one, {last.path.name}, is still there. " if last else "There is none yet. ")
                 + "Make room or mend the permissions, then start the same command again."
             ) from None
-        self._clean_up()
+        self._clean_up(target)
 
     def remove_leftovers(self) -> None:
         """Remove what a save or a deletion left that was killed."""
         for leftover in self.checkpoints_dir.glob(f"{PARTIAL}*") if self.checkpoints_dir.is_dir() else []:
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _clean_up(self) -> None:
-        """Delete what is neither the newest nor the best; renamed first, so that a kill leaves nothing half deleted."""
+    def _clean_up(self, written: Path) -> None:
+        """Delete what is neither just written nor the best; renamed first, so that a kill leaves nothing half deleted."""
         checkpoints = self.list()
-        keep = {checkpoint.path for checkpoint in (*checkpoints[:1], self.best(checkpoints)) if checkpoint}
+        best = min(self._finished(checkpoints), key=self._rank, default=None)
+        keep = {written, best.path if best else written}
         for checkpoint in checkpoints:
             if checkpoint.path not in keep:
                 doomed = checkpoint.path.with_name(f"{PARTIAL}{checkpoint.path.name}")
@@ -172,20 +173,31 @@ class Checkpointer:
         return sorted(found, key=lambda c: (c.meta["position"], c.path.name), reverse=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint whose sums are right; says which ones are damaged."""
-        for checkpoint in self.list():
-            problem = self._damage(checkpoint)
-            if problem is None:
-                return checkpoint
-            print(f"{checkpoint.path} is damaged ({problem}) and left aside")
-        return None
+        """Return the newest checkpoint whose sums are right; damaged ones are put aside, by the main process."""
+        self._put_damaged_aside()
+        return next(iter(self.list()), None)
 
-    def best(self, checkpoints: list[Checkpoint] | None = None) -> Checkpoint | None:
-        """Return the finished epoch with the lowest `min_key`; of equals the later."""
-        done = [
-            c for c in (self.list() if checkpoints is None else checkpoints) if c.meta.get(self.min_key) is not None
-        ]
-        return min(done, key=lambda c: c.meta[self.min_key], default=None)
+    def best(self) -> Checkpoint | None:
+        """Return the finished epoch with the lowest `min_key` whose sums are right; of equals the later."""
+        self._put_damaged_aside()
+        return min(self._finished(self.list()), key=self._rank, default=None)
+
+    def _finished(self, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+        return [checkpoint for checkpoint in checkpoints if checkpoint.meta.get(self.min_key) is not None]
+
+    def _rank(self, checkpoint: Checkpoint) -> float:
+        return checkpoint.meta[self.min_key]
+
+    def _put_damaged_aside(self) -> None:
+        """Rename damaged checkpoints, so that they neither count nor make others superfluous. All processes wait for that."""
+        for checkpoint in self.list() if if_main_process() else []:
+            problem = self._damage(checkpoint)
+            if problem is not None:
+                aside = checkpoint.path.with_name(f"{DAMAGED}{checkpoint.path.name}")
+                print(f"{checkpoint.path} is damaged ({problem}); put aside as {aside.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(checkpoint.path, aside)
+        ddp_barrier()
 
     @staticmethod
     def _damage(checkpoint: Checkpoint) -> str | None:
@@ -279,6 +291,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _free(folder: Path) -> str:
+    while not folder.exists():
+        folder = folder.parent
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"
 
 

@@ -87,13 +87,14 @@ def _run(brain_class: type[Loop], argv: list[str]) -> None:
             f"test_only: there is no trained model at {model_folder}; run the same command without it first"
         )
     check_writable(Path(hparams["results_folder"]), "results_folder")
-    check_writable(output_folder, "output_folder")
+    check_writable(output_folder if test_only else output_folder / "save", "output_folder")
     lock = FolderLock(output_folder) if distributed.if_main_process() else None  # held to the end of this function
     save_environment(output_folder, path, plain)
     splits = prepare_splits(hparams)
     benchmarks = read_benchmarks(hparams, splits, output_folder)
     if not test_only:
-        train_and_save(brain_class, hparams, run_opts, splits, output_folder, training_settings(path, overrides))
+        settings = training_settings(path, overrides, run_opts)
+        train_and_save(brain_class, hparams, run_opts, splits, output_folder, settings)
     results = measure(hparams, plain, benchmarks, model_folder, brain_class)
     print(f"model: {model_folder}")
     for result in results:
@@ -249,8 +250,9 @@ def train_and_save(
         ),
     }  # fmt: skip
     brain.train(*(make_loader(rows[key], model.labels, orders[key], hparams["num_workers"]) for key in orders))
+    best = checkpointer.best()
     if distributed.if_main_process():
-        checkpointer.load_model(checkpointer.best())
+        checkpointer.load_model(best)
         brain_class.finish(model, hparams, rows["valid_split"])
         about = {
             "recipe": hparams["recipe"],

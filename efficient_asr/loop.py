@@ -69,8 +69,16 @@ class Loop(sb.Brain):
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
         """Train to the end, from wherever an earlier run came to."""
         self.train_sampler, self.train_batches = train_loader.batch_sampler, len(train_loader)
+        self.valid_utterances = len(valid_loader.dataset)
         with self._stoppable():
-            self.fit(self.hparams.epoch_counter, train_loader, valid_loader)
+            try:
+                self.fit(self.hparams.epoch_counter, train_loader, valid_loader)
+            except RuntimeError:
+                if not self.stop_requested:
+                    raise
+                # another process has answered the same signal already, and cannot be waited for any more
+        if self.stop_requested:
+            raise KeyboardInterrupt("stopped; the same command goes on from the last checkpoint")
 
     @property
     def model(self) -> nn.Module:
@@ -146,17 +154,19 @@ class Loop(sb.Brain):
         seed_step(self.hparams.seed, self.hparams.epoch_counter.current, self.step, distributed.rank())
         self._answer_problems(batch)
         self.group_ids += batch.id
+        # Asked before the model runs: under DistributedDataParallel all processes run it, or none.
+        (unread,) = distributed.any_process(not batch.id)
         loss = torch.tensor(torch.nan)
         with self.no_sync(not should_step):
             outputs = None
-            if batch.id and not self.spoiled:
+            if not (unread or self.spoiled):
                 self.on_fit_batch_start(batch, should_step)
                 with self.training_ctx:
                     outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                     loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
                 self.audio_s += float(batch.duration.sum())
             finite = bool(torch.isfinite(loss))
-            unread, bad = distributed.any_process(not batch.id, not finite)
+            (bad,) = distributed.any_process(not finite)
             if not bad:
                 self.scaler.scale(loss / self.grad_accumulation_factor).backward()
                 self.on_fit_batch_end(batch, outputs, loss, should_step)
@@ -168,10 +178,12 @@ class Loop(sb.Brain):
             if not self.spoiled and not (self.scaler.is_enabled() or gradients_finite(self.model.parameters())):
                 self._report("gradient", self.group_ids)
                 self.spoiled = True
+            self.steps_tried += 1
             if self.spoiled:
                 self.zero_grad(set_to_none=True)
             else:
                 self.optimizers_step()
+                self.steps_taken += 1
             self.spoiled, self.group_ids = False, []
         self._ready_at = time.perf_counter()
         return loss.detach().cpu()
@@ -185,6 +197,8 @@ class Loop(sb.Brain):
                     "or leave such utterances out with --skip_bad True."
                 )
             print(f"left out: utterance '{problem['id']}': {problem['problem']}", file=sys.stderr)
+            with open(Path(self.hparams.output_folder) / "skipped_unreadable.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(problem, ensure_ascii=False) + "\n")
 
     def _report(self, what: str, ids: list[str]) -> None:
         """Name the utterances of a step that was skipped; stop where patience is exhausted."""
@@ -229,6 +243,7 @@ class Loop(sb.Brain):
             self.phase, self.spoiled, self.group_ids = "training", False, []
             self.nonfinite = self.nonfinite if self.step else 0
             self.audio_s = self.waiting_s = 0.0
+            self.steps_tried = self.steps_taken = 0
             self._ready_at = self._epoch_started = time.perf_counter()
         counted = [name + output for output in self.outputs for name in ("errors", "words")]
         self.valid_totals = dict.fromkeys(("loss", "utterances", *counted), 0.0)
@@ -239,8 +254,18 @@ class Loop(sb.Brain):
             self.train_loss = distributed.sums([float(stage_loss)])[0] / distributed.processes()
             self.phase, self.train_losses = "validation", [self.train_loss]
             self._log_throughput(epoch)
+            if self.steps_tried and not self.steps_taken:
+                raise UserError(f"not one step could be taken in epoch {epoch}: every batch was skipped, as said above")
+            if distributed.processes() > 1:  # which then validate at their own pace, and could not save together
+                self._save({"epoch": epoch})
             return
         totals = dict(zip(self.valid_totals, distributed.sums(list(self.valid_totals.values())), strict=True))
+        if totals["utterances"] < self.valid_utterances:
+            raise UserError(
+                f"only {totals['utterances']:.0f} of {self.valid_utterances} validation utterances can be read any more, and a "
+                "WER over fewer would not compare with that of other epochs. Mend those named above, then start the same "
+                "command again: it goes on from the last checkpoint."
+            )
         rates = {o: 100 * totals["errors" + o] / max(1.0, totals["words" + o]) for o in self.outputs}
         stats = {
             "loss": totals["loss"] / max(1.0, totals["utterances"]),
@@ -323,8 +348,9 @@ class Loop(sb.Brain):
         if self.phase == "training":
             self._save_intra_epoch_ckpt()
             done = f"after {self.step} of {self.train_batches} batches"
-        else:  # processes validate at their own pace: the main one saves
-            self._save({"epoch": epoch})
+        else:
+            if distributed.processes() == 1:
+                self._save({"epoch": epoch})
             done = "in validation"
         raise KeyboardInterrupt(
             f"stopped in epoch {epoch} {done}; saved in {self.checkpointer.checkpoints_dir}. "

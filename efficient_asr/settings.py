@@ -168,10 +168,12 @@ def load_hparams(
     return hparams, plain
 
 
-def training_settings(path: Path, overrides: dict[str, Any]) -> dict[str, str]:
+def training_settings(path: Path, overrides: dict[str, Any], run_opts: RunOptions) -> dict[str, str]:
     """Return what a training depends on, as text by key: the YAML's own words, objects included."""
     tree = merge_includes(path)
     tree.update(overrides)
+    # options of the command line that SpeechBrain takes to itself
+    tree.update({key: getattr(run_opts, key) for key in run_opts.overridden_args if key in tree})
     settings = {}
     for key, value in tree.items():
         if key not in FREE_KEYS:

@@ -122,8 +122,9 @@ def write_page() -> None:
         "",
         "Nothing is lost by a stop: what was prepared, checked, trained and scored is there when the command is started again. "
         "`--skip_bad True` leaves bad utterances out instead, counts them, and lists them with the reason in "
-        "`<output_folder>/skipped_*.jsonl`. Audio that turns bad after it was checked is answered in the same way when it "
-        "is read; a loss or gradient that is not finite skips the step, names the utterances in `nonfinite.jsonl`, and stops "
+        "`<output_folder>/skipped_*.jsonl`. Audio that turns bad after it was checked stops the training, or is left out "
+        "with `--skip_bad True`; in validation and evaluation it always stops the run, since a WER over fewer utterances would "
+        "not compare. A loss or gradient that is not finite skips the step, names the utterances in `nonfinite.jsonl`, and stops "
         "the run when it happens more than `nonfinite_patience` times in an epoch.",
     ]
     for section, cases in SECTIONS.items():

@@ -315,3 +315,40 @@ def test_what_the_system_refuses_is_said_in_a_sentence(number: str, capsys: pyte
 def test_other_system_errors_are_ours() -> None:
     with pytest.raises(FileNotFoundError):
         exit_code(functools.partial(open, "/no/such/file"))
+
+
+def spoil(checkpointer: Checkpointer, name: str) -> None:
+    path = checkpointer.checkpoints_dir / name / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_deletes_no_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpointer = make(tmp_path)
+    save(checkpointer, 1.0, 1, 20.0)
+    save(checkpointer, 2.0, 2, 30.0)
+    spoil(checkpointer, "CKPT+epoch-0002")
+    assert checkpointer.newest().path.name == "CKPT+epoch-0001" and "put aside" in capsys.readouterr().out
+    save(checkpointer, 1.5, 1, step=3)
+    assert names(checkpointer) == ["CKPT+epoch-0001-batch-3", "CKPT+epoch-0001"]
+    assert (tmp_path / "DAMAGED-CKPT+epoch-0002").is_dir()
+
+
+def test_a_damaged_best_is_not_taken(tmp_path: Path) -> None:
+    checkpointer = make(tmp_path)
+    save(checkpointer, 1.0, 1, 20.0)
+    save(checkpointer, 2.0, 2, 30.0)
+    spoil(checkpointer, "CKPT+epoch-0001")
+    assert checkpointer.best().path.name == "CKPT+epoch-0002"
+
+
+def test_a_model_folder_on_a_full_disk_is_a_users_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    from efficient_asr.models import components
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(components, "save_file", full)
+    with pytest.raises(UserError, match=r"cannot be written to .*No space left"):
+        components.save_folder(tmp_path, {}, {})

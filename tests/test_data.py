@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import chirp
 
 from efficient_asr import data
 from efficient_asr.augmentation import Augment
+from efficient_asr.data import checking
 from efficient_asr.errors import UserError
 from efficient_asr.text import normalise_plain
 
@@ -217,3 +219,37 @@ def test_texts_empty_after_normalisation_are_left_out(capsys: pytest.CaptureFixt
         data.normalise_texts(rows, normalise_plain)
     assert [row["text"] for row in data.normalise_texts(rows, normalise_plain, skip_bad=True)] == ["yes"]
     assert "1 bad utterance left out" in capsys.readouterr().out
+
+
+def test_checking_goes_on_where_it_stopped_and_forgets_problems(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_CHUNK", 1)
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    paths = [str(corpus / row["audio"]) for row in rows]
+    looked_at: list[str] = []
+    original = checking.inspect_audio
+
+    def inspect(path: str, samples: bool) -> checking.AudioReport:
+        looked_at.append(path)
+        if len(looked_at) == 3:
+            raise KeyboardInterrupt
+        if len(looked_at) == 4:
+            return checking.AudioReport(0.0, "the disk did not answer")
+        return original(path, samples)
+
+    monkeypatch.setattr(checking, "inspect_audio", inspect)
+
+    def check() -> checking.Found:
+        durations = array("d", [float("nan")] * len(paths))
+        return checking.check_files(lambda i: {"audio": paths[i]}, durations, True, tmp_path / "memo", "x")
+
+    with pytest.raises(KeyboardInterrupt):
+        check()
+    found = check()
+    assert looked_at == [*paths[:3], *paths[2:]] and found.problems == {2: "the disk did not answer"}
+    found = check()
+    assert looked_at[5:] == [paths[2]] and not found.problems
+    assert list(found.durations) == pytest.approx([1.0, 1.31, 0.7, 1.137], abs=0.01)
+    check()
+    assert len(looked_at) == 6

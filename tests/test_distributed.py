@@ -136,3 +136,58 @@ def test_another_number_of_processes_is_a_change_of_settings(yaml: Path, uninter
     ]  # fmt: skip
     done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 2 and "processes: 2 then, 1 now" in done.stderr
+
+
+# In place of the recipe: all audio of one process's batch is gone once the training has begun.
+VANDAL = """
+import sys
+from pathlib import Path
+from efficient_asr.brains import CTCBrain
+from efficient_asr.experiment import run
+audio, original = Path(sys.argv.pop(1)), CTCBrain.on_fit_start
+def on_fit_start(self):
+    original(self)
+    audio.unlink(missing_ok=True)
+CTCBrain.on_fit_start = on_fit_start
+sys.exit(run(CTCBrain))
+"""
+
+
+def test_a_batch_that_one_process_cannot_read_stops_none(tmp_path: Path) -> None:
+    path = make_yaml(tmp_path)
+    rows = (tmp_path / "corpus" / "train.jsonl").read_text().splitlines()
+    for name in ("dev", "test"):
+        (tmp_path / "corpus" / f"{name}.jsonl").write_text(rows[0])
+    script = tmp_path / "vandal.py"
+    script.write_text(VANDAL)
+    done = torchrun([str(script), str(tmp_path / "corpus" / "u1.wav")], tmp_path, path, "--skip_bad", "True")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "left out: utterance 'u1'" in done.stderr
+
+
+# In place of the recipe: SIGTERM to both processes in the validation, which one of them has finished already.
+STOPPER = """
+import os, signal, sys, time
+from efficient_asr.brains import CTCBrain
+from efficient_asr.experiment import run
+original = CTCBrain.evaluate_batch
+def evaluate_batch(self, batch, stage):
+    if os.environ["RANK"] == "1":
+        time.sleep(2)
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(2)
+    return original(self, batch, stage)
+CTCBrain.evaluate_batch = evaluate_batch
+sys.exit(run(CTCBrain))
+"""
+
+
+def test_a_signal_in_validation_loses_nothing(yaml: Path, tmp_path: Path) -> None:
+    script = tmp_path / "stopper.py"
+    script.write_text(STOPPER)
+    done = torchrun([str(script)], tmp_path, yaml, "--ckpt_interval_steps", "0", "--test_batch_size", "1")
+    assert done.returncode != 0
+    saved = [path.name for path in (tmp_path / "output/save").iterdir()]
+    assert len(saved) == 1 and saved[0].startswith("CKPT+epoch-0000-batch-")
+    done = torchrun(RECIPE, tmp_path, yaml, "--ckpt_interval_steps", "0", "--test_batch_size", "1")
+    assert done.returncode == 0 and "going on from" in done.stdout, done.stderr[-2000:]

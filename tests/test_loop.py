@@ -141,3 +141,55 @@ def test_validation_counts_what_one_batch_would(tiny_yaml: Path, tmp_path: Path)
         assert run(CTCBrain, [str(tiny_yaml), *QUICK, *folder, "--number_of_epochs", "1"]) == 0
         logs.append((tmp_path / size / "train_log.txt").read_text())
     assert len(set(logs)) == 1
+
+
+class VandalOfValidation(Vandal):
+    """Destroys it when validation begins."""
+
+    def on_fit_start(self) -> None:
+        CTCBrain.on_fit_start(self)
+
+    def on_stage_start(self, stage: Any, epoch: int | None = None) -> None:
+        if stage.name == "VALID":
+            self.path.write_bytes(b"gone")
+        super().on_stage_start(stage, epoch)
+
+
+def test_validation_over_fewer_utterances_does_not_count(
+    tiny_yaml: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    VandalOfValidation.path = corpus / "u1.wav"
+    assert run(VandalOfValidation, [str(tiny_yaml), *QUICK, "--skip_bad", "True"]) == 2
+    error = capsys.readouterr().err
+    assert "only 3 of 4 validation utterances" in error and "'u1'" in error
+    assert not (tmp_path / "output/model").exists()
+    left_out = [json.loads(line) for line in (tmp_path / "output/skipped_unreadable.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in left_out] == ["u1"]
+
+
+def test_an_epoch_without_a_step_ends_the_run(
+    tiny_yaml: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = (corpus / "train.jsonl").read_text().splitlines()
+    (corpus / "train.jsonl").write_text(rows[1])
+    Vandal.path = corpus / "u1.wav"
+    assert run(Vandal, [str(tiny_yaml), *QUICK, "--skip_bad", "True"]) == 2
+    assert "not one step could be taken in epoch 1" in capsys.readouterr().err
+
+
+def test_a_changed_run_option_of_the_command_line_is_noticed(tiny_yaml: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(CTCBrain, [str(tiny_yaml), *QUICK, "--number_of_epochs", "1"]) == 0
+    assert run(CTCBrain, [str(tiny_yaml), *QUICK, "--number_of_epochs", "2", "--max_grad_norm", "0.5"]) == 2
+    assert "max_grad_norm: 5.0 then, 0.5 now" in capsys.readouterr().err
+
+
+def test_a_signal_after_the_last_step_is_not_forgotten(tiny_yaml: Path, capsys: pytest.CaptureFixture) -> None:
+    class Late(CTCBrain):
+        def _save(self, meta: dict[str, Any]) -> None:
+            super()._save(meta)
+            self.stop_requested = True
+
+    arguments = [str(tiny_yaml), *QUICK, "--number_of_epochs", "1"]
+    assert run(Late, arguments) == 130
+    assert "goes on" in capsys.readouterr().err
+    assert run(CTCBrain, arguments) == 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -59,8 +59,8 @@ class _Writers:
     def write(self, split: str, row: Row) -> None:
         """Append a row."""
         if split not in self.files:
-            if "/" in split or split in ("", ".", ".."):
-                raise UserError(f"split '{split}' cannot be the name of a file; see {row[ORIGIN]}")
+            if not _can_be_a_file(split):
+                raise UserError(f"split '{split[:60]}' cannot be the name of a file; see {row[ORIGIN]}")
             path = self.folder / f"{split}.jsonl.partial"
             self.files[split]: TextIO = self.stack.enter_context(open(path, "w", encoding="utf-8"))
         self.files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -72,6 +72,27 @@ class _Writers:
             file.close()
             os.replace(file.name, manifests[split])
         return manifests
+
+
+def _can_be_a_file(split: str) -> bool:
+    return split not in ("", ".", "..") and not {"/", "\0"} & set(split) and len(split.encode()) <= 200
+
+
+def _by_split(path: Path, rows: Iterable[Row], writers: _Writers) -> None:
+    """Write each row to the split that it names, or to one of the file's name; what is broken could belong to any of them."""
+    splits, broken = set(), []
+    for row in rows:
+        split = str(row.get("split") or path.stem)
+        if BROKEN not in row and not _can_be_a_file(split):
+            row = {BROKEN: f"split '{split[:60]}' cannot be the name of a file", ORIGIN: row[ORIGIN]}
+        if BROKEN in row:
+            broken.append(row)
+        else:
+            writers.write(split, row)
+            splits.add(split)
+    for split in sorted(splits) or [path.stem]:
+        for row in broken:
+            writers.write(split, row)
 
 
 def prepare(
@@ -115,6 +136,5 @@ def prepare(
             if not files:
                 raise UserError(f"data_folder: {folder} holds no .jsonl file")
             for path in files:
-                for row in _read(path.name, folder, mapping):
-                    writers.write(str(row.get("split") or path.stem), row)
+                _by_split(path, _read(path.name, folder, mapping), writers)
         return writers.finish()

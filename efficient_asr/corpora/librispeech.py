@@ -30,7 +30,7 @@ def _read_chapter(transcript: Path) -> list[Row]:
         origin = f"{transcript}:{number}"
         name, _, text = line.decode("utf-8", errors="replace").partition(" ")
         audio = transcript.with_name(f"{name}.flac")
-        if not name or not text.strip() or "\ufffd" in text:
+        if not name or "/" in name or "\0" in name or not text.strip() or "\ufffd" in text:
             rows.append({BROKEN: f"an id and a text were expected, found '{line[:60]!r}'", ORIGIN: origin})
             continue
         report = inspect_audio(str(audio), samples=False)
@@ -70,7 +70,23 @@ def _read_split(folder: Path, manifest: Path) -> None:
             file.write(json.dumps([str(transcript), rows]).encode() + b"\n")
     with open(progress_file, "rb") as file:
         write_manifest(manifest, (row for line in file for row in json.loads(line)[1]))
+    _chapters_file(manifest).write_text(str(len(transcripts)))
     progress_file.unlink()
+
+
+def _chapters_file(manifest: Path) -> Path:
+    """Where it stands how many chapters a manifest was made of."""
+    return manifest.with_suffix(".chapters")
+
+
+def _is_complete(folder: Path, manifest: Path) -> bool:
+    """Whether a manifest holds all chapters of the folder, which may have been unpacked further since, and nothing broken."""
+    if not manifest.is_file() or not _chapters_file(manifest).is_file():
+        return False
+    chapters = sum(1 for _ in folder.glob("*/*/*.trans.txt"))
+    if _chapters_file(manifest).read_text() != str(chapters):
+        return False
+    return BROKEN not in manifest.read_text(encoding="utf-8")  # what was broken may have been mended
 
 
 def ten_hours(rows: list[Row], hours: float = SUBSET_HOURS) -> list[Row]:
@@ -113,15 +129,15 @@ def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
     origin = out_folder / "data_folder.txt"
     if not origin.is_file() or origin.read_text() != str(root.resolve()):  # manifests of another place do not count
         for split in (*SPLITS, "train-10h"):
-            for ending in ("jsonl", "jsonl.progress"):
+            for ending in ("jsonl", "jsonl.progress", "chapters"):
                 (out_folder / f"{split}.{ending}").unlink(missing_ok=True)
         out_folder.mkdir(parents=True, exist_ok=True)
         origin.write_text(str(root.resolve()))
     manifests = {}
     for split in found:
         manifests[split] = out_folder / f"{split}.jsonl"
-        if manifests[split].is_file() and BROKEN not in manifests[split].read_text(encoding="utf-8"):
-            continue  # what was broken may have been mended
+        if _is_complete(root / split, manifests[split]):
+            continue
         _read_split(root / split, manifests[split])
         if split == "train-clean-100":
             (out_folder / "train-10h.jsonl").unlink(missing_ok=True)

@@ -33,7 +33,16 @@ def iterate_batches(rows: Rows, batch_size: int) -> Iterator[tuple[list[Row], to
     """Load utterances in order, `batch_size` at a time; yields rows, wavs [batch, time], wav_lens [batch]."""
     for start in range(0, len(rows), batch_size):
         chunk = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        yield chunk, *pad_wavs([load_audio(row["audio"]) for row in chunk])
+        yield chunk, *pad_wavs([_load(row) for row in chunk])
+
+
+def _load(row: Row) -> torch.Tensor:
+    try:
+        return load_audio(row["audio"])
+    except UserError as error:
+        raise UserError(
+            f"utterance '{row['id']}': {error}; mend it and start the same command again to go on"
+        ) from None
 
 
 def normalise_texts(

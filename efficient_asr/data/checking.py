@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -55,32 +55,38 @@ def check_files(
     Found
         With the missing durations filled in.
     """
-    fingerprint = None
-    if memo is not None:
-        fingerprint = _fingerprint(get, len(durations), samples)
-        known = _recall(memo, fingerprint, durations)
-        if known is not None:
-            return known
     found = Found(array("d", durations))
     chunks = [range(start, min(start + _CHUNK, len(durations))) for start in range(0, len(durations), _CHUNK)]
     progress = tqdm(
         total=len(durations), desc=f"checking {label}", unit="utt", leave=False, mininterval=1,
         disable=len(durations) < PARALLEL_FROM,
     )  # fmt: skip
-    with progress:
+    with _Memo(memo, _fingerprint(get, len(durations), samples) if memo is not None else None) as known, progress:
+        left = []
+        for chunk in chunks:
+            if chunk.start in known.chunks:
+                _note(found, chunk, known.chunks[chunk.start], durations)
+                progress.update(len(chunk))
+            else:
+                left.append(chunk)
         check = partial(_check, get, samples, {})
-        for chunk, reports in zip(chunks, in_parallel(check, chunks, len(durations) > PARALLEL_FROM), strict=True):
-            for i, (duration_s, problem, silent, clipped) in zip(chunk, reports, strict=True):
-                if problem is not None:
-                    found.problems[i] = problem
-                elif math.isnan(durations[i]):
-                    found.durations[i] = duration_s
-                found.silent += [i] * silent
-                found.clipped += [i] * clipped
-            progress.update(len(reports))
-    if memo is not None and fingerprint is not None:
-        _remember(memo, fingerprint, found, durations)
+        checked = in_parallel(check, left, len(left) * _CHUNK > PARALLEL_FROM)
+        for chunk, reports in zip(left, checked, strict=True):
+            _note(found, chunk, reports, durations)
+            known.add(chunk, reports)
+            progress.update(len(chunk))
     return found
+
+
+def _note(found: Found, chunk: range, reports: list[AudioReport], durations: array) -> None:
+    """Add the reports on some utterances to what was found."""
+    for i, (duration_s, problem, silent, clipped) in zip(chunk, reports, strict=True):
+        if problem is not None:
+            found.problems[i] = problem
+        elif math.isnan(durations[i]):
+            found.durations[i] = duration_s
+        found.silent += [i] * silent
+        found.clipped += [i] * clipped
 
 
 def _check(
@@ -104,7 +110,7 @@ def _check(
 
 def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
     """Hash of paths, sizes and times of all audio files; None where one is missing."""
-    digest = hashlib.sha256(f"2 {samples} {count}".encode())
+    digest = hashlib.sha256(f"3 {samples} {count} {_CHUNK}".encode())
     for i in range(count):
         row = get(i)
         try:
@@ -115,24 +121,48 @@ def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
     return digest.hexdigest()
 
 
-def _recall(memo: Path, fingerprint: str | None, durations: array) -> Found | None:
-    try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
-        if fingerprint is None or known["fingerprint"] != fingerprint:
-            return None
-        found = Found(array("d", durations), {int(i): p for i, p in known["problems"].items()})
-        found.silent, found.clipped = known["silent"], known["clipped"]
-        for i, duration_s in known["durations"].items():
-            found.durations[int(i)] = duration_s
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
+class _Memo:
+    """Reports on chunks of utterances, a JSON line each, written as they come: a check that was interrupted goes on from there.
 
+    Chunks with a problem are not kept: what was wrong may have been mended without a trace in size or time of the file.
+    """
 
-def _remember(memo: Path, fingerprint: str, found: Found, durations: array) -> None:
-    filled = {i: found.durations[i] for i in range(len(durations)) if math.isnan(durations[i])}
-    content = {"fingerprint": fingerprint, "problems": found.problems, "durations": filled}
-    partial = memo.with_name(memo.name + ".partial")
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(content | {"silent": found.silent, "clipped": found.clipped}), encoding="utf-8")
-    os.replace(partial, memo)
+    def __init__(self, path: Path | None, fingerprint: str | None) -> None:
+        self.chunks: dict[int, list[AudioReport]] = {}
+        self.file: TextIO | None = None
+        if path is None or fingerprint is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = 0
+        with open(path, "ab+") as file:
+            file.seek(0)
+            for number, line in enumerate(file):
+                try:
+                    content = json.loads(line)
+                    if not line.endswith(b"\n") or (number == 0 and content != fingerprint):
+                        break
+                    if number:
+                        self.chunks[int(content[0])] = [AudioReport(*report) for report in content[1]]
+                except (ValueError, TypeError, IndexError, KeyError):
+                    break
+                end += len(line)
+            file.truncate(end)
+        self.file = open(path, "a", encoding="utf-8")
+        if not end:
+            self._write(fingerprint)
+
+    def add(self, chunk: range, reports: list[AudioReport]) -> None:
+        """Keep the reports on some utterances."""
+        if self.file is not None and not any(report.problem for report in reports):
+            self._write([chunk.start, reports])
+
+    def _write(self, content: Any) -> None:
+        self.file.write(json.dumps(content) + "\n")
+        self.file.flush()
+
+    def __enter__(self) -> _Memo:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.file is not None:
+            self.file.close()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from efficient_asr.data.checking import check_files
+from efficient_asr.distributed import if_main_process
 from efficient_asr.errors import UserError, did_you_mean, listing
 
 FIELDS = ("id", "audio", "duration", "text", "language", "speaker")
@@ -353,6 +354,8 @@ def read_manifest(
 
 def report_skipped(what: str, bad: list[dict[str, Any]], skipped_file: Path | None) -> None:
     """Say how many utterances were left out, and write them to a file where one is named."""
+    if not if_main_process():  # they all know the same
+        return
     where = ""
     if skipped_file is not None:
         write_manifest(skipped_file, bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from efficient_asr.errors import UserError
 
 Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
 _work: Callable[[Any], Any] | None = None  # in a worker
+_PR_SET_PDEATHSIG = 1
 
 
 def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it: bool) -> Iterator[Outcome]:
@@ -54,6 +56,7 @@ def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it
 def _start(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a parent that was killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -6,6 +6,8 @@ so that a transcript cannot depend on its batch mates.
 
 from __future__ import annotations
 
+import pickle
+
 import torch
 from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -68,6 +70,11 @@ class WhisperTranscriber:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"'{source}' is neither a model directory nor a hub id that can be reached ({reason})"
+            ) from None
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
+                "and was not read; take a model with model.safetensors"
             ) from None
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:

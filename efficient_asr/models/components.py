@@ -62,11 +62,23 @@ def build(entry: Any, what: str) -> torch.nn.Module:
 
 
 def save_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    """Write `config.json` and `model.safetensors`; each file appears whole or not at all, the configuration last."""
+    """Write `config.json` and `model.safetensors`; each file appears whole or not at all, the configuration last.
+
+    Raises
+    ------
+    UserError
+        Where the weights cannot be written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    save_file(tensors, folder / (WEIGHTS + ".partial"), metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / (WEIGHTS + ".partial"), metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, which is no OSError there
+        (folder / (WEIGHTS + ".partial")).unlink(missing_ok=True)
+        raise UserError(
+            f"the model cannot be written to {folder} ({error}); make room, then start the command again"
+        ) from None
     os.replace(folder / (WEIGHTS + ".partial"), folder / WEIGHTS)
     partial = folder / (CONFIG + ".partial")
     partial.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,24 @@ def test_jsonl_broken_lines_are_reported_where_they_stand(corpus: Path, tmp_path
     assert len(read_manifest(out["train"], skip_bad=True)) == 4
 
 
+def test_jsonl_broken_lines_of_a_file_with_splits_are_not_lost(corpus: Path, tmp_path: Path) -> None:
+    """Which split they belonged to is unknown: each that the file names reports them."""
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    splits = ["train", "dev", "a\0b", "train"]
+    lines = [json.dumps({**row, "split": split}) for row, split in zip(rows, splits, strict=True)]
+    for path in corpus.glob("*.jsonl"):
+        path.unlink()
+    (corpus / "all.jsonl").write_text("\n".join([*lines, '{"id": "torn']))
+    manifests = jsonl.prepare(str(corpus), tmp_path / "out")
+    assert sorted(manifests) == ["dev", "train"]
+    for split, count in (("train", 2), ("dev", 1)):
+        with pytest.raises(UserError, match=r"all\.jsonl:3"):
+            read_manifest(manifests[split])
+        skipped = tmp_path / f"{split}.skipped"
+        assert len(read_manifest(manifests[split], skip_bad=True, skipped_file=skipped)) == count
+        assert len(skipped.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -128,6 +147,14 @@ def test_librispeech_of_another_folder_is_prepared_anew(tmp_path: Path) -> None:
     b = make_librispeech(tmp_path / "b", {"dev-clean": 5})
     assert len(read_manifest(librispeech.prepare(str(a), tmp_path / "out")["dev-clean"])) == 2
     assert len(read_manifest(librispeech.prepare(str(b), tmp_path / "out")["dev-clean"])) == 5
+
+
+def test_librispeech_that_was_unpacked_further_is_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "LibriSpeech"
+    for unpacked in (2, 5):  # the second time with another chapter
+        shutil.rmtree(folder, ignore_errors=True)
+        root = make_librispeech(folder, {"dev-clean": unpacked})
+        assert len(read_manifest(librispeech.prepare(str(root), tmp_path / "out")["dev-clean"])) == unpacked
 
 
 def test_jsonl_survives_foreign_bytes_and_columns(corpus: Path, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_heads_are_saved_counted_and_trained(model: CTCModel, wavs: list[torch.T
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([3, 2],), "rising list"), (([0, 3],), "rising list"), (([],), "rising list"), 
+        (([3, 2],), "rising list"), (([0, 3],), "rising list"), (([],), "rising list"),
         (([3], "entropie"), "Did you mean 'entropy'"),
         (([3], "entropy", "low"), "not a number"), (([3], "entropy", 0.1, 0), "whole number of at least 1"),
     ],
