@@ -63,7 +63,7 @@ def load_encoder(source: str, **options: Any) -> Encoder:
         Hub id, local directory in Hugging Face's layout, `efficient_asr:<asset>`, or a model folder of this project,
         of which only the encoder is taken.
     **options
-        `output_norm`, `freeze`, `freeze_feature_extractor`, `spec_augment`.
+        `output_norm`, `freeze`, `freeze_feature_extractor`, `spec_augment`; `features` of an SSL encoder (`cnn` or `fbank`).
 
     Raises
     ------
@@ -83,8 +83,11 @@ def load_encoder(source: str, **options: Any) -> Encoder:
             trained = CTCModel.load(source).encoder
             kind = type(trained)
             network = trained.model
-            extra = {"normalise_input": trained.normalise_input} if kind is SSLEncoder else {}
-            return kind(network, **extra, **options)
+            if kind is SSLEncoder:
+                options |= {"normalise_input": trained.normalise_input, "features": trained.features}
+            elif kind is WhisperEncoder:
+                _refuse_features(source, options)
+            return kind(network, **options)
         model_type = config.get("model_type")
     else:
         try:
@@ -97,6 +100,8 @@ def load_encoder(source: str, **options: Any) -> Encoder:
     kinds = {"whisper": WhisperEncoder, "wav2vec2": SSLEncoder, "hubert": SSLEncoder, "wavlm": SSLEncoder}
     if model_type not in kinds:
         raise UserError(f"source: '{source}' is of type '{model_type}'; encoders can be {', '.join(kinds)}")
+    if model_type == "whisper":
+        _refuse_features(source, options)
     try:
         return kinds[model_type].from_source(source, **options)
     except OSError as error:
@@ -106,3 +111,11 @@ def load_encoder(source: str, **options: Any) -> Encoder:
             f"source: '{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute "
             "code and was not read; take a model with model.safetensors"
         ) from None
+
+
+def _refuse_features(source: str, options: dict[str, Any]) -> None:
+    """Whisper's encoder has filterbanks already."""
+    if options.pop("features", "cnn") != "cnn":
+        raise UserError(
+            f"features: '{source}' is a Whisper, whose encoder starts from filterbanks anyway; leave it at cnn"
+        )

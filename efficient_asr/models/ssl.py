@@ -25,6 +25,7 @@ from efficient_asr.models.encoder import (
     frame_mask,
     plain_network_config,
 )
+from efficient_asr.models.fbank import FilterbankExtractor
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 
@@ -73,6 +74,13 @@ class SSLEncoder(Encoder):
         Do not train the convolutional front end.
     spec_augment : bool
         Mask features in training, as the model's own configuration says.
+    features : str
+        `cnn`, the model's own convolutions on the waveform, or `fbank`, filterbanks in their place, to be trained.
+
+    Raises
+    ------
+    UserError
+        For a network that is not supported, or other `features`.
     """
 
     def __init__(
@@ -83,8 +91,11 @@ class SSLEncoder(Encoder):
         freeze: bool = False,
         freeze_feature_extractor: bool = True,
         spec_augment: bool = False,
+        features: str = "cnn",
     ) -> None:
         super().__init__()
+        if features not in ("cnn", "fbank"):
+            raise UserError(f"features: '{features}' is not cnn or fbank")
         if getattr(model, "adapter", None) is not None or getattr(model.config, "conv_pos_batch_norm", False):
             raise UserError("this encoder has an adapter or a batch norm in its positions, which is not supported")
         model.config.apply_spec_augment = spec_augment
@@ -93,14 +104,18 @@ class SSLEncoder(Encoder):
         self.hidden_size = model.config.hidden_size
         self.layerdrop = model.config.layerdrop
         self.first_droppable_layer = 1 if model.config.model_type == "wavlm" else 0
-        first = model.feature_extractor.conv_layers[0]
-        self.group_norm = None
-        norm = getattr(first, "layer_norm", None)
-        if isinstance(norm, (nn.GroupNorm, MaskedGroupNorm)):
-            first.layer_norm = norm if isinstance(norm, MaskedGroupNorm) else MaskedGroupNorm(norm)
-            self.group_norm = [first.layer_norm]  # in a list: it is registered below the model already
-        if freeze_feature_extractor or freeze:
-            model.feature_extractor._freeze_parameters()
+        self.features, self.group_norm = features, None
+        if features == "fbank":
+            if not isinstance(model.feature_extractor, FilterbankExtractor):
+                model.feature_extractor = FilterbankExtractor(model.config.conv_dim[-1])
+        else:
+            first = model.feature_extractor.conv_layers[0]
+            norm = getattr(first, "layer_norm", None)
+            if isinstance(norm, (nn.GroupNorm, MaskedGroupNorm)):
+                first.layer_norm = norm if isinstance(norm, MaskedGroupNorm) else MaskedGroupNorm(norm)
+                self.group_norm = [first.layer_norm]  # in a list: it is registered below the model already
+            if freeze_feature_extractor:
+                model.feature_extractor._freeze_parameters()
         if freeze:
             model.requires_grad_(False)
 
@@ -115,13 +130,15 @@ class SSLEncoder(Encoder):
         """Build the network of `to_config` with random weights."""
         network = plain_network_config(config["network"], MODEL_TYPES)
         model = AutoModel.from_config(AutoConfig.for_model(**network))
-        return cls(model, normalise_input=config["normalise_input"], output_norm=config["output_norm"])
+        options = {key: config[key] for key in ("normalise_input", "output_norm", "features") if key in config}
+        return cls(model, **options)
 
     def to_config(self) -> dict[str, Any]:
         """Return the network's configuration as plain data."""
         network = self.model.config.to_diff_dict() | {"model_type": self.model.config.model_type}
         network["num_hidden_layers"] = self.num_layers
-        return {"network": network, "normalise_input": self.normalise_input, "output_norm": self.output_norm}
+        rest = {"normalise_input": self.normalise_input, "output_norm": self.output_norm, "features": self.features}
+        return {"network": network, **rest}
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -130,6 +147,8 @@ class SSLEncoder(Encoder):
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return frames [batch] for samples [batch]."""
+        if self.features == "fbank":
+            return self.model.feature_extractor.frame_lengths(lengths)
         for conv in self.model.feature_extractor.conv_layers:
             lengths = _conv_length(lengths, conv.conv)
         return lengths
@@ -138,15 +157,7 @@ class SSLEncoder(Encoder):
         """Normalise, run the convolutions, the projection and the positional convolution."""
         model, encoder = self.model, self.model.encoder
         lengths = lengths.to(wavs.device)
-        if self.normalise_input:
-            wavs = _normalise_wavs(wavs, lengths)
-        shortest = _receptive_field(model.feature_extractor.conv_layers)
-        if wavs.shape[1] < shortest:
-            wavs = nn.functional.pad(wavs, (0, shortest - wavs.shape[1]))
-        if self.group_norm is not None:
-            self.group_norm[0].frame_lengths = _conv_length(lengths, model.feature_extractor.conv_layers[0].conv)
-        states = model.feature_extractor(wavs).transpose(1, 2)
-        states = model.feature_projection(states)
+        states = model.feature_projection(self._extract(wavs, lengths))
         states = states[0] if isinstance(states, tuple) else states
         frame_lengths = self.frame_lengths(lengths)
         padding_mask = frame_mask(frame_lengths, states.shape[1])
@@ -161,6 +172,20 @@ class SSLEncoder(Encoder):
         else:
             mask = attention_mask(model.config, states, frame_lengths)
         return EncoderState(states, frame_lengths, mask)
+
+    def _extract(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return features [batch, frames, dim] of `wavs` [batch, time] with `lengths` [batch]."""
+        extractor = self.model.feature_extractor
+        if self.normalise_input:
+            wavs = _normalise_wavs(wavs, lengths)
+        if self.features == "fbank":
+            return extractor(wavs, lengths)
+        shortest = _receptive_field(extractor.conv_layers)
+        if wavs.shape[1] < shortest:
+            wavs = nn.functional.pad(wavs, (0, shortest - wavs.shape[1]))
+        if self.group_norm is not None:
+            self.group_norm[0].frame_lengths = _conv_length(lengths, extractor.conv_layers[0].conv)
+        return extractor(wavs).transpose(1, 2)
 
     def run_layer(self, index: int, state: EncoderState) -> EncoderState:
         """Run one transformer layer."""

@@ -1,6 +1,6 @@
 """Fine-tune an encoder with fewer layers (arXiv 2303.06740): what is taken out costs nothing any more.
 
-    python recipes/layer_removal/train.py hparams/mini/layer_removal.yaml --kept_layers 3
+    python recipes/layer_removal/train.py hparams/mini/layer_removal.yaml --kept_layers first_3
     python recipes/layer_removal/train.py hparams/layer_removal.yaml --data_folder /corpora/LibriSpeech --kept_layers last_12
     python recipes/layer_removal/train.py hparams/layer_removal.yaml ... --kept_layers all --test_only True --test_layerdrop 0.3
 

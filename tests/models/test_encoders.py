@@ -151,3 +151,31 @@ def test_whisper_on_its_own_length_equals_the_reference_on_30_s(real_models: Pat
         theirs = reference(mel.input_features).last_hidden_state
         ours = encoder(wav[None], torch.tensor([len(wav)])).states
     assert (ours - theirs).abs().mean() < 1e-3 * theirs.abs().mean()
+
+
+@pytest.mark.parametrize("kind", ["wavlm-large", "hubert-base"])
+def test_filterbanks_in_place_of_the_convolutions(
+    kind: str, ssl_sources: dict[str, str], wavs: list[torch.Tensor], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    encoder = load_encoder(ssl_sources[kind], features="fbank").eval()
+    batch, _ = pad_wavs(wavs)
+    with torch.no_grad():
+        together = encoder(batch, lengths_of(wavs))
+        for i, wav in enumerate(wavs):
+            alone = encoder(wav[None], lengths_of([wav]))
+            frames = int(alone.frame_lengths)
+            assert frames == len(wav) // 320 == together.frame_lengths[i] == alone.states.shape[1]
+            torch.testing.assert_close(together.states[i, :frames], alone.states[0], rtol=1e-4, atol=2e-5)
+    assert all(p.requires_grad for p in encoder.model.feature_extractor.parameters())
+    same = type(encoder).from_config(encoder.to_config()).eval()
+    same.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        assert torch.equal(same(batch, lengths_of(wavs)).states, together.states)
+
+
+def test_features_that_do_not_fit(ssl_sources: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="not cnn or fbank"):
+        load_encoder(ssl_sources["wavlm-large"], features="mel")
+    with pytest.raises(UserError, match="is a Whisper"):
+        load_encoder("efficient_asr:mini_encoder", features="fbank")
