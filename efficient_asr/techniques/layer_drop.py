@@ -52,6 +52,7 @@ class LayerDrop(Encoder):
         self.encoder, self.probability, self.seed = encoder, probability, seed
         self.hidden_size, self.output_norm = encoder.hidden_size, encoder.output_norm
         self.layerdrop, self.first_droppable_layer = encoder.layerdrop, encoder.first_droppable_layer
+        self.train(encoder.training)
 
     @property
     def is_identity(self) -> bool:
