@@ -13,6 +13,7 @@ CORE = [
     "transformers==5.23.0",  # wav2vec 2.0, HuBERT, WavLM and Whisper networks
     "hyperpyyaml==1.2.3",  # experiments are YAML files
     "jiwer==4.0.0",  # word and character alignment
+    "rapidfuzz>=3",  # edit distance of label sequences; jiwer's own engine
     "soundfile>=0.12",  # reads every audio format libsndfile knows
     "safetensors>=0.4",  # weights without pickle
     "numpy>=1.26",

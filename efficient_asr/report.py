@@ -16,7 +16,10 @@ from typing import Any
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.result import Result
 
-MARKER = re.compile(r"(<!-- table (?P<name>[\w./-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+MARKER = re.compile(
+    r"(<!-- table (?P<name>[\w./-]+)(?P<techniques>[\w+ ]*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
+)
+MOST_LABELS = 8  # points of a plot; of more only the Pareto front is labelled
 
 
 @dataclass
@@ -226,6 +229,8 @@ def published_table(published: list[Published], paper: str) -> str:
 def render(text: str, runs: list[Result], published: list[Published]) -> str:
     """Fill every `<!-- table NAME -->` ... `<!-- /table -->` of a Markdown text; NAME is `corpus/split`.
 
+    Techniques that follow the name select rows, besides the baseline: `<!-- table NAME early_exit downsampling+early_exit -->`.
+
     Raises
     ------
     UserError
@@ -239,7 +244,9 @@ def render(text: str, runs: list[Result], published: list[Published]) -> str:
             raise UserError(
                 f"a table '{name}' is asked for, but there are results of {', '.join(groups) or 'nothing'} only"
             )
-        return match[1] + make_table(name, groups[name], published) + "\n" + match[3]
+        wanted = {"none", *(word.replace("+", " + ") for word in match["techniques"].split())}
+        results = [r for r in groups[name] if len(wanted) == 1 or r.technique in wanted]
+        return match[1] + make_table(name, results, published) + "\n" + match["end"]
 
     return MARKER.sub(fill, text)
 
@@ -278,6 +285,14 @@ def pareto_front(points: list[tuple[float, float]]) -> list[int]:
     return front
 
 
+def _family(result: Result) -> str:
+    """What shares a colour: a technique; of early exit, a rule."""
+    if result.technique == "none":
+        return "baseline"
+    rule = result.details.get("exit_rule")
+    return result.technique.replace("_", " ") + (f", {rule}" if rule else "")
+
+
 def plot(name: str, results: list[Result], path: Path) -> Path:
     """Draw WER against MACs and against CPU time, the Pareto front marked."""
     import matplotlib
@@ -291,23 +306,29 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
         ("GMACs per utterance", lambda r: r.macs_g),
         ("CPU seconds for the split, batch 1", lambda r: (r.runtime("cpu") or {}).get("runtime_s")),
     ]
-    techniques = sorted({r.technique for r in results}, key=lambda t: (t != "none", t))
-    colours = {technique: f"C{i}" for i, technique in enumerate(techniques)}
+    families = sorted({_family(r) for r in results}, key=lambda f: (f != "baseline", f))
+    colours = {family: f"C{i % 10}" for i, family in enumerate(families)}
+    markers = {family: "osD^vP"[i % 6] for i, family in enumerate(families)}
     for ax, (label, cost) in zip(axes, costs, strict=True):
         shown = [(cost(r), r.wer_percent, r) for r in results if cost(r) is not None and r.wer_percent is not None]
-        for i, (x, y, r) in enumerate(sorted(shown, key=lambda point: point[0])):
+        shown.sort(key=lambda point: point[0])
+        front = pareto_front([(x, y) for x, y, _ in shown])
+        labelled = range(len(shown)) if len(shown) <= MOST_LABELS else front
+        for i, (x, y, r) in enumerate(shown):
             low, high = r.wer_ci95_percent or (y, y)
             ax.errorbar(
                 x,
                 y,
                 yerr=[[max(0, y - low)], [max(0, high - y)]],
-                fmt="o",
-                color=colours[r.technique],
+                fmt=markers[_family(r)],
+                color=colours[_family(r)],
                 capsize=2,
+                elinewidth=0.5 if len(shown) > MOST_LABELS else 1.5,
                 alpha=0.9,
             )
-            ax.annotate(r.variant, (x, y), xytext=(-12, -16 - 11 * (i % 4)), textcoords="offset points", fontsize=8)
-        front = pareto_front([(x, y) for x, y, _ in shown])
+            if i in labelled:
+                place = (-12, -16 - 11 * (i % 4))
+                ax.annotate(r.variant, (x, y), xytext=place, textcoords="offset points", fontsize=8)
         ax.plot(
             [shown[i][0] for i in front],
             [shown[i][1] for i in front],
@@ -319,8 +340,8 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
         ax.set_xlabel(label)
         ax.set_xlim(left=0)
         ax.grid(alpha=0.3)
-    for technique in techniques:
-        axes[0].plot([], [], "o", color=colours[technique], label="baseline" if technique == "none" else technique)
+    for family in families:
+        axes[0].plot([], [], markers[family], color=colours[family], label=family)
     axes[0].set_ylabel("WER %")
     axes[0].set_ylim(0, 1.08 * axes[0].get_ylim()[1])
     axes[0].legend(fontsize=8)
