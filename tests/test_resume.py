@@ -63,7 +63,7 @@ def kill_points() -> dict[str, Callable[[], None]]:
         "in the clean-up": lambda: at_call(checkpoints.shutil, "rmtree", 4),
         "in validation": lambda: at_call(CTCBrain, "evaluate_batch", 1),
         "between log and save": lambda: at_call(sb.utils.train_logger.FileTrainLogger, "log_stats", 2, True),
-        "after the last epoch": lambda: at_call(checkpoints.Checkpointer, "best", 16),
+        "after the last epoch": lambda: at_call(checkpoints.Checkpointer, "best", 1),
         "while the model folder is written": lambda: at_call(CTCModel, "save", 1),
         "in the evaluation": lambda: at_call(evaluator, "_score_one", 3),
         "before the result is written": lambda: at_call(Result, "save", 1),
