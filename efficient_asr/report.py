@@ -127,8 +127,8 @@ def _seconds(result: Result, device: str, batch_size: int | None, lm: bool = Fal
     return "–" if entry is None else f"{entry['runtime_s']:.2f}"
 
 
-def _speed_up(result: Result, baseline: Result | None) -> str:
-    own, reference = result.runtime("cpu"), baseline and baseline.runtime("cpu")
+def _speed_up(result: Result, baseline: Result | None, batch_size: int = 1) -> str:
+    own, reference = result.runtime("cpu", batch_size), baseline and baseline.runtime("cpu", batch_size)
     same = own and reference and all(own[key] == reference[key] for key in ("device_name", "threads"))
     return "–" if not same else f"{reference['runtime_s'] / own['runtime_s']:.2f}×"
 
@@ -170,10 +170,14 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
         "CPU s",
         "speed-up",
         f"CPU s, batch {batch}",
+        "speed-up",
         "CPU s, LM",
         "GPU s",
         "GPU s, LM",
     ]
+    exits = any("mean_exit_layer" in result.details for result in results)
+    if exits:
+        head.insert(1, "mean exit layer")
     if any(matches):
         head += ["paper: WER %", "WER % LM", "GMACs", "CPU s"]
     lines = [
@@ -193,10 +197,13 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
             _seconds(result, "cpu", 1),
             _speed_up(result, baseline),
             _seconds(result, "cpu", batch),
+            _speed_up(result, baseline, batch),
             _seconds(result, "cpu", 1, lm=True),
             _seconds(result, "cuda", 1),
             _seconds(result, "cuda", 1, lm=True),
         ]
+        if exits:
+            cells.insert(1, _show(result.details.get("mean_exit_layer"), 2))
         if any(matches):
             values = match.values if match else {}
             cells += [

@@ -7,25 +7,14 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 RESULTS=${RESULTS:-output/quickstart/runs}
 
-run() { # run <experiment> <recipe> <yaml> [--key value ...]
-    local experiment=$1
-    shift
-    if [ -f "$RESULTS/$experiment.json" ]; then
-        echo "== $experiment is done: $RESULTS/$experiment.json"
-    else
-        echo "== $experiment"
-        "$PYTHON" "$@" --results_folder "$RESULTS"
-    fi
-}
-
-run mini_finetune_ctc recipes/finetune_ctc/train.py hparams/mini/finetune_ctc.yaml
+run mini_finetune_ctc finetune_ctc mini/finetune_ctc
 for technique in signal average convolutional; do
-    run "mini_downsampling_${technique}_x2" recipes/downsampling/train.py hparams/mini/downsampling.yaml \
+    run "mini_downsampling_${technique}_x2" downsampling mini/downsampling \
         --downsampling_technique "$technique" --downsampling_factor 2
 done
 for layers in first_3 least_redundant_3; do
-    run "mini_layer_removal_$layers" recipes/layer_removal/train.py hparams/mini/layer_removal.yaml --kept_layers "$layers"
+    run "mini_layer_removal_$layers" layer_removal mini/layer_removal --kept_layers "$layers"
 done
-run mini_early_exit recipes/early_exit/train.py hparams/mini/early_exit.yaml
+run mini_early_exit early_exit mini/early_exit
 "$PYTHON" scripts/report.py --runs "$RESULTS"
 echo "results: $RESULTS; a model to try: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

@@ -12,22 +12,12 @@ cd "$(dirname "$0")/.."
 DATA=$1
 shift
 source scripts/setup.sh
+LAST_SPLIT=test-other
 
-run() { # run <recipe> <experiment> [--key value ...]
-    local recipe=$1 experiment=$2
-    shift 2
-    if [ -f "results/runs/$experiment.json" ] || [ -f "results/runs/$experiment-test-other.json" ]; then # its last split
-        echo "== $experiment is done"
-        return
-    fi
-    echo "== $experiment"
-    "$PYTHON" "recipes/$recipe/train.py" "hparams/$recipe.yaml" --data_folder "$DATA" "$@"
-}
-
-run finetune_ctc finetune_ctc "$@"
+run finetune_ctc finetune_ctc finetune_ctc --data_folder "$DATA" "$@"
 for technique in convolutional average signal; do
     for factor in 2 3 4; do
-        run downsampling "downsampling_${technique}_x${factor}" \
+        run "downsampling_${technique}_x${factor}" downsampling downsampling --data_folder "$DATA" \
             --downsampling_technique "$technique" --downsampling_factor "$factor" --skip_bad True "$@"
     done
 done

@@ -9,30 +9,24 @@ cd "$(dirname "$0")/.."
 DATA=$1
 shift
 source scripts/setup.sh
-
-run() { # run <recipe> <experiment> [--key value ...]
-    local recipe=$1 experiment=$2
-    shift 2
-    if [ -f "results/runs/$experiment.json" ] || [ -f "results/runs/$experiment-test-other.json" ]; then # its last split
-        echo "== $experiment is done"
-        return
-    fi
-    echo "== $experiment"
-    "$PYTHON" "recipes/$recipe/train.py" "hparams/$recipe.yaml" --data_folder "$DATA" --experiment "$experiment" "$@"
-}
+LAST_SPLIT=test-other
 
 for layers in 24 22 20 18 16 14 12; do
-    run layer_removal "layer_removal_first_$layers" --kept_layers "first_$layers" "$@"
+    run "layer_removal_first_$layers" layer_removal layer_removal --data_folder "$DATA" --kept_layers "first_$layers" "$@"
 done
 # Layer drop measures the model with all its layers, trained above.
 for p in 0.5 0.4 0.3 0.25 0.2; do
-    run layer_removal "layer_drop_$p" --kept_layers first_24 --output_folder output/layer_removal_first_24/1986 --test_only True \
-        --test_layerdrop "$p" --variant "layerdrop $p" "$@"
+    run "layer_drop_$p" layer_removal layer_removal --data_folder "$DATA" --experiment "layer_drop_$p" --kept_layers first_24 \
+        --output_folder output/layer_removal_first_24/1986 --test_only True --test_layerdrop "$p" \
+        --variant "layerdrop $p" "$@"
 done
 # The small models are settings of the baseline's recipe.
-run finetune_ctc distilhubert_linear --source ntu-spml/distilhubert --head_block none --number_of_epochs 20 \
+run distilhubert_linear finetune_ctc finetune_ctc --data_folder "$DATA" --experiment distilhubert_linear \
+    --source ntu-spml/distilhubert --head_block none --number_of_epochs 20 \
     --variant "distilhubert linear" "$@"
-run finetune_ctc distilhubert_bilstm --source ntu-spml/distilhubert --head_block bilstm --head_layers 2 --head_dropout 0.2 \
+run distilhubert_bilstm finetune_ctc finetune_ctc --data_folder "$DATA" --experiment distilhubert_bilstm \
+    --source ntu-spml/distilhubert --head_block bilstm --head_layers 2 --head_dropout 0.2 \
     --number_of_epochs 20 --variant "distilhubert bilstm" "$@"
-run finetune_ctc filterbanks --features fbank --variant "filterbank front end" "$@"
+run filterbanks finetune_ctc finetune_ctc --data_folder "$DATA" --experiment filterbanks \
+    --features fbank --variant "filterbank front end" "$@"
 "$PYTHON" scripts/report.py

@@ -7,18 +7,8 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 : "${EFFICIENT_ASR_MODELS:?set it to the folder that holds whisper-base}"
 source scripts/setup.sh
+LAST_SPLIT=librispeech_test_other
 SPLITS="arctic_en ljspeech librispeech_test_other"
-
-run() { # run <experiment> <recipe> <yaml> [--key value ...]
-    local experiment=$1 recipe=$2 yaml=$3
-    shift 3
-    if [ -f "results/runs/$experiment-librispeech_test_other.json" ]; then
-        echo "== $experiment is done"
-        return
-    fi
-    echo "== $experiment"
-    "$PYTHON" "recipes/$recipe/train.py" "hparams/real/$yaml.yaml" "$@"
-}
 
 sweep() { # sweep <experiment> <label> <rule> <threshold ...>
     local experiment=$1 label=$2 rule=$3
@@ -33,11 +23,11 @@ sweep() { # sweep <experiment> <label> <rule> <threshold ...>
     done
 }
 
-run base_finetune_ctc finetune_ctc whisper_base
-run base_early_exit early_exit early_exit
+run base_finetune_ctc finetune_ctc real/whisper_base
+run base_early_exit early_exit real/early_exit
 for layers in first_5 first_4 first_3 least_redundant_5 least_redundant_4 least_redundant_3; do
-    run "base_layer_removal_$layers" layer_removal layer_removal --kept_layers "$layers"
+    run "base_layer_removal_$layers" layer_removal real/layer_removal --kept_layers "$layers"
 done
-run base_downsampling_average_x2 downsampling base_downsampling --downsampling_technique average --frames_per_state 2
-run base_downsampled_early_exit early_exit downsampled_early_exit --variant "average x2 + full depth"
-run base_downsampled_layer_removal_first_5 layer_removal downsampled_layer_removal --kept_layers first_5
+run base_downsampling_average_x2 downsampling real/base_downsampling --downsampling_technique average --frames_per_state 2
+run base_downsampled_early_exit early_exit real/downsampled_early_exit --variant "average x2 + full depth"
+run base_downsampled_layer_removal_first_5 layer_removal real/downsampled_layer_removal --kept_layers first_5

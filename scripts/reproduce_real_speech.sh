@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 : "${EFFICIENT_ASR_MODELS:?set it to the folder that holds whisper-tiny}"
 source scripts/setup.sh
+LAST_SPLIT=librispeech_test_other
 LM=output/lm/en-us-2gram.arpa
 if [ ! -f "$LM" ]; then
     mkdir -p "$(dirname "$LM")"
@@ -14,22 +15,11 @@ if [ ! -f "$LM" ]; then
     mv "$LM.partial" "$LM"
 fi
 
-run() { # run <experiment> <recipe> [--key value ...]
-    local experiment=$1 recipe=$2
-    shift 2
-    if [ -f "results/runs/$experiment-librispeech_test_other.json" ]; then
-        echo "== $experiment is done"
-        return
-    fi
-    echo "== $experiment"
-    "$PYTHON" "recipes/$recipe/train.py" "hparams/real/$recipe.yaml" "$@"
-}
-
-run real_finetune_ctc finetune_ctc
+run real_finetune_ctc finetune_ctc real/finetune_ctc
 for pair in "signal 2" "average 2" "convolutional 2" "convolutional 3"; do
     read -r technique factor <<<"$pair"
     # At factor 3 some fast speakers have more characters than frames: the head emits two frames for each state.
-    run "real_downsampling_${technique}_x${factor}" downsampling --downsampling_technique "$technique" \
+    run "real_downsampling_${technique}_x${factor}" downsampling real/downsampling --downsampling_technique "$technique" \
         --downsampling_factor "$factor" --frames_per_state $((factor > 2 ? 2 : 1))
 done
 "$PYTHON" scripts/report.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv with everything that is needed; does nothing in seconds where that is done already.
-# Sourced by the other scripts: afterwards $PYTHON is the interpreter. Choose another Python with PYTHON_BASE=python3.12,
+# Sourced by the other scripts: afterwards $PYTHON is the interpreter, and `run` trains what is not trained yet. Choose another Python with PYTHON_BASE=python3.12,
 # another place with VENV=/path.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -54,3 +54,16 @@ if [ ! -x "$VENV/bin/python" ] || [ "$(cat "$VENV/.efficient_asr" 2>/dev/null)" 
     echo "$STAMP" >"$VENV/.efficient_asr"
 fi
 PYTHON=$VENV/bin/python
+
+# run <experiment> <recipe> <yaml> [--key value ...]: train and measure, unless its result, that of LAST_SPLIT where it has several, is
+# there. What was interrupted goes on.
+run() {
+    local experiment=$1 recipe=$2 yaml=$3 results=${RESULTS:-results/runs}
+    shift 3
+    if [ -f "$results/$experiment.json" ] || [ -f "$results/$experiment-${LAST_SPLIT:-}.json" ]; then
+        echo "== $experiment is done: $results/$experiment*.json"
+        return
+    fi
+    echo "== $experiment"
+    "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --results_folder "$results" "$@"
+}

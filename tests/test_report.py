@@ -78,6 +78,21 @@ def test_render_fills_markers_and_refuses_unknown_ones() -> None:
         render(text.replace("toy/test", "no/such"), [result("baseline", 10, 4, 8)], [])
 
 
+def test_a_marker_selects_techniques_and_exits_have_a_column() -> None:
+    leaves = {"technique": "early_exit", "details": {"mean_exit_layer": 4.25, "exit_rule": "entropy"}}
+    stacked = result("both", 12, 2, 4, technique="downsampling + early_exit")
+    runs = [
+        result("baseline", 10, 4, 8),
+        result("signal x2", 12, 2, 4),
+        result("entropy 0.1", 11, 3, 6, **leaves),
+        stacked,
+    ]
+    out = render("<!-- table toy/test early_exit downsampling+early_exit -->\n<!-- /table -->\n", runs, [])
+    assert "entropy 0.1 | 4.25 |" in out and "baseline | – |" in out and "both" in out and "signal" not in out
+    assert render(out, runs, []) == out
+    assert "mean exit layer" not in make_table("toy/test", runs[:2], [])
+
+
 def test_published_numbers_name_their_source(tmp_path: Path) -> None:
     for row in load_published(ROOT / "results" / "published"):
         assert row.source and "arXiv" in row.paper and row.values
