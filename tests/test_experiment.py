@@ -160,20 +160,35 @@ def test_every_kind_of_encoder_trains(kind: str, tiny_yaml: Path, ssl_sources: d
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("technique", ["signal", "average", "convolutional", "none"])
-def test_downsampling_recipe_on_mini(technique: str, tmp_path: Path) -> None:
-    """The recipe as a user calls it, on a small mini corpus, then evaluate.py and transcribe.py on what it leaves."""
+@pytest.mark.parametrize(
+    ("recipe", "options", "name", "technique"),
+    [
+        ("downsampling", ["--downsampling_technique", "signal"], "downsampling_signal_x2", "downsampling"),
+        ("downsampling", ["--downsampling_technique", "average"], "downsampling_average_x2", "downsampling"),
+        (
+            "downsampling",
+            ["--downsampling_technique", "convolutional"],
+            "downsampling_convolutional_x2",
+            "downsampling",
+        ),
+        ("downsampling", ["--downsampling_technique", "none"], "downsampling_none_x2", "none"),
+        ("layer_removal", ["--kept_layers", "least_redundant_2"], "layer_removal_least_redundant_2", "layer_removal"),
+        ("early_exit", [], "early_exit", "early_exit"),
+    ],
+)
+def test_recipes_on_mini(recipe: str, options: list[str], name: str, technique: str, tmp_path: Path) -> None:
+    """The recipe as a user calls it, on a small mini corpus, then evaluate.py on what it leaves."""
     command = [
-        sys.executable, "recipes/downsampling/train.py", "hparams/mini/downsampling.yaml", "--device", "cpu",
-        "--downsampling_technique", technique, "--number_of_epochs", "1", "--corpus_options", "{minutes: 1}",
+        sys.executable, f"recipes/{recipe}/train.py", f"hparams/mini/{recipe}.yaml", "--device", "cpu", *options,
+        "--number_of_epochs", "1", "--corpus_options", "{minutes: 1}",
         "--prepared_folder", str(tmp_path / "data"), "--output_folder", str(tmp_path / "out"),
         "--results_folder", str(tmp_path / "runs"), "--runtime_repeats", "1", "--lm_beam_size", "20",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert str(tmp_path / "out" / "model") in done.stdout
-    result = json.loads((tmp_path / "runs" / f"mini_downsampling_{technique}_x2.json").read_text())
-    assert result["technique"] == ("none" if technique == "none" else "downsampling")
+    result = json.loads((tmp_path / "runs" / f"mini_{name}.json").read_text())
+    assert result["technique"] == technique
     assert result["synthetic"] is True and result["wer_lm_percent"] is not None
     manifest = str(tmp_path / "data" / "test.jsonl")
     command = [
