@@ -139,19 +139,9 @@ class CTCBrain(Loop):
         """Apply the settings that belong to measuring rather than to training, to the model as it was saved."""
 
     @staticmethod
-    def technique_of(model: CTCModel) -> str:
-        """Names of the techniques in a model for the Result; `none` where there is none, or all are at their identity."""
-        used = list(model.history)
-        for part in (model.frontend, model.encoder, model.head):
-            package, _, name = type(part).__module__.rpartition(".")
-            if package == "efficient_asr.techniques" and not getattr(part, "is_identity", False):
-                used.append(name)
-        return " + ".join(sorted(used)) or "none"
-
-    @staticmethod
     def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
         """Technique-specific entries of the Result; with a benchmark, what is to be measured on it besides."""
-        return {key: value for entries in model.history.values() for key, value in entries.items()}
+        return {key: value for entries in model.history.values() for key, value in entries.items() if key != "label"}
 
 
 def ctc_loss(log_probs: torch.Tensor, frame_lengths: torch.Tensor, batch: Any) -> torch.Tensor:

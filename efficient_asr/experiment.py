@@ -256,8 +256,8 @@ def train_and_save(
         brain_class.finish(model, hparams, rows["valid_split"])
         about = {
             "recipe": hparams["recipe"],
-            "technique": brain_class.technique_of(model),
-            "variant": str(hparams["variant"]),
+            "technique": model.technique,
+            "variant": str(hparams["variant"] or model.label),
             "details": brain_class.details_of(model),
         }
         model.save(output_folder / "model", about)
@@ -335,8 +335,8 @@ def measure(
             repeats=hparams["runtime_repeats"] if hparams["measure_runtime"] else 0,
             experiment=f"{hparams['experiment']}-{benchmark.split}" if several else hparams["experiment"],
             recipe=hparams["recipe"],
-            technique=brain_class.technique_of(transcriber.model),
-            variant=str(hparams["variant"]),
+            technique=transcriber.model.technique,
+            variant=str(hparams["variant"] or transcriber.model.label),
             hparams=plain,
             details=brain_class.details_of(transcriber.model, benchmark),
             seed=hparams["seed"],

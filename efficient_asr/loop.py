@@ -188,6 +188,14 @@ class Loop(sb.Brain):
         self._ready_at = time.perf_counter()
         return loss.detach().cpu()
 
+    def freeze_optimizers(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
+        """Return those optimisers that have something to do: a gradient scaler refuses the others."""
+        return {
+            name: optimizer
+            for name, optimizer in optimizers.items()
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        }
+
     def _answer_problems(self, batch: Any) -> None:
         """Stop at utterances that could not be read, or note them where they may be left out."""
         for problem in batch.problems:

@@ -23,6 +23,7 @@ from efficient_asr.evaluation.wer import count_errors
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.techniques.early_exit import NEVER, RULES, ExitHeads, exits
 
+CALIBRATIONS = ("mean_layer", "wer_loss_percent")  # what a threshold can be calibrated for
 MOST_CANDIDATES = 1000  # thresholds that calibration tries
 
 
@@ -111,6 +112,7 @@ class Sweep:
         if rule == "none":
             raise UserError("exit_rule: 'none' has no threshold to calibrate; choose another rule")
         values = np.unique(self.scores[rule][:, :-1])
+        values = values[np.isfinite(values)]
         candidates = np.concatenate([values[:1] - 1e-6, (values[1:] + values[:-1]) / 2, values[-1:] + 1e-6])
         if len(candidates) > MOST_CANDIDATES:
             candidates = np.quantile(candidates, np.linspace(0, 1, MOST_CANDIDATES))
@@ -210,6 +212,38 @@ def exit_heads(model: Any) -> ExitHeads:
     if not isinstance(heads, ExitHeads):
         raise UserError("this model has no exit heads; train one with recipes/early_exit/train.py")
     return heads
+
+
+def check_exit_settings(hparams: dict[str, Any]) -> None:
+    """Refuse settings of the recipe that would come to nothing after hours of training.
+
+    Raises
+    ------
+    UserError
+        Naming the key.
+    """
+    for key in ("exit_layers", "exit_loss_weights"):
+        value = hparams[key]
+        if value is not None and not (
+            isinstance(value, list) and all(type(i) in (int, float) and i >= 0 for i in value)
+        ):
+            raise UserError(f"{key}: {value!r} is not a list of numbers")
+    if hparams["exit_training"] not in ("joint", "two_step"):
+        raise UserError(f"exit_training: '{hparams['exit_training']}' is not joint or two_step")
+    first, epochs = hparams["first_step_epochs"], hparams["number_of_epochs"]
+    if hparams["exit_training"] == "two_step" and first >= epochs:
+        raise UserError(
+            f"first_step_epochs: {first} of {epochs} epochs (number_of_epochs) leave none for the second step"
+        )
+    wanted = [key for key in CALIBRATIONS if hparams[f"calibrate_{key}"] is not None]
+    if len(wanted) > 1 or (wanted and hparams["exit_threshold"] is not None):
+        raise UserError(
+            "give only one of exit_threshold, calibrate_mean_layer and calibrate_wer_loss_percent; the others null"
+        )
+    if wanted and hparams["exit_rule"] == "none":
+        raise UserError(
+            f"calibrate_{wanted[0]}: the exit_rule 'none' has no threshold to calibrate; choose another rule"
+        )
 
 
 def summary_table(rows: Sequence[dict[str, Any]]) -> str:

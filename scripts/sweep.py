@@ -22,7 +22,6 @@ from efficient_asr import load_transcriber
 from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate
 from efficient_asr.evaluation.result import Result
-from efficient_asr.models import read_config
 from efficient_asr.sweep import Sweep, exit_heads, summary_table, sweep
 from efficient_asr.techniques.early_exit import NEVER, RULES
 from efficient_asr.text import NORMALISERS
@@ -69,6 +68,7 @@ def main() -> None:
     benchmark = Benchmark.from_manifest(
         args.manifest, args.corpus, args.split, args.normaliser, columns, check_audio="samples"
     )  # fmt: skip
+    transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     found = sweep(transcriber.model, benchmark)
     if calibrating:
         wanted = {"mean_layer": args.calibrate_mean_layer, "wer_loss_percent": args.calibrate_wer_loss_percent}
@@ -97,14 +97,11 @@ def measure(
     transcriber.model.head.set_rule(args.rule, threshold, args.patience)
     out = found.exits(args.rule, threshold, args.patience)
     rule = {"exit_rule": args.rule, "exit_threshold": threshold, "exit_patience": args.patience}
-    never = threshold == NEVER[args.rule]
-    name = f"{args.label}{args.rule} " + ("never" if never else f"{threshold:.4g}")
-    name += f" patience {args.patience}" if args.patience > 1 and not never else ""
-    about = read_config(args.model).get("about", {})
+    name = args.label + transcriber.model.label
     return evaluate(
         transcriber, benchmark, batch_size=args.batch_size, repeats=args.repeats, recipe="early_exit",
-        experiment=f"{args.experiment}_{name.replace(' ', '_')}-{benchmark.split}",
-        technique=about.get("technique", "early_exit"), variant=name,
+        experiment=f"{args.experiment}_{transcriber.model.head.label.replace(' ', '_')}-{benchmark.split}",
+        technique=transcriber.model.technique, variant=name,
         details=rule | found.details(out), hparams={key: str(value) for key, value in vars(args).items()},
         records=found.records(benchmark, args.rule, out),
     )  # fmt: skip

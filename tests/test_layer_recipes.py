@@ -21,7 +21,7 @@ from efficient_asr.evaluation.evaluator import Benchmark, score
 from efficient_asr.evaluation.transcriber import CTCTranscriber
 from efficient_asr.experiment import run
 from efficient_asr.models.ctc import CTCModel
-from efficient_asr.sweep import sweep
+from efficient_asr.sweep import Sweep, sweep
 from efficient_asr.techniques.early_exit import NEVER
 
 QUICK = ["--device", "cpu", "--measure_runtime", "False"]
@@ -108,12 +108,13 @@ def exits(three_layers: Path, tmp_path: Path) -> list[str]:
     return [str(yaml), *QUICK, "--exit_layers", "[1, 2, 3]", "--number_of_epochs", "4"]
 
 
-def test_early_exit_from_the_command_line(exits: list[str], tmp_path: Path) -> None:
+def test_early_exit_from_the_command_line(exits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(EarlyExitBrain, [*exits, "--exit_rule", "entropy", "--calibrate_mean_layer", "2"]) == 0
     result = result_of(tmp_path / "results")
     details = result["details"]
+    assert result["variant"] == f"entropy {details['exit_threshold']:.6g}"
     assert result["technique"] == "early_exit" and details["exit_threshold"] > 0
-    assert 1 <= details["mean_exit_layer"] <= 3 and sum(details["exit_layers"].values()) == 4
+    assert sum(details["exit_layers"].values()) == 4
     assert set(details["wer_percent_of_heads"]) == {"1", "2", "3"}
     log = (tmp_path / "output/train_log.txt").read_text().splitlines()
     assert all(f"wer_percent_layer_{layer}" in log[-1] for layer in (1, 2, 3))
@@ -124,7 +125,10 @@ def test_early_exit_from_the_command_line(exits: list[str], tmp_path: Path) -> N
         run(EarlyExitBrain, [*exits, "--test_only", "True", "--exit_rule", "similarity", "--exit_threshold", "-2"]) == 0
     )
     other = result_of(tmp_path / "results")
-    assert other["details"]["mean_exit_layer"] == 1 and other["macs_g"] < result["macs_g"] + 1e-9
+    assert other["details"]["mean_exit_layer"] == 1 and other["variant"] == "similarity -2"
+    assert details["mean_exit_layer"] > 1 and other["macs_g"] < result["macs_g"]
+    assert run(EarlyExitBrain, [*exits, "--test_only", "True", "--exit_rule", "confidence"]) == 2
+    assert "the model has one for entropy" in capsys.readouterr().err
     assert run(EarlyExitBrain, [*exits, "--test_only", "True", "--exit_rule", "entropy"]) == 0
     assert result_of(tmp_path / "results")["details"] == details
 
@@ -149,11 +153,32 @@ def test_two_steps_train_the_model_first_and_the_heads_then(exits: list[str], tm
     assert changed == {f"head.heads.{i}.linear.{key}" for i in (0, 1) for key in ("weight", "bias")}
 
 
+@pytest.mark.parametrize("epoch", [2, 3, 4])
+def test_two_steps_resume_on_both_sides_of_the_switch(exits: list[str], tmp_path: Path, epoch: int) -> None:
+    class Stopped(EarlyExitBrain):
+        def fit_batch(self, batch: object) -> torch.Tensor:
+            if self.hparams.epoch_counter.current == epoch and self.step == 2:
+                raise KeyboardInterrupt
+            return super().fit_batch(batch)
+
+    weights = []
+    options = ["--exit_training", "two_step", "--first_step_epochs", "2", "--ckpt_interval_steps", "1"]
+    options += ["--ckpt_interval_minutes", "0"]
+    for name, brains in (("a", [EarlyExitBrain]), ("b", [Stopped, EarlyExitBrain])):
+        codes = [run(brain, [*exits, *options, "--output_folder", str(tmp_path / name)]) for brain in brains]
+        assert codes == [130, 0][-len(brains) :]
+        weights.append(load_file(tmp_path / name / "model/model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--exit_rule", "entropi"], "Did you mean 'entropy'"),
         (["--exit_layers", "[1, 2]"], "must be the encoder's last layer, 3"),
+        (["--exit_layers", "6"], "is not a list of numbers"), (["--exit_loss_weights", "[a, b, c]"], "is not a list of numbers"),
+        (["--exit_training", "two_step", "--first_step_epochs", "4"], "leave none for the second step"),
+        (["--calibrate_mean_layer", "2", "--exit_threshold", "0.5"], "give only one of"),
         (["--exit_training", "three_step"], "is not joint or two_step"),
         (["--exit_loss_weights", "[1, 2]"], "are not 3 weights"), (["--exit_threshold", "low"], "'low' is not a number"),
         (["--exit_rule", "none", "--calibrate_mean_layer", "2"], "has no threshold to calibrate"),
@@ -196,6 +221,27 @@ def test_calibration_meets_what_was_wanted(trained: Path, corpus: Path) -> None:
         assert found.wer_percent(out) <= found.wer_percent(-1)
     with pytest.raises(UserError, match="exactly one"):
         found.choose_threshold("entropy")
+
+
+@pytest.mark.parametrize("wanted", [1.5, 2.0, 2.9])
+def test_calibration_finds_what_lies_between(wanted: float) -> None:
+    rng = np.random.default_rng(0)
+    entropies, errors = rng.random((200, 3)), np.tile([2, 1, 0], (200, 1))
+    found = Sweep([1, 2, 3], [], [], errors, 1000, {"entropy": entropies}, np.zeros(0), np.zeros(0))
+    out = found.exits("entropy", found.choose_threshold("entropy", mean_layer=wanted))
+    assert found.mean_layer(out) == pytest.approx(wanted, abs=0.006)
+    loss_percent = 100 * 200 * (3 - wanted) / 1000  # an error for every layer that is left out
+    out = found.exits("entropy", found.choose_threshold("entropy", wer_loss_percent=loss_percent))
+    assert loss_percent - 0.2 <= found.wer_percent(out) <= loss_percent
+    never = found.choose_threshold("entropy", wer_loss_percent=0.0)
+    assert found.mean_layer(found.exits("entropy", never)) == 3
+
+
+def test_agreement_is_never_calibrated_to_a_single_head() -> None:
+    distances = np.tile([np.inf, 0.5, 0.1], (50, 1))
+    found = Sweep([1, 2, 3], [], [], np.zeros((50, 3), int), 100, {"agreement": distances}, np.zeros(0), np.zeros(0))
+    out = found.exits("agreement", found.choose_threshold("agreement", wer_loss_percent=0.5))
+    assert out.tolist() == [1] * 50
 
 
 def test_a_model_without_exits_cannot_be_swept(tiny_ctc: CTCModel, corpus: Path) -> None:

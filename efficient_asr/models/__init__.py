@@ -84,6 +84,8 @@ def load_encoder(source: str, **options: Any) -> Encoder:
             kind = type(trained)
             network = trained.model
             if kind is SSLEncoder:
+                if options.get("features", trained.features) not in ("cnn", trained.features):
+                    raise UserError(f"features: the encoder of {source} was trained with {trained.features}")
                 options |= {"normalise_input": trained.normalise_input, "features": trained.features}
             elif kind is WhisperEncoder:
                 _refuse_features(source, options)

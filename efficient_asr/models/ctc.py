@@ -193,6 +193,29 @@ class CTCModel(nn.Module):
         return self.encoder.frame_lengths(lengths) * self.head.frames_per_state
 
     @property
+    def technique(self) -> str:
+        """Names of the techniques in the model; `none` where there is none, or all are at their identity."""
+        used = [*self.history, *(type(part).__module__.rpartition(".")[2] for part in self._used_parts())]
+        return " + ".join(sorted(used)) or "none"
+
+    @property
+    def label(self) -> str:
+        """What the techniques call their settings; `baseline` where there is none."""
+        used, history = self._used_parts(), self.history.values()
+        front = [part.label for part in used if part is self.frontend]
+        rest = [part.label for part in used if part is not self.frontend]
+        return (
+            " + ".join([*front, *(str(entries["label"]) for entries in history if "label" in entries), *rest])
+            or "baseline"
+        )
+
+    def _used_parts(self) -> list[nn.Module]:
+        """The parts that are techniques and not at their identity."""
+        parts = (self.frontend, self.encoder, self.head)
+        techniques = [part for part in parts if type(part).__module__.startswith("efficient_asr.techniques.")]
+        return [part for part in techniques if not part.is_identity]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The parts and their arguments, as plain data."""
         return {name: describe(getattr(self, name)) for name in ("frontend", "encoder", "head")}
@@ -222,6 +245,8 @@ class CTCModel(nn.Module):
         characters = config.get("labels")
         if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
             raise UserError(f"{folder}/config.json: the alphabet does not fit the head; the folder is damaged")
+        if hasattr(head, "check"):
+            head.check(encoder)
         model = cls(frontend, encoder, head, CharacterLabels(characters))
         history = config.get("history")
         if isinstance(history, dict) and all(isinstance(entries, dict) for entries in history.values()):

@@ -102,6 +102,11 @@ class Downsampler(nn.Module):
         """Whether the waveform passes unchanged."""
         return self.technique == "none"
 
+    @property
+    def label(self) -> str:
+        """Technique and factor."""
+        return f"{self.technique} x{float(self.ratio):g}"
+
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return the samples [batch] that come out of so many samples [batch]."""
         if self.technique == "none":

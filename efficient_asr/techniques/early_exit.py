@@ -18,7 +18,7 @@ and at the last layer otherwise (`none`: always there). The first two are the pa
 HuBERT-EE (arXiv 2204.06328); agreement is the patience of PABEE (arXiv 2006.04152). With `exit_patience: k` the condition must
 hold at k heads in a row.
 
-Deviations from the paper's code:
+As in the paper's code, LayerDrop is off while heads are trained. Deviations from it:
 
 - It averages over the batch, padding included, and the whole batch leaves together. Here every utterance decides for
   itself over its real frames; who leaves costs nothing from then on, and the rest go on as a smaller, shorter batch. A
@@ -157,14 +157,27 @@ class ExitHeads(nn.Module):
         """CTC frames for each state."""
         return self.heads[0].frames_per_state
 
+    is_identity = False  # at full depth too it is a network of its own, trained with all its heads
+
+    @property
+    def label(self) -> str:
+        """Rule, threshold and patience."""
+        if self.threshold == NEVER[self.rule]:
+            return "full depth" if self.rule == "none" else f"{self.rule} never"
+        return f"{self.rule} {self.threshold:.6g}" + (f" patience {self.patience}" if self.patience > 1 else "")
+
     def check(self, encoder: Encoder) -> None:
-        """See that the last head stands on the encoder's last layer.
+        """See that the last head stands on the encoder's last layer, and that the layers are the encoder's to run.
 
         Raises
         ------
         UserError
-            Where it does not.
+            Where it is not so.
         """
+        if type(encoder).forward is not Encoder.forward:
+            raise UserError(
+                f"exit heads run the layers themselves, and cannot stand on {type(encoder).__name__}, which does too"
+            )
         if self.layers[-1] != encoder.num_layers:
             raise UserError(
                 f"exit_layers: the last is {self.layers[-1]}, but must be the encoder's last layer, {encoder.num_layers}: "
@@ -282,7 +295,7 @@ class ExitHeads(nn.Module):
                     "entropy": float(entropy(log_probs, frame_lengths)),
                     "confidence": float(confidence(log_probs, frame_lengths)),
                     "similarity": float(similarity(before.states, state.states, state.frame_lengths)),
-                    "agreement": 2.0 if labels is None else disagreement(labels, new),
+                    "agreement": math.inf if labels is None else disagreement(labels, new),
                     "none": 0.0, "encoder_cost": cost, "head_cost": head_cost,
                 }
             )  # fmt: skip
@@ -290,10 +303,9 @@ class ExitHeads(nn.Module):
         return found
 
     def adopt(self, trained: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the weights to start with: those of trained exit heads, or of one head, copied to every exit."""
-        if isinstance(trained, ExitHeads):
-            return trained.state_dict()
-        copies = [head.adopt(trained) for head in self.heads]
+        """Return the weights to start with: of the trained head on the same layer, or else of the only or last one."""
+        same = dict(zip(trained.layers, trained.heads, strict=True)) if isinstance(trained, ExitHeads) else {}
+        copies = [head.adopt(same.get(layer, trained)) for layer, head in zip(self.layers, self.heads, strict=True)]
         return {f"heads.{i}.{key}": value for i, weights in enumerate(copies) for key, value in weights.items()}
 
     def to_config(self) -> dict[str, Any]:
@@ -329,7 +341,7 @@ class _Decisions:
         if self.rule == "agreement":
             found = greedy_labels(*scored)
             scores = [
-                2.0 if self.labels[name] is None else disagreement(self.labels[name], new)
+                math.inf if self.labels[name] is None else disagreement(self.labels[name], new)
                 for name, new in zip(names, found, strict=True)
             ]
             for name, new in zip(names, found, strict=True):

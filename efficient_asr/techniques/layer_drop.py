@@ -60,6 +60,11 @@ class LayerDrop(Encoder):
         return not self.probability
 
     @property
+    def label(self) -> str:
+        """The probability."""
+        return f"layerdrop {self.probability:g}"
+
+    @property
     def layers(self) -> torch.nn.ModuleList:
         """The transformer layers."""
         return self.encoder.layers

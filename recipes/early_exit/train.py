@@ -22,7 +22,7 @@ from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.experiment import run
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.models.encoder import Encoder
-from efficient_asr.sweep import sweep
+from efficient_asr.sweep import CALIBRATIONS, check_exit_settings, sweep
 from efficient_asr.techniques.early_exit import ExitHeads
 
 
@@ -32,39 +32,38 @@ class EarlyExitBrain(CTCBrain):
     @staticmethod
     def make_head(hparams: dict[str, Any], encoder: Encoder, n_labels: int) -> ExitHeads:
         """Make a head for each exit; by default on the upper half of the layers, as in the paper."""
-        count = encoder.num_layers
-        layers = hparams["exit_layers"] or list(range(count // 2 + 1, count + 1))
-        if hparams["exit_training"] not in ("joint", "two_step"):
-            raise UserError(f"exit_training: '{hparams['exit_training']}' is not joint or two_step")
+        check_exit_settings(hparams)
+        layers = hparams["exit_layers"] or list(range(encoder.num_layers // 2 + 1, encoder.num_layers + 1))
         weights = hparams["exit_loss_weights"]
-        if weights is not None and (len(weights) != len(layers) or any(weight < 0 for weight in weights)):
+        if weights is not None and len(weights) != len(layers):
             raise UserError(
-                f"exit_loss_weights: {list(weights)} are not {len(layers)} weights, one for each of layers {layers}"
+                f"exit_loss_weights: {list(weights)} are not {len(layers)} weights, one a layer of {layers}"
             )
+        encoder.layerdrop = 0.0  # a head would read the layer before
         heads = ExitHeads([hparams["head"](encoder.hidden_size, n_labels) for _ in layers], layers)
         heads.check(encoder)
-        EarlyExitBrain.set_rule(heads, hparams)
+        heads.set_rule(hparams["exit_rule"], hparams["exit_threshold"], hparams["exit_patience"])
         return heads
-
-    @staticmethod
-    def set_rule(heads: ExitHeads, hparams: dict[str, Any]) -> None:
-        """Set rule, threshold and patience as the YAML says; without a threshold there, a calibrated one stays."""
-        threshold = hparams["exit_threshold"]
-        if threshold is None and hparams["exit_rule"] == heads.rule:
-            threshold = heads.threshold
-        heads.set_rule(hparams["exit_rule"], threshold, hparams["exit_patience"])
 
     def on_fit_start(self) -> None:
         """Validation counts every head."""
         self.outputs = tuple(f"_layer_{layer}" for layer in self.model.head.layers)
         super().on_fit_start()
 
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """The second step starts with a loss of other heads: no reason to anneal."""
+        switch = self.hparams.exit_training == "two_step" and epoch == self.hparams.first_step_epochs + 1
+        if stage == sb.Stage.TRAIN and switch:
+            for scheduler in self.schedulers.values():
+                scheduler.metric_values.clear()
+        super().on_stage_start(stage, epoch)
+
     def trained_layers(self) -> list[int]:
         """The layers whose heads are trained in this epoch."""
-        layers, last = self.model.head.layers, self.model.head.layers[-1:]
+        layers = self.model.head.layers
         if self.hparams.exit_training == "joint" or len(layers) == 1:
             return layers
-        return last if self.hparams.epoch_counter.current <= self.hparams.first_step_epochs else layers[:-1]
+        return layers[-1:] if self.hparams.epoch_counter.current <= self.hparams.first_step_epochs else layers[:-1]
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities [heads, batch, frames, labels] and frame lengths [batch]."""
@@ -74,8 +73,7 @@ class EarlyExitBrain(CTCBrain):
 
     def compute_objectives(self, predictions: tuple, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return the weighted sum of the trained heads' CTC losses; outside training count the errors of every head."""
-        all_log_probs, frame_lengths = predictions
-        layers, trained = self.model.head.layers, self.trained_layers()
+        (all_log_probs, frame_lengths), layers, trained = predictions, self.model.head.layers, self.trained_layers()
         weights = dict(zip(layers, self.hparams.exit_loss_weights or [1.0] * len(layers), strict=True))
         loss = torch.zeros((), device=all_log_probs.device)
         for layer, log_probs in zip(trained if stage == sb.Stage.TRAIN else layers, all_log_probs, strict=True):
@@ -88,27 +86,34 @@ class EarlyExitBrain(CTCBrain):
     @staticmethod
     def finish(model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
         """Calibrate the threshold on the validation utterances."""
-        wanted = {key: hparams[f"calibrate_{key}"] for key in ("mean_layer", "wer_loss_percent")}
+        wanted = {key: hparams[f"calibrate_{key}"] for key in CALIBRATIONS}
+        rule, patience = hparams["exit_rule"], hparams["exit_patience"]
         if any(value is not None for value in wanted.values()):
             found = sweep(model.eval(), Benchmark("", "", rows, hparams["test_normaliser"]), macs=False)
-            threshold = found.choose_threshold(hparams["exit_rule"], **wanted, patience=hparams["exit_patience"])
-            model.head.set_rule(hparams["exit_rule"], threshold, hparams["exit_patience"])
-            print(f"calibrated on the validation split: {hparams['exit_rule']} {threshold:.4g}")
+            model.head.set_rule(rule, found.choose_threshold(rule, **wanted, patience=patience), patience)
+            print(f"calibrated on the validation split: {model.head.label}")
 
     @staticmethod
     def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
-        """Apply the rule that is to be measured."""
-        EarlyExitBrain.set_rule(model.head, hparams)
+        """Apply the rule that is to be measured; without a threshold in the YAML the saved one stays, if it is of this rule."""
+        heads, rule, patience = model.head, hparams["exit_rule"], hparams["exit_patience"]
+        if hparams["exit_threshold"] is not None or rule == "none":
+            heads.set_rule(rule, hparams["exit_threshold"], patience)
+        elif (rule, patience) != (heads.rule, heads.patience):
+            raise UserError(
+                f"exit_threshold: the model has one for {heads.rule} (patience {heads.patience}), none for {rule} (patience "
+                f"{patience}); give one, such as scripts/sweep.py --calibrate_mean_layer finds"
+            )
 
     @staticmethod
     def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
         """The rule; with a benchmark, how deep utterances went and what each head alone would have said."""
-        heads = model.head
-        rule = {"exit_rule": heads.rule, "exit_threshold": heads.threshold, "exit_patience": heads.patience}
+        rule = (model.head.rule, model.head.threshold, model.head.patience)
+        details = dict(zip(("exit_rule", "exit_threshold", "exit_patience"), rule, strict=True))
         if benchmark is not None:
             found = sweep(model, benchmark, macs=False)
-            rule |= found.details(found.exits(heads.rule, heads.threshold, heads.patience))
-        return CTCBrain.details_of(model) | rule
+            details |= found.details(found.exits(*rule))
+        return CTCBrain.details_of(model) | details
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class LayerRemovalBrain(CTCBrain):
             total = before.get("of_layers", model.encoder.num_layers)
             keep_layers(model.encoder, kept)
             names = [numbers[i - 1] for i in kept]
-            model.history["layer_removal"] = {"kept_layers": names, "of_layers": total}
+            label = ",".join(map(str, kept)) if isinstance(hparams["kept_layers"], list) else hparams["kept_layers"]
+            model.history["layer_removal"] = {"label": str(label), "kept_layers": names, "of_layers": total}
             print(f"layers that are kept, of {total}: {', '.join(map(str, names))}")
         return model
 

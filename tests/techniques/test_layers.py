@@ -16,6 +16,7 @@ from efficient_asr.models import load_encoder
 from efficient_asr.models.ctc import CTCHead, CTCModel
 from efficient_asr.models.whisper import new_whisper_encoder
 from efficient_asr.techniques import early_exit
+from efficient_asr.techniques.downsampling import Downsampler
 from efficient_asr.techniques.early_exit import NEVER, RULES, ExitHeads
 from efficient_asr.techniques.layer_drop import LayerDrop
 from efficient_asr.techniques.layer_removal import choose_layers, keep_layers, layer_redundancies, parse_choice
@@ -89,6 +90,17 @@ def test_kept_layers_compute_what_they_would_alone(model: CTCModel, wavs: list[t
     log_probs, _ = outputs(model, single)
     torch.testing.assert_close(log_probs, logits.log_softmax(dim=-1), rtol=0, atol=1e-6)
     assert sum(p.numel() for p in model.parameters()) == before - (3 - len(kept)) * layer
+
+
+def test_labels_say_what_is_in_a_model(model: CTCModel) -> None:
+    assert (model.technique, model.label) == ("none", "baseline")
+    model.frontend = Downsampler("average", 2)
+    model.history["layer_removal"] = {"label": "first_2", "kept_layers": [1, 2]}
+    assert (model.technique, model.label) == ("downsampling + layer_removal", "average x2 + first_2")
+    exits = with_exits(model, [3], "entropy", 0.5)
+    assert (exits.technique, exits.label) == ("downsampling + early_exit", "average x2 + entropy 0.5")
+    model.frontend, model.history, model.encoder = Downsampler("none"), {}, LayerDrop(model.encoder, 0.25)
+    assert (model.technique, model.label) == ("layer_drop", "layerdrop 0.25")
 
 
 def test_a_cut_model_is_saved_and_loaded(model: CTCModel, wavs: list[torch.Tensor], tmp_path) -> None:
@@ -217,25 +229,31 @@ def test_an_exit_equals_the_model_cut_there(model: CTCModel, wavs: list[torch.Te
     assert torch.equal(reading.logits.log_softmax(dim=-1), outputs(model, wavs)[0])
 
 
-def middle_threshold(model: CTCModel, wavs: list[torch.Tensor], rule: str) -> float:
-    """A threshold at which some leave and some stay."""
+def middle_threshold(model: CTCModel, wavs: list[torch.Tensor], rule: str, patience: int) -> float:
+    """A threshold at which some leave and some stay, at the first head where the rule lets anyone leave."""
 
     def plain(fn, *args):
         return fn(*args), 0
 
     with torch.no_grad():
         found = [model.head.trace(model.encoder, *model.shorten(*pad_wavs([wav])), plain) for wav in wavs]
-    values = sorted(utterance[rule == "agreement"][rule] for utterance in found)
-    return (values[0] + values[1]) / 2 if rule == "agreement" else (values[1] + values[2]) / 2
+    if rule == "agreement":
+        values = sorted(utterance[1][rule] for utterance in found)
+        return (values[0] + values[1]) / 2
+    worst = max if rule == "entropy" else min
+    values = sorted(worst(one[rule] for one in utterance[:patience]) for utterance in found)
+    return (values[1] + values[2]) / 2
 
 
-@pytest.mark.parametrize("rule", ["entropy", "similarity", "confidence", "agreement"])
-@pytest.mark.parametrize("patience", [1, 2])
+@pytest.mark.parametrize(
+    ("rule", "patience"),
+    [("agreement", 1), *((rule, patience) for rule in ("entropy", "similarity", "confidence") for patience in (1, 2))],
+)
 def test_batches_leave_as_single_utterances_do(
     model: CTCModel, wavs: list[torch.Tensor], rule: str, patience: int
 ) -> None:
     exits = with_exits(model, [1, 2, 3], rule)
-    exits.head.set_rule(rule, middle_threshold(exits, wavs, rule), patience)
+    exits.head.set_rule(rule, middle_threshold(exits, wavs, rule, patience), patience)
     with torch.no_grad():
         together = exits.recognise(*pad_wavs(wavs))
         for row, wav in enumerate(wavs):
@@ -244,8 +262,7 @@ def test_batches_leave_as_single_utterances_do(
             length = int(alone.frame_lengths)
             assert length == int(together.frame_lengths[row])
             torch.testing.assert_close(together.logits[row, :length], alone.logits[0, :length], rtol=0, atol=1e-5)
-    if patience == 1:
-        assert len({d["exit_layer"] for d in together.details}) > 1, "a test where all leave together shows nothing"
+    assert len({d["exit_layer"] for d in together.details}) > 1, "a test where all leave together shows nothing"
 
 
 def test_macs_of_an_exit_are_those_of_what_ran(wavs: list[torch.Tensor]) -> None:
@@ -312,6 +329,23 @@ def test_heads_are_saved_counted_and_trained(model: CTCModel, wavs: list[torch.T
     log_probs.sum().backward()
     assert all(p.grad is not None for p in exits.head.parameters())
     assert all(p.grad is None for p in exits.encoder.parameters())
+
+
+def test_heads_are_taken_over_by_layer(model: CTCModel) -> None:
+    trained = with_exits(model, [1, 2, 3]).head
+    for layers, copies in (([2, 3], 1), ([1, 3], 2)):
+        config = model.head.config | {"frames_per_state": copies}
+        heads = ExitHeads([CTCHead.from_config(config) for _ in layers], layers)
+        heads.load_state_dict(heads.adopt(trained))
+        for layer, head in zip(layers, heads.heads, strict=True):
+            weight = trained.heads[layer - 1].linear.weight
+            assert torch.equal(head.linear.weight, torch.cat([weight] * copies))
+
+
+def test_exits_refuse_an_encoder_that_runs_its_layers_itself(model: CTCModel) -> None:
+    heads = with_exits(model, [1, 2, 3]).head
+    with pytest.raises(UserError, match="cannot stand on LayerDrop"):
+        heads.check(LayerDrop(model.encoder, 0.5))
 
 
 @pytest.mark.parametrize(
