@@ -21,7 +21,7 @@ run base_downsampled_layer_removal_first_5 layer_removal real/downsampled_layer_
 # The thresholds give mean exit layers of about 5.8, 5.5, 5 and 4 on the validation split (scripts/sweep.py --calibrate_mean_layer).
 for split in arctic_en ljspeech librispeech_test_other; do
     exits() { # exits <experiment> <rule> <threshold ...>
-        sweep "$1" "output/$1/1986/model" "data/real_arctic/$split.jsonl" "${@:2}" --corpus arctic-dev --repeats 3
+        sweep "$1" "output/$1/1986/model" "data/real_arctic/$split.jsonl" "${@:2}" --corpus arctic-dev --repeats 2
     }
     exits base_early_exit entropy 0.13 0.15 0.18 0.25
     exits base_early_exit similarity 0.927 0.9256 0.9238 0.921
