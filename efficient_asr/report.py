@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import string
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from efficient_asr.evaluation.result import Result
 MARKER = re.compile(
     r"(<!-- table (?P<name>[\w./-]+)(?P<techniques>[\w+ ]*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
 )
-MOST_LABELS = 8  # points of a plot; of more only the Pareto front is labelled
+MOST_LABELS = 8  # points of a plot; of more the Pareto front alone gets letters
 
 
 @dataclass
@@ -297,7 +299,8 @@ def _family(result: Result) -> str:
     if result.technique == "none":
         return "baseline"
     rule = result.details.get("exit_rule")
-    return result.technique.replace("_", " ") + (f", {rule}" if rule else "")
+    suffix = {None: "", "none": ", full depth"}.get(rule, f", {rule}")
+    return result.technique.replace("_", " ") + suffix
 
 
 def plot(name: str, results: list[Result], path: Path) -> Path:
@@ -308,53 +311,48 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
     from matplotlib import pyplot
 
     check_comparable(name, results)
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    many = len(results) > MOST_LABELS
+    size = (13, 5.2) if many else (11, 4.2)
+    figure, axes = pyplot.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     costs: list[tuple[str, Any]] = [
         ("GMACs per utterance", lambda r: r.macs_g),
         ("CPU seconds for the split, batch 1", lambda r: (r.runtime("cpu") or {}).get("runtime_s")),
     ]
     families = sorted({_family(r) for r in results}, key=lambda f: (f != "baseline", f))
-    colours = {family: f"C{i % 10}" for i, family in enumerate(families)}
-    markers = {family: "osD^vP"[i % 6] for i, family in enumerate(families)}
+    styles = {family: (f"C{i % 10}", "osD^vP"[i % 6]) for i, family in enumerate(families)}
     for ax, (label, cost) in zip(axes, costs, strict=True):
         shown = [(cost(r), r.wer_percent, r) for r in results if cost(r) is not None and r.wer_percent is not None]
         shown.sort(key=lambda point: point[0])
-        front = pareto_front([(x, y) for x, y, _ in shown])
-        labelled = range(len(shown)) if len(shown) <= MOST_LABELS else front
         for i, (x, y, r) in enumerate(shown):
             low, high = r.wer_ci95_percent or (y, y)
-            ax.errorbar(
-                x,
-                y,
-                yerr=[[max(0, y - low)], [max(0, high - y)]],
-                fmt=markers[_family(r)],
-                color=colours[_family(r)],
-                capsize=2,
-                elinewidth=0.5 if len(shown) > MOST_LABELS else 1.5,
-                alpha=0.9,
-            )
-            if i in labelled:
+            colour, marker = styles[_family(r)]
+            bars = [[max(0, y - low)], [max(0, high - y)]]
+            ax.errorbar(x, y, bars, fmt=marker, color=colour, capsize=2, elinewidth=0.4 if many else 1.5, alpha=0.9)
+            if not many:
                 place = (-12, -16 - 11 * (i % 4))
                 ax.annotate(r.variant, (x, y), xytext=place, textcoords="offset points", fontsize=8)
-        ax.plot(
-            [shown[i][0] for i in front],
-            [shown[i][1] for i in front],
-            "--",
-            color="0.5",
-            zorder=0,
-            label="Pareto front",
+        front = [shown[i] for i in pareto_front([(x, y) for x, y, _ in shown])]
+        ax.plot([x for x, _, _ in front], [y for _, y, _ in front], "--", color="0.5", zorder=0)
+        names = []
+        for letter, (x, y, r) in zip(string.ascii_lowercase, front if many else (), strict=False):
+            ax.annotate(letter, (x, y), xytext=(-9, -13), textcoords="offset points", fontsize=9, fontweight="bold")
+            names.append(f"{letter} {r.variant}")
+        ax.set_xlabel(
+            "\n".join([label, *(textwrap.wrap("Pareto front: " + ", ".join(names), 66) if names else ())]), fontsize=9
         )
-        ax.set_xlabel(label)
-        ax.set_xlim(left=0)
+        ax.set_xlim(left=None if many else 0)
         ax.grid(alpha=0.3)
-    for family in families:
-        axes[0].plot([], [], markers[family], color=colours[family], label=family)
+    for family, (colour, marker) in styles.items():
+        axes[0].plot([], [], marker, color=colour, label=family)
+    axes[0].plot([], [], "--", color="0.5", label="Pareto front")
     axes[0].set_ylabel("WER %")
-    axes[0].set_ylim(0, 1.08 * axes[0].get_ylim()[1])
-    axes[0].legend(fontsize=8)
+    if many:
+        figure.legend(loc="outside right upper", fontsize=8)
+    else:
+        axes[0].set_ylim(0, 1.08 * axes[0].get_ylim()[1])
+        axes[0].legend(fontsize=8)
     kind = "synthetic speech" if results[0].synthetic else "real speech"
     figure.suptitle(f"{name} ({kind}); bars: 95 % bootstrap interval", fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
