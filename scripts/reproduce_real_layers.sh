@@ -26,5 +26,6 @@ for split in arctic_en ljspeech librispeech_test_other; do
     exits base_early_exit entropy 0.13 0.15 0.18 0.25
     exits base_early_exit similarity 0.927 0.9256 0.9238 0.921
     exits base_early_exit confidence -0.055 -0.07 -0.085 -0.12
+    exits base_downsampled_early_exit entropy 0.33 0.41 # mean layers 5.5 and 4.5
 done
 "$PYTHON" scripts/report.py
