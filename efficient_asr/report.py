@@ -21,7 +21,7 @@ from efficient_asr.evaluation.result import Result
 MARKER = re.compile(
     r"(<!-- table (?P<name>[\w./-]+)(?P<techniques>[\w+ ]*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
 )
-MOST_LABELS = 8  # points of a plot; of more the Pareto front alone gets letters
+MOST_LABELS = 6  # points of a plot; of more the Pareto front alone gets letters
 
 
 @dataclass
