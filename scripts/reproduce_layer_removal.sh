@@ -12,12 +12,13 @@ source scripts/setup.sh
 LAST_SPLIT=test-other
 
 for layers in 24 22 20 18 16 14 12; do
-    run "layer_removal_first_$layers" layer_removal layer_removal --data_folder "$DATA" --kept_layers "first_$layers" "$@"
+    run "layer_removal_first_$layers" layer_removal layer_removal --data_folder "$DATA" --kept_layers "first_$layers" \
+        --output_folder "output/layer_removal_first_$layers" "$@"
 done
 # Layer drop measures the model with all its layers, trained above.
 for p in 0.5 0.4 0.3 0.25 0.2; do
     run "layer_drop_$p" layer_removal layer_removal --data_folder "$DATA" --experiment "layer_drop_$p" --kept_layers first_24 \
-        --output_folder output/layer_removal_first_24/1986 --test_only True --test_layerdrop "$p" \
+        --output_folder output/layer_removal_first_24 --test_only True --test_layerdrop "$p" \
         --variant "layerdrop $p" "$@"
 done
 # The small models are settings of the baseline's recipe.
