@@ -191,3 +191,32 @@ def test_a_signal_in_validation_loses_nothing(yaml: Path, tmp_path: Path) -> Non
     assert len(saved) == 1 and saved[0].startswith("CKPT+epoch-0000-batch-")
     done = torchrun(RECIPE, tmp_path, yaml, "--ckpt_interval_steps", "0", "--test_batch_size", "1")
     assert done.returncode == 0 and "going on from" in done.stdout, done.stderr[-2000:]
+
+
+def test_two_steps_of_early_exit_train_together(tmp_path: Path) -> None:
+    """Heads and encoder that a step does not train have no gradients, in all processes."""
+    path = make_yaml(tmp_path)
+    text = (
+        path.read_text().replace("layers: 1\n", "layers: 3\n").replace("recipe: finetune_ctc\n", "recipe: early_exit\n")
+    )
+    first, rest = text.split("base: ", 1)
+    base, rest = rest.split("\n", 1)
+    path.write_text(f"{first}base:\n    - {base}\n    - !include:{ROOT}/hparams/_base/early_exit.yaml\n{rest}")
+    options = [
+        "--exit_layers",
+        "[1, 2, 3]",
+        "--exit_training",
+        "two_step",
+        "--first_step_epochs",
+        "1",
+        "--exit_rule",
+        "entropy",
+    ]
+    options += ["--number_of_epochs", "2", "--calibrate_mean_layer", "2"]
+    done = torchrun(["recipes/early_exit/train.py"], tmp_path, path, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("calibrated on the validation split: entropy") == 1
+    result = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    assert (
+        result["technique"] == "early_exit" and sum(result["details"]["exit_layers"].values()) == result["utterances"]
+    )
