@@ -11,6 +11,7 @@ import re
 import string
 import textwrap
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,12 @@ def check_comparable(name: str, results: list[Result]) -> None:
 # ---------------------------------------------------------------- tables
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Draw a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
 def _show(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -182,12 +189,10 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
         head.insert(1, "mean exit layer")
     if any(matches):
         head += ["paper: WER %", "WER % LM", "GMACs", "CPU s"]
-    lines = [
-        f"`{name}`: {kind}, {first.utterances} utterances, {first.audio_s / 60:.1f} min, {first.reference_words} words.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-    ]
+    title = (
+        f"`{name}`: {kind}, {first.utterances} utterances, {first.audio_s / 60:.1f} min, {first.reference_words} words."
+    )
+    rows = []
     for result, match in zip(results, matches, strict=True):
         ci = result.wer_ci95_percent
         cells = [
@@ -212,10 +217,10 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
                 _show(values.get(k), d)
                 for k, d in (("wer_percent", 2), ("wer_lm_percent", 2), ("macs_g", 1), ("cpu_s", 0))
             ]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     hardware = sorted({f"{r['device_name']}, {r['threads']} threads" for result in results for r in result.runtimes})
     notes = "GMACs are the mean of an utterance; seconds are for the whole split"
-    lines += ["", notes + (f" ({'; '.join(hardware)})." if hardware else ".")]
+    lines = [title, "", markdown_table(head, rows), "", notes + (f" ({'; '.join(hardware)})." if hardware else ".")]
     found = [m for m in matches if m]
     if found:
         sources = "; ".join(sorted({m.source for m in found}))
@@ -227,12 +232,10 @@ def published_table(published: list[Published], paper: str) -> str:
     """Draw everything that is known of one paper's tables."""
     columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "cpu_lm_s", "gpu_s", "gpu_lm_s")
     head = ["row", "WER %", "WER % LM", "GMACs", "CPU s", "CPU s, LM", "GPU s", "GPU s, LM", "read from"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in published:
-        if row.paper == paper:
-            cells = [_show(row.values.get(key), 2) for key in columns]
-            lines.append(f"| {row.name} | " + " | ".join(cells) + f" | {row.source} |")
-    return "\n".join(lines)
+    rows = [row for row in published if row.paper == paper]
+    return markdown_table(
+        head, [[row.name, *(_show(row.values.get(key), 2) for key in columns), row.source] for row in rows]
+    )
 
 
 def render(text: str, runs: list[Result], published: list[Published]) -> str:

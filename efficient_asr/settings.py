@@ -6,8 +6,10 @@ over all keys of another file; the file's own keys win, and every key can be ove
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.run_opts import RunOptions
 
 from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.text import NORMALISERS
 
 # Lowest value of numeric keys; whole numbers where the limit is one.
 LIMITS: dict[str, int | float] = {
@@ -213,3 +216,47 @@ def _check_limit(key: str, value: Any) -> None:
             or not least <= value < math.inf
         ):
             raise UserError(f"{key}: {value!r} is not a {'whole ' if whole else ''}number of at least {least}")
+
+
+# ---------------------------------------------------------------- the commands that measure a model on a manifest
+
+
+def measuring_parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """Return a parser of the options that these commands share; `repeats` is the default of timed runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
+    parser.add_argument("--columns", default="{}", help="other column names, e.g. '{audio: path, text: sentence}'")
+    parser.add_argument(
+        "--normaliser", default="plain", choices=sorted(NORMALISERS), help="of references and hypotheses"
+    )
+    parser.add_argument(
+        "--batch_size", type=at_least(1), default=8, help="runtimes are taken at batch 1 and at this size"
+    )
+    parser.add_argument("--repeats", type=at_least(0), default=repeats, help="timed runs; 0 leaves runtimes out")
+    return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers with a lower limit."""
+
+    def read(value: str) -> int:
+        if not value.lstrip("-").isdigit() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least {least}")
+        return int(value)
+
+    return read
+
+
+def parse_columns(text: str) -> Any:
+    """Read the value of `--columns`.
+
+    Raises
+    ------
+    UserError
+        Where it is not YAML.
+    """
+    try:
+        return ruamel.yaml.YAML(typ="safe").load(text)
+    except ruamel.yaml.YAMLError:
+        raise UserError(f"--columns: {text!r} cannot be read; write '{{audio: path, text: sentence}}'") from None

@@ -6,7 +6,6 @@ utterance would leave at a threshold, what it would say, and how many MACs it wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.evaluation.records import Records
 from efficient_asr.evaluation.wer import count_errors
-from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.models.ctc import CTCModel
 from efficient_asr.techniques.early_exit import NEVER, RULES, ExitHeads, exits
 
 CALIBRATIONS = ("mean_layer", "wer_loss_percent")  # what a threshold can be calibrated for
@@ -177,8 +176,7 @@ def sweep(model: CTCModel, benchmark: Benchmark, macs: bool = True) -> Sweep:
         with torch.no_grad():
             (short, lengths), front_macs = run(model.shorten, wavs.to(device), wav_lens.to(device))
             found = heads.trace(model.encoder, short, lengths, run)
-        texts = [greedy_texts(one["log_probs"], one["frame_lengths"], model.labels)[0] for one in found]
-        texts = [benchmark.normalise(text, row) for text in texts]
+        texts = [benchmark.normalise(model.labels.decode(one["labels"]), row) for one in found]
         reference = benchmark.normalise(row["text"], row)
         counted = count_errors([reference] * len(texts), texts)
         words += counted[0].reference_length
@@ -244,10 +242,3 @@ def check_exit_settings(hparams: dict[str, Any]) -> None:
         raise UserError(
             f"calibrate_{wanted[0]}: the exit_rule 'none' has no threshold to calibrate; choose another rule"
         )
-
-
-def summary_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Draw a Markdown table of dicts with the same keys."""
-    head = list(rows[0])
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows])

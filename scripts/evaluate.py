@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import ruamel.yaml
 import torch
 
 from efficient_asr import load_transcriber
@@ -23,7 +21,7 @@ from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
 from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import read_config
-from efficient_asr.text import NORMALISERS
+from efficient_asr.settings import at_least, measuring_parser, parse_columns
 
 
 def yes_or_no(value: str) -> bool:
@@ -33,38 +31,17 @@ def yes_or_no(value: str) -> bool:
     return value.lower() == "true"
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers with a lower limit."""
-
-    def read(value: str) -> int:
-        if not value.lstrip("-").isdigit() or int(value) < least:
-            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least {least}")
-        return int(value)
-
-    return read
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
-    parser.add_argument("--columns", default="{}", help="other column names, e.g. '{audio: path, text: sentence}'")
+    parser = measuring_parser(__doc__, repeats=3)
     parser.add_argument(
         "--out", type=Path, default=Path("result.json"), help="where the Result goes (default result.json)"
     )
     parser.add_argument("--language", help="language of the audio, for Whisper")
-    parser.add_argument(
-        "--normaliser", default="plain", choices=sorted(NORMALISERS), help="of references and hypotheses"
-    )
     parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
     parser.add_argument("--lm_alpha", type=float, default=0.5)
     parser.add_argument("--lm_beta", type=float, default=1.0)
     parser.add_argument("--lm_beam_size", type=at_least(1), default=100)
     parser.add_argument("--lm_case", default="lower", choices=["lower", "upper"])
-    parser.add_argument(
-        "--batch_size", type=at_least(1), default=8, help="runtimes are taken at batch 1 and at this size"
-    )
-    parser.add_argument("--repeats", type=at_least(0), default=3, help="timed runs; 0 leaves runtimes out")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's)")
     parser.add_argument("--no_macs", action="store_true", help="do not count MACs")
     parser.add_argument(
@@ -81,16 +58,10 @@ def main() -> None:
     if args.out.suffix != ".json":
         raise UserError(f"--out: {args.out} must end in .json")
     check_writable(args.out.parent, "--out")
-    try:
-        columns = ruamel.yaml.YAML(typ="safe").load(args.columns)
-    except ruamel.yaml.YAMLError:
-        raise UserError(
-            f"--columns: {args.columns!r} cannot be read; write '{{audio: path, text: sentence}}'"
-        ) from None
     benchmark = Benchmark.from_manifest(
         args.manifest,
         normaliser=args.normaliser,
-        columns=columns,
+        columns=parse_columns(args.columns),
         skip_bad=args.skip_bad,
         skipped_file=args.out.with_suffix(".skipped.jsonl"),
         check_audio="samples",

@@ -15,38 +15,30 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import ruamel.yaml
 import torch
 
 from efficient_asr import load_transcriber
 from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate
 from efficient_asr.evaluation.result import Result
-from efficient_asr.sweep import Sweep, exit_heads, summary_table, sweep
+from efficient_asr.report import markdown_table
+from efficient_asr.settings import at_least, measuring_parser, parse_columns
+from efficient_asr.sweep import Sweep, exit_heads, sweep
 from efficient_asr.techniques.early_exit import NEVER, RULES
-from efficient_asr.text import NORMALISERS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
-    parser.add_argument("--columns", default="{}", help="other column names, e.g. '{audio: path, text: sentence}'")
+    parser = measuring_parser(__doc__, repeats=1)
     parser.add_argument("--rule", required=True, choices=[rule for rule in RULES if rule != "none"])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[])
-    parser.add_argument("--patience", type=int, default=1, help="heads in a row that must be content")
+    parser.add_argument("--patience", type=at_least(1), default=1, help="heads in a row that must be content")
     parser.add_argument("--calibrate_mean_layer", type=float, help="find the threshold for this mean exit layer")
     parser.add_argument(
         "--calibrate_wer_loss_percent", type=float, help="find the one that loses at most so many points of WER"
     )
-    parser.add_argument(
-        "--normaliser", default="plain", choices=sorted(NORMALISERS), help="of references and hypotheses"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="runtimes are taken at batch 1 and at this size")
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs; 0 leaves runtimes out")
     parser.add_argument("--out", type=Path, default=Path("output/sweep"), help="folder for results, table and curve")
     parser.add_argument("--experiment", default="sweep", help="beginning of the results' names")
     parser.add_argument("--label", default="", help="what the variants' names begin with, e.g. 'two-step '")
@@ -64,10 +56,10 @@ def main() -> None:
     transcriber = load_transcriber(args.model)
     heads = exit_heads(getattr(transcriber, "model", None))
     heads.set_rule(args.rule, NEVER[args.rule], args.patience)
-    columns = ruamel.yaml.YAML(typ="safe").load(args.columns)
+    columns = parse_columns(args.columns)
     benchmark = Benchmark.from_manifest(
         args.manifest, args.corpus, args.split, args.normaliser, columns, check_audio="samples"
-    )  # fmt: skip
+    )
     transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     found = sweep(transcriber.model, benchmark)
     if calibrating:
@@ -78,14 +70,15 @@ def main() -> None:
         measure(args, transcriber, benchmark, found, threshold) for threshold in [NEVER[args.rule], *args.thresholds]
     ]
     rows = [row(result) for result in results]
-    print(summary_table(rows))
+    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    print(table)
     if calibrating:
         print(f"calibrated on {args.manifest}: --exit_rule {args.rule} --exit_threshold {args.thresholds[0]:.6g}")
         return
     for result in results:
         result.save(args.out)
     stem = args.out / f"{args.experiment}_{args.rule}-{benchmark.split}"
-    stem.with_suffix(".md").write_text(summary_table(rows) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
     draw(results, args.rule, stem.with_suffix(".png"))
     print(f"results, table and curve: {args.out}, {stem}.md, {stem}.png")
 

@@ -128,7 +128,7 @@ class CTCTranscriber:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
         with torch.no_grad():
             reading = self.model.recognise(wavs.to(self.device), wav_lens.to(self.device))
-        log_probs, frame_lengths = reading.logits.float().log_softmax(dim=-1), reading.frame_lengths
+        log_probs, frame_lengths = reading.log_probs, reading.frame_lengths
         if self.language_model is not None:
             texts = self.language_model.decode(log_probs, frame_lengths)
         else:

@@ -39,6 +39,11 @@ class Reading:
     frame_lengths: torch.Tensor
     details: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def log_probs(self) -> torch.Tensor:
+        """Log-probabilities in float32, [batch, frames, labels]."""
+        return self.logits.float().log_softmax(dim=-1)
+
 
 class CTCHead(nn.Module):
     """An optional block and a linear layer to characters.
@@ -184,7 +189,7 @@ class CTCModel(nn.Module):
             Real frames of each utterance, [batch].
         """
         reading = self.recognise(wavs, wav_lens, **options)
-        return reading.logits.float().log_softmax(dim=-1), reading.frame_lengths
+        return reading.log_probs, reading.frame_lengths
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return how many CTC frames come out of so many samples; both [batch]."""
@@ -289,7 +294,12 @@ class CTCModel(nn.Module):
         return [key for key in left if key in parameters]
 
 
+def greedy_labels(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[list[int]]:
+    """Labels of the best path, repetitions and blanks taken out, of [batch, frames, labels] with lengths [batch]."""
+    relative = frame_lengths / max(1, log_probs.shape[1])
+    return ctc_greedy_decode(log_probs, relative, CharacterLabels.blank_index)
+
+
 def greedy_texts(log_probs: torch.Tensor, frame_lengths: torch.Tensor, labels: CharacterLabels) -> list[str]:
     """Decode the best path of each utterance: [batch, frames, labels] and lengths [batch] to texts."""
-    relative = frame_lengths / max(1, log_probs.shape[1])
-    return [labels.decode(path) for path in ctc_greedy_decode(log_probs, relative, CharacterLabels.blank_index)]
+    return [labels.decode(path) for path in greedy_labels(log_probs, frame_lengths)]

@@ -31,7 +31,6 @@ As in the paper's code, LayerDrop is off while heads are trained. Deviations fro
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,17 +41,12 @@ from rapidfuzz.distance import Levenshtein
 from torch import nn
 
 from efficient_asr.errors import UserError, did_you_mean
-from efficient_asr.models.ctc import CTCHead, Reading
+from efficient_asr.models.ctc import CTCHead, Reading, greedy_labels
 from efficient_asr.models.encoder import Encoder, EncoderState, frame_mask
 
 RULES = ("none", "entropy", "similarity", "confidence", "agreement")
-NEVER = {
-    "none": 0.0,
-    "entropy": 0.0,
-    "similarity": 2.0,
-    "confidence": 0.0,
-    "agreement": -1.0,
-}  # thresholds that never exit
+# Thresholds that never exit.
+NEVER = {"none": 0.0, "entropy": 0.0, "similarity": 2.0, "confidence": 0.0, "agreement": -1.0}
 
 
 def passes(rule: str, scores: Any, threshold: float) -> Any:
@@ -83,13 +77,6 @@ def confidence(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Te
 def similarity(before: torch.Tensor, after: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
     """Mean cosine similarity [batch] of two layers' states [batch, frames, dim]."""
     return mean_over_frames(torch.cosine_similarity(before, after, dim=-1), frame_lengths)
-
-
-def greedy_labels(log_probs: torch.Tensor, frame_lengths: torch.Tensor, blank: int = 0) -> list[list[int]]:
-    """Labels of the best path, repetitions and blanks taken out, of [batch, frames, labels]."""
-    paths = log_probs.argmax(dim=-1).tolist()
-    lengths = frame_lengths.tolist()
-    return [[k for k, _ in itertools.groupby(path[:n]) if k != blank] for path, n in zip(paths, lengths, strict=True)]
 
 
 def disagreement(before: Sequence[int], after: Sequence[int]) -> float:
@@ -274,8 +261,8 @@ class ExitHeads(nn.Module):
         Returns
         -------
         list of dict
-            For each head: `layer`, `log_probs` [1, frames, labels], `frame_lengths` [1], the score of each rule, and the cost
-            of the encoder up to there (`encoder_cost`) and of this head (`head_cost`).
+            For each head: `layer`, its greedy `labels`, the score of each rule, and the cost of the encoder up to there
+            (`encoder_cost`) and of this head (`head_cost`).
         """
         state, cost = run(encoder.begin, wavs, lengths)
         found, labels = [], None
@@ -291,7 +278,7 @@ class ExitHeads(nn.Module):
             new = greedy_labels(log_probs, frame_lengths)[0]
             found.append(
                 {
-                    "layer": index + 1, "log_probs": log_probs, "frame_lengths": frame_lengths,
+                    "layer": index + 1, "labels": new,
                     "entropy": float(entropy(log_probs, frame_lengths)),
                     "confidence": float(confidence(log_probs, frame_lengths)),
                     "similarity": float(similarity(before.states, state.states, state.frame_lengths)),
