@@ -234,7 +234,22 @@ def measuring_parser(description: str, repeats: int) -> argparse.ArgumentParser:
         "--batch_size", type=at_least(1), default=8, help="runtimes are taken at batch 1 and at this size"
     )
     parser.add_argument("--repeats", type=at_least(0), default=repeats, help="timed runs; 0 leaves runtimes out")
+    parser.add_argument(
+        "--skip_bad",
+        type=yes_or_no,
+        nargs="?",
+        const=True,
+        default=False,
+        help="leave bad lines out instead of stopping",
+    )
     return parser
+
+
+def yes_or_no(value: str) -> bool:
+    """Read True or False, as the recipes take it."""
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not True or False")
+    return value.lower() == "true"
 
 
 def at_least(least: int) -> Callable[[str], int]:

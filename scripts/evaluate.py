@@ -10,7 +10,6 @@ that was interrupted goes on where it stopped when the same command is started a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,13 +21,6 @@ from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
 from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import read_config
 from efficient_asr.settings import at_least, measuring_parser, parse_columns
-
-
-def yes_or_no(value: str) -> bool:
-    """Read True or False, as the recipes take it."""
-    if value.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{value!r} is not True or False")
-    return value.lower() == "true"
 
 
 def main() -> None:
@@ -44,14 +36,6 @@ def main() -> None:
     parser.add_argument("--lm_case", default="lower", choices=["lower", "upper"])
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's)")
     parser.add_argument("--no_macs", action="store_true", help="do not count MACs")
-    parser.add_argument(
-        "--skip_bad",
-        type=yes_or_no,
-        nargs="?",
-        const=True,
-        default=False,
-        help="leave bad lines out instead of stopping",
-    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

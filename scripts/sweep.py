@@ -58,7 +58,14 @@ def main() -> None:
     heads.set_rule(args.rule, NEVER[args.rule], args.patience)
     columns = parse_columns(args.columns)
     benchmark = Benchmark.from_manifest(
-        args.manifest, args.corpus, args.split, args.normaliser, columns, check_audio="samples"
+        args.manifest,
+        args.corpus,
+        args.split,
+        args.normaliser,
+        columns,
+        args.skip_bad,
+        args.out / f"{args.experiment}.skipped.jsonl",
+        check_audio="samples",
     )
     transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     found = sweep(transcriber.model, benchmark)
