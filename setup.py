@@ -21,6 +21,7 @@ CORE = [
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.8",  # plots of WER against cost
     "espeakng-loader>=0.2.4",  # the synthetic mini corpus needs no download
+    "whisper-normalizer==0.1.15",  # Whisper's English text normaliser with its spelling table, which transformers lacks
     "num2words>=0.5.13",  # "42" -> "forty two" in training texts of character models
     "thop==0.1.1.post2209072238",  # the papers' MACs counter, for comparison with their tables
 ]
@@ -30,6 +31,7 @@ EXTRAS = {
         "kenlm==0.3.0",
         "pygtrie>=2.5",
     ],  # n-gram language models in CTC beam search, and what SpeechBrain needs for it
+    "vad": ["silero-vad>=6.2"],  # finds pauses in long audio better than our energy threshold
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": ["pytest>=8", "ruff==0.17.5", "pre-commit>=4", "tensorboard>=2.16"],
 }

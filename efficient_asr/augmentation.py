@@ -66,3 +66,11 @@ class Augment(torch.nn.Module):
         if self.noises and torch.rand(()) < self.probability:
             wavs = self.add_noise(wavs, wav_lens)
         return zero_padding(wavs, absolute_lengths(wavs, wav_lens)), wav_lens
+
+
+def add_noise(wav: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
+    """Add `noise` [time] to `wav` [time] so that the power of the one is `snr_db` decibels above that of the other."""
+    power, noise_power = wav.double().pow(2).mean(), noise.double().pow(2).mean()
+    if not float(noise_power):
+        return wav
+    return wav + noise * float(torch.sqrt(power / noise_power) * 10 ** (-snr_db / 20))

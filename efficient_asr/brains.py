@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,84 @@ import numpy as np
 import speechbrain as sb
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from efficient_asr.data import Rows, report_skipped
+from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, make_loader, report_skipped
 from efficient_asr.errors import UserError, listing
 from efficient_asr.evaluation.evaluator import Benchmark
+from efficient_asr.evaluation.transcriber import Transcriber, load_transcriber
+from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.models.encoder import Encoder
-from efficient_asr.text import CharacterLabels
+from efficient_asr.models.new_whisper import new_whisper
+from efficient_asr.models.whisper_asr import Whisper
+from efficient_asr.text import CharacterLabels, get_normaliser
 
 
-class CTCBrain(Loop):
+class RecipeBrain(Loop):
+    """What `experiment.run` asks of a Brain, with answers that fit most."""
+
+    @classmethod
+    def build(cls, hparams: dict[str, Any], rows: Rows) -> nn.Module:
+        """Put the model of a YAML file together, with the training utterances."""
+        raise NotImplementedError
+
+    @staticmethod
+    def check_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Return the training utterances that the model can learn from; those left out go to a file."""
+        return rows
+
+    @staticmethod
+    def loader(model: nn.Module, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
+        """Return the loader of `train_split` or `valid_split`."""
+        return make_loader(rows, model.labels, order, hparams["num_workers"])
+
+    @staticmethod
+    def finish(model: nn.Module, hparams: dict[str, Any], rows: Rows) -> None:
+        """Do what is left to do to the trained model before it is saved, with the validation utterances."""
+
+    @staticmethod
+    def save(model: nn.Module, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
+        """Write the model folder."""
+        model.save(folder, about)
+
+    @staticmethod
+    def untrained(hparams: dict[str, Any]) -> str | None:
+        """Return the model that `test_only` measures where nothing was trained; None where there is none."""
+        return None
+
+    @staticmethod
+    def load(source: str, hparams: dict[str, Any]) -> Transcriber:
+        """Load a model folder to measure it."""
+        return load_transcriber(source)
+
+    @staticmethod
+    def configure(model: Any, hparams: dict[str, Any]) -> None:
+        """Apply the settings that belong to measuring rather than to training, to the model as it was saved."""
+
+    @staticmethod
+    def details_of(
+        model: Any, benchmark: Benchmark | None = None, records: Iterable[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Technique-specific entries of the Result; with a benchmark, what was found on it besides, or is to be measured."""
+        return {key: value for entries in model.history.values() for key, value in entries.items() if key != "label"}
+
+    def init_optimizers(self) -> None:
+        """One optimiser for each group of `parameter_groups`, made by `<group>_optimizer` of the YAML file."""
+        self.optimizers_dict, self.schedulers = {}, {}
+        for name, parameters in self.parameter_groups().items():
+            if parameters:
+                self.optimizers_dict[name] = getattr(self.hparams, f"{name}_optimizer")(parameters)
+                self.schedulers[name] = getattr(self.hparams, f"{name}_scheduler")
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return what is trained, by group."""
+        return {"model": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}
+
+
+class CTCBrain(RecipeBrain):
     """Fine-tunes an encoder with a CTC head.
 
     The encoder and the rest (head, front end) have an optimiser each, annealed by NewBob on the validation loss; the
@@ -53,7 +120,7 @@ class CTCBrain(Loop):
         return hparams["head"](encoder.hidden_size, n_labels)
 
     @staticmethod
-    def check_rows(model: CTCModel, rows: Rows, fastest: float, skip_bad: bool, skipped_file: Path) -> Rows:
+    def check_rows(model: CTCModel, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Find the utterances that this model cannot learn from.
 
         Their text has characters outside the alphabet, or their audio gives fewer CTC frames than their text needs: one for
@@ -65,10 +132,8 @@ class CTCBrain(Loop):
             Knows its alphabet and how many frames come out.
         rows : Rows
             Training utterances.
-        fastest : float
-            The highest speed that augmentation may apply.
-        skip_bad : bool
-            Leave such utterances out instead of stopping.
+        hparams : dict
+            Whether such utterances may be left out (`skip_bad`), and the highest speed that augmentation may apply.
         skipped_file : Path
             Where those left out are listed.
 
@@ -77,6 +142,7 @@ class CTCBrain(Loop):
         UserError
             Naming the utterances.
         """
+        skip_bad, fastest = hparams["skip_bad"], hparams["augment"].fastest
         frames = model.frame_lengths(torch.from_numpy((rows.durations * 16000 / fastest).astype(np.int64))).tolist()
         bad = {}
         for i, (row, available) in enumerate(zip(rows, frames, strict=True)):
@@ -87,32 +153,19 @@ class CTCBrain(Loop):
                 bad[i] = f"its text has characters that the model does not know: {' '.join(sorted(unknown))}"
             elif available < needed:
                 bad[i] = f"{row['duration']:.2f} s give {available} frames, its {len(tokens)} characters need {needed}"
-        problems = [{"id": rows[i]["id"], "problem": problem} for i, problem in bad.items()]
-        if bad and not skip_bad:
-            shown = listing([f"{b['id']}: {b['problem']}" for b in problems])
-            raise UserError(
-                f"{len(bad)} of {len(rows)} training utterances cannot be learned from:\n{shown}\n"
-                "Leave them out with --skip_bad True. Where frames are too few, a smaller downsampling_factor helps, or a "
-                "head that emits more (--frames_per_state 2); where characters are unknown, another train_normaliser."
-            )
-        if bad:
-            report_skipped("training utterances", problems, skipped_file)
-        if len(bad) == len(rows):
-            raise UserError("no training utterance is left that the model can learn from")
-        return rows.select([i for i in range(len(rows)) if i not in bad])
+        advice = (
+            "Leave them out with --skip_bad True. Where frames are too few, a smaller downsampling_factor helps, or a "
+            "head that emits more (--frames_per_state 2); where characters are unknown, another train_normaliser."
+        )
+        return leave_out(rows, bad, skip_bad, skipped_file, advice)
 
-    def init_optimizers(self) -> None:
-        """One optimiser for the encoder (if anything in it is trained), one for everything else."""
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The encoder (if anything in it is trained), and everything else."""
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "head": []}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 groups["encoder" if name.startswith("encoder.") else "head"].append(parameter)
-        make = {"encoder": self.hparams.encoder_optimizer, "head": self.hparams.head_optimizer}
-        schedulers = {"encoder": self.hparams.encoder_scheduler, "head": self.hparams.head_scheduler}
-        self.optimizers_dict, self.schedulers = {}, {}
-        for name, parameters in groups.items():
-            if parameters:
-                self.optimizers_dict[name], self.schedulers[name] = make[name](parameters), schedulers[name]
+        return groups
 
     def compute_forward(self, batch: Any, stage: sb.Stage, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities [batch, frames, labels] and frame lengths [batch]; options are the model's."""
@@ -130,18 +183,95 @@ class CTCBrain(Loop):
             self.count(batch.text, greedy_texts(log_probs, frame_lengths, self.model.labels))
         return ctc_loss(log_probs, frame_lengths, batch)
 
-    @staticmethod
-    def finish(model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
-        """Do what is left to do to the trained model before it is saved, with the validation utterances."""
+
+class WhisperBrain(RecipeBrain):
+    """Fine-tunes a Whisper with cross-entropy over the tokens behind the prompt.
+
+    The checkpoint with the lowest greedy validation WER is kept.
+    """
+
+    @classmethod
+    def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
+        """Load `source`, or make a new Whisper of `architecture`, whose tokenizer comes from the training texts."""
+        if hparams["source"]:
+            model = Whisper.from_source(resolve_source(hparams["source"]))
+        else:
+            model = new_whisper([row["text"] for row in rows], **hparams["architecture"] or {})
+        model.network.requires_grad_(True)
+        model.network.model.encoder.embed_positions.requires_grad_(False)
+        if hparams["freeze_encoder"]:
+            model.network.model.encoder.requires_grad_(False)
+        return model
 
     @staticmethod
-    def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
-        """Apply the settings that belong to measuring rather than to training, to the model as it was saved."""
+    def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Leave out, or refuse, what does not fit into the window or has more tokens than the decoder has positions."""
+        bad, fits = {}, model.network.config.max_target_positions
+        for i, row in enumerate(rows):
+            if row["duration"] > model.window_samples / SAMPLE_RATE:
+                bad[i] = (
+                    f"{row['duration']:.1f} s are longer than the window of {model.window_samples / SAMPLE_RATE:.0f} s"
+                )
+            elif len(model.encode_row(row)) > fits:
+                bad[i] = f"its text has more than the {fits} tokens that this Whisper can write"
+        return leave_out(rows, bad, hparams["skip_bad"], skipped_file, "Leave them out with --skip_bad True.")
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
-        """Technique-specific entries of the Result; with a benchmark, what is to be measured on it besides."""
-        return {key: value for entries in model.history.values() for key, value in entries.items() if key != "label"}
+    def untrained(hparams: dict[str, Any]) -> str | None:
+        """A Whisper can be measured as it is."""
+        return hparams["source"]
+
+    @staticmethod
+    def load(source: str, hparams: dict[str, Any]) -> Transcriber:
+        """Load it with the decoding options of the YAML file."""
+        names = ("task", "num_beams", "length_penalty", "timestamps", "temperatures", "no_speech_threshold")
+        options = {name: hparams[name] for name in names}
+        return load_transcriber(source, language=hparams["language"], long_audio=hparams["long_audio"], **options)
+
+    def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Return logits [batch, tokens - 1, vocabulary] of the tokens that follow each one."""
+        batch = batch.to(self.device)
+        wavs, wav_lens = batch.wav
+        if stage == sb.Stage.TRAIN:
+            wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
+        model = self.modules["model"] if stage == sb.Stage.TRAIN else self.model
+        return model(wavs, absolute_lengths(wavs, wav_lens), batch.tokens[0][:, :-1])
+
+    def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Return the mean cross-entropy of the tokens behind the prompt, and count errors outside training."""
+        tokens, token_lens = batch.tokens
+        lengths = (token_lens * tokens.shape[1]).round().long()
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        real = (place < lengths[:, None]) & (place >= self.model.prompt_length)
+        targets = tokens.masked_fill(~real, -100)[:, 1:]
+        if stage != sb.Stage.TRAIN:
+            wavs, wav_lens = batch.wav
+            transcriber = WhisperTranscriber(self.model, self.hparams.language)
+            normalise = get_normaliser(self.hparams.test_normaliser)
+            texts = [transcript.text for transcript in transcriber.transcribe(wavs, wav_lens)]
+            language = self.hparams.language or "en"
+            self.count(*([normalise(text, language) or " " for text in side] for side in (batch.text, texts)))
+        smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
+        return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
+
+
+def leave_out(rows: Rows, bad: dict[int, str], skip_bad: bool, skipped_file: Path, advice: str) -> Rows:
+    """Return the training utterances without the bad ones (index: what is wrong with it).
+
+    Raises
+    ------
+    UserError
+        Naming them, unless `skip_bad` leaves them out; or where nothing is left.
+    """
+    problems = [{"id": rows[i]["id"], "problem": problem} for i, problem in bad.items()]
+    if bad and not skip_bad:
+        shown = listing([f"{b['id']}: {b['problem']}" for b in problems])
+        raise UserError(f"{len(bad)} of {len(rows)} training utterances cannot be learned from:\n{shown}\n{advice}")
+    if bad:
+        report_skipped("training utterances", problems, skipped_file)
+    if len(bad) == len(rows):
+        raise UserError("no training utterance is left that the model can learn from")
+    return rows.select([i for i in range(len(rows)) if i not in bad])
 
 
 def ctc_loss(log_probs: torch.Tensor, frame_lengths: torch.Tensor, batch: Any) -> torch.Tensor:

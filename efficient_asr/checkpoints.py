@@ -112,7 +112,8 @@ class Checkpointer:
         try:
             self.remove_leftovers()
             partial.mkdir(parents=True)
-            tensors = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+            # copies: tied weights share memory, which safetensors refuses
+            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in self.model.state_dict().items()}
             save_file(tensors, partial / MODEL)
             torch.save({key: item.state_dict() for key, item in self.recoverables.items()}, partial / STATE)
             files = {file: _describe(partial / file) for file in (MODEL, STATE)}

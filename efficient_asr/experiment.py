@@ -26,13 +26,14 @@ from speechbrain.utils.run_opts import RunOptions
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from efficient_asr import distributed
+from efficient_asr.brains import RecipeBrain
 from efficient_asr.checkpoints import Checkpointer, FolderLock
 from efficient_asr.corpora import prepare_corpus
-from efficient_asr.data import BatchOrder, Rows, make_loader, normalise_texts, read_manifest
+from efficient_asr.data import BatchOrder, Rows, normalise_texts, read_manifest
 from efficient_asr.errors import UserError, check_writable, exit_code, listing
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
 from efficient_asr.evaluation.result import Result
-from efficient_asr.evaluation.transcriber import CTCTranscriber, LanguageModel, fingerprint, load_transcriber
+from efficient_asr.evaluation.transcriber import CTCTranscriber, LanguageModel, fingerprint
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
 from efficient_asr.settings import load_hparams, parse_command_line, training_settings
@@ -41,7 +42,7 @@ from efficient_asr.text import get_normaliser
 Anything = TypeVar("Anything")
 
 
-def run(brain_class: type[Loop], argv: list[str] | None = None) -> int:
+def run(brain_class: type[RecipeBrain], argv: list[str] | None = None) -> int:
     """Run one experiment; returns the exit code (0 done, 2 a user's mistake, 130 interrupted)."""
 
     def interrupt(number: int, frame: Any) -> None:
@@ -70,7 +71,7 @@ def run(brain_class: type[Loop], argv: list[str] | None = None) -> int:
     return code
 
 
-def _run(brain_class: type[Loop], argv: list[str]) -> None:
+def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
     path, run_opts, overrides = parse_command_line(argv)
     try:
         sb.utils.distributed.ddp_init_group(run_opts)
@@ -82,10 +83,15 @@ def _run(brain_class: type[Loop], argv: list[str]) -> None:
     output_folder = Path(hparams["output_folder"])
     model_folder = output_folder / "model"
     test_only = run_opts.test_only or hparams["test_only"]
+    model = str(model_folder)
     if test_only and not (model_folder / "config.json").is_file():
-        raise UserError(
-            f"test_only: there is no trained model at {model_folder}; run the same command without it first"
-        )
+        untrained = brain_class.untrained(hparams)
+        if not untrained:
+            raise UserError(
+                f"test_only: there is no trained model at {model_folder}; run the same command without it first"
+            )
+        model = resolve_source(untrained)
+        print(f"nothing was trained at {model_folder}: measuring {untrained} as it is")
     check_writable(Path(hparams["results_folder"]), "results_folder")
     check_writable(output_folder if test_only else output_folder / "save", "output_folder")
     lock = FolderLock(output_folder) if distributed.if_main_process() else None  # held to the end of this function
@@ -95,8 +101,9 @@ def _run(brain_class: type[Loop], argv: list[str]) -> None:
     if not test_only:
         settings = training_settings(path, overrides, run_opts)
         train_and_save(brain_class, hparams, run_opts, splits, output_folder, settings)
-    results = measure(hparams, plain, benchmarks, model_folder, brain_class)
-    print(f"model: {model_folder}")
+    train_only = hparams["train_only"] and not test_only
+    results = [] if train_only else measure(hparams, plain, benchmarks, model, output_folder, brain_class)
+    print(f"model: {model}")
     for result in results:
         print(f"{result.summary()}\nresult: {result.path}")
     if lock is not None:
@@ -209,7 +216,7 @@ def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, outp
 
 
 def train_and_save(
-    brain_class: type[Loop],
+    brain_class: type[RecipeBrain],
     hparams: dict[str, Any],
     run_opts: RunOptions,
     splits: dict[str, Path],
@@ -226,11 +233,7 @@ def train_and_save(
     }
     model = brain_class.build(hparams, rows["train_split"])
     rows["train_split"] = brain_class.check_rows(
-        model,
-        rows["train_split"],
-        hparams["augment"].fastest,
-        hparams["skip_bad"],
-        output_folder / "skipped_training.jsonl",
+        model, rows["train_split"], hparams, output_folder / "skipped_training.jsonl"
     )
     settings |= {
         "processes": str(distributed.processes()),
@@ -249,7 +252,7 @@ def train_and_save(
             rows["valid_split"].durations, "ascending", hparams["test_batch_size"], repeat=False, **shares
         ),
     }  # fmt: skip
-    brain.train(*(make_loader(rows[key], model.labels, orders[key], hparams["num_workers"]) for key in orders))
+    brain.train(*(brain_class.loader(model, rows[key], hparams, orders[key], key) for key in orders))
     best = checkpointer.best()
     if distributed.if_main_process():
         checkpointer.load_model(best)
@@ -260,7 +263,7 @@ def train_and_save(
             "variant": str(hparams["variant"] or model.label),
             "details": brain_class.details_of(model),
         }
-        model.save(output_folder / "model", about)
+        brain_class.save(model, hparams, output_folder / "model", about)
     distributed.ddp_barrier()
 
 
@@ -273,7 +276,7 @@ def _digest(rows: Rows) -> str:
 
 
 def make_brain(
-    brain_class: type[Loop],
+    brain_class: type[RecipeBrain],
     hparams: dict[str, Any],
     run_opts: RunOptions,
     model: torch.nn.Module,
@@ -302,8 +305,9 @@ def measure(
     hparams: dict[str, Any],
     plain: dict[str, Any],
     benchmarks: list[Benchmark],
-    model_folder: Path,
-    brain_class: type[Loop],
+    model: str,
+    output_folder: Path,
+    brain_class: type[RecipeBrain],
 ) -> list[Result]:
     """Measure the saved model on every test split: WER, MACs, and runtime on each device without and with a LM.
 
@@ -311,15 +315,16 @@ def measure(
     """
     if hparams["threads"]:
         torch.set_num_threads(hparams["threads"])
-    transcriber = load_transcriber(str(model_folder))
+    transcriber = brain_class.load(model, hparams)
     brain_class.configure(transcriber.model, hparams)
     lm = read_language_model(hparams, transcriber.model.labels.vocabulary) if hparams["lm_path"] else None
     lm_transcriber = CTCTranscriber(transcriber.model, lm) if lm else None
-    key = f"{fingerprint(model_folder)} {transcriber.model.settings} {lm.config if lm else None}"
+    decoding = [getattr(transcriber, name, None) for name in ("language", "options", "method")]
+    key = f"{fingerprint(model)} {decoding} {transcriber.model.settings} {lm.config if lm else None}"
     scored = [
         score(
             transcriber, benchmark, lm_transcriber, hparams["measure_macs"],
-            model_folder.parent / "scores" / benchmark.split, key,
+            output_folder / "scores" / benchmark.split, key,
         )
         for benchmark in benchmarks
     ]  # fmt: skip
@@ -338,7 +343,7 @@ def measure(
             technique=transcriber.model.technique,
             variant=str(hparams["variant"] or transcriber.model.label),
             hparams=plain,
-            details=brain_class.details_of(transcriber.model, benchmark),
+            details=brain_class.details_of(transcriber.model, benchmark, records),
             seed=hparams["seed"],
             lm=lm.config if lm else None,
             time_lm=hparams["time_lm"],

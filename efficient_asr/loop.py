@@ -95,8 +95,9 @@ class Loop(sb.Brain):
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
             scheduler = self.schedulers[name]
-            if not hasattr(scheduler, "state_dict"):  # SpeechBrain's NewBob
-                scheduler = Attributes(scheduler, "hyperparam_value", "metric_values", "current_patient")
+            if not hasattr(scheduler, "state_dict"):  # SpeechBrain's NewBob and cyclic one
+                names = ("hyperparam_value", "metric_values", "current_patient", "clr_iterations")
+                scheduler = Attributes(scheduler, *(name for name in names if hasattr(scheduler, name)))
             self.checkpointer.add_recoverable(f"{name}_scheduler", scheduler)
         newest = self.checkpointer.newest()
         if newest is not None:
@@ -184,6 +185,9 @@ class Loop(sb.Brain):
             else:
                 self.optimizers_step()
                 self.steps_taken += 1
+                for name, optimizer in self.optimizers_dict.items():
+                    if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate with every step
+                        self.schedulers[name].on_batch_end(optimizer)
             self.spoiled, self.group_ids = False, []
         self._ready_at = time.perf_counter()
         return loss.detach().cpu()
@@ -274,12 +278,7 @@ class Loop(sb.Brain):
                 "WER over fewer would not compare with that of other epochs. Mend those named above, then start the same "
                 "command again: it goes on from the last checkpoint."
             )
-        rates = {o: 100 * totals["errors" + o] / max(1.0, totals["words" + o]) for o in self.outputs}
-        stats = {
-            "loss": totals["loss"] / max(1.0, totals["utterances"]),
-            "wer_percent": sum(rates.values()) / len(rates),  # of several outputs the mean
-        }
-        stats |= {f"wer_percent{output}": rate for output, rate in rates.items() if output}
+        stats = {"loss": totals["loss"] / max(1.0, totals["utterances"])} | self.validation_stats(totals)
         learning_rates = {}
         for name, optimizer in self.optimizers_dict.items():
             learning_rates[f"lr_{name}"], new = self.schedulers[name](stats["loss"])
@@ -289,7 +288,17 @@ class Loop(sb.Brain):
                 {"epoch": epoch, **learning_rates}, train_stats={"loss": self.train_loss}, valid_stats=stats
             )
         self.phase, self.train_losses = "done", [0.0]
-        self._save({"epoch": epoch, self.checkpointer.min_key: stats["wer_percent"]})
+        self._save({"epoch": epoch, self.checkpointer.min_key: self.to_minimise(stats)})
+
+    def validation_stats(self, totals: dict[str, float]) -> dict[str, float]:
+        """Return what the log says of a validation besides the loss, from what was counted in all processes."""
+        rates = {o: 100 * totals["errors" + o] / max(1.0, totals["words" + o]) for o in self.outputs}
+        stats = {"wer_percent": sum(rates.values()) / len(rates)}  # of several outputs the mean
+        return stats | {f"wer_percent{output}": rate for output, rate in rates.items() if output}
+
+    def to_minimise(self, stats: dict[str, float]) -> float:
+        """Return the number by which the best checkpoint is chosen."""
+        return stats["wer_percent"]
 
     def _log_throughput(self, epoch: int) -> None:
         """Note how much audio a second was trained on, how long the loop waited for data, and what padding cost."""

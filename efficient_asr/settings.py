@@ -28,19 +28,23 @@ LIMITS: dict[str, int | float] = {
     "frames_per_state": 1, "head_neurons": 1, "head_layers": 1, "lm_beam_size": 1, "grad_accumulation_factor": 1,
     "downsampling_kernel": 1, "max_batch_length_s": 1e-3, "max_duration_s": 1e-3, "lr_encoder": 0.0, "lr_head": 0.0,
     "max_grad_norm": 1e-9, "head_dropout": 0.0, "augment_probability": 0.0, "nonfinite_patience": 0,
-    "ckpt_interval_minutes": 0.0, "calibration_utterances": 1, "exit_patience": 1, "first_step_epochs": 0,
-    "calibrate_mean_layer": 1.0, "calibrate_wer_loss_percent": -100.0, "test_layerdrop_seed": 0,
+    "ckpt_interval_minutes": 0.0, "calibration_utterances": 1, "exit_patience": 1, "first_step_epochs": 0, "lr": 0.0,
+    "weight_decay": 0.0, "num_beams": 1, "label_smoothing": 0.0, "calibrate_large_share": 0.0, "calibrate_macs_g": 0.0,
+    "calibrate_wer_percent": 0.0, "cyclic_lr_steps": 1, "calibrate_mean_layer": 1.0, "calibrate_wer_loss_percent": -100.0,
+    "test_layerdrop_seed": 0,
 }  # fmt: skip
 
 OPEN_KEYS = ("kept_layers",)  # a number, a word or a list
 
 # Keys that a training does not depend on: they may change between its start and its end.
 FREE_KEYS = frozenset(
-    "experiment output_folder results_folder test_only go_on skip_bad check_audio corpus_name prepared_folder test_splits "
-    "test_normaliser num_workers threads test_batch_size measure_macs measure_runtime runtime_repeats time_lm lm_path lm_alpha "
-    "lm_beta lm_beam_size lm_case number_of_epochs ckpt_interval_minutes nonfinite_patience tensorboard data_folder "
-    "epoch_counter recipe variant test_layerdrop test_layerdrop_seed exit_rule exit_threshold exit_patience calibrate_mean_layer "
-    "calibrate_wer_loss_percent".split()
+    "experiment output_folder results_folder test_only train_only go_on skip_bad check_audio corpus_name "
+    "prepared_folder test_splits test_normaliser num_workers threads test_batch_size measure_macs measure_runtime "
+    "runtime_repeats time_lm lm_path lm_alpha lm_beta lm_beam_size lm_case number_of_epochs ckpt_interval_minutes "
+    "nonfinite_patience tensorboard data_folder epoch_counter recipe variant test_layerdrop test_layerdrop_seed "
+    "exit_rule exit_threshold exit_patience calibrate_mean_layer calibrate_wer_loss_percent language task num_beams "
+    "length_penalty timestamps temperatures no_speech_threshold long_audio calibrate_large_share calibrate_macs_g "
+    "calibrate_wer_percent".split()
 )
 
 
@@ -221,8 +225,8 @@ def _check_limit(key: str, value: Any) -> None:
 # ---------------------------------------------------------------- the commands that measure a model on a manifest
 
 
-def measuring_parser(description: str, repeats: int) -> argparse.ArgumentParser:
-    """Return a parser of the options that these commands share; `repeats` is the default of timed runs."""
+def measuring_parser(description: str, repeats: int | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that these commands share; `repeats` is the default of timed runs, None for none at all."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
@@ -230,10 +234,11 @@ def measuring_parser(description: str, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--normaliser", default="plain", choices=sorted(NORMALISERS), help="of references and hypotheses"
     )
-    parser.add_argument(
-        "--batch_size", type=at_least(1), default=8, help="runtimes are taken at batch 1 and at this size"
-    )
-    parser.add_argument("--repeats", type=at_least(0), default=repeats, help="timed runs; 0 leaves runtimes out")
+    if repeats is not None:
+        parser.add_argument(
+            "--batch_size", type=at_least(1), default=8, help="runtimes are taken at batch 1 and at this size"
+        )
+        parser.add_argument("--repeats", type=at_least(0), default=repeats, help="timed runs; 0 leaves runtimes out")
     parser.add_argument(
         "--skip_bad",
         type=yes_or_no,
@@ -275,3 +280,36 @@ def parse_columns(text: str) -> Any:
         return ruamel.yaml.YAML(typ="safe").load(text)
     except ruamel.yaml.YAMLError:
         raise UserError(f"--columns: {text!r} cannot be read; write '{{audio: path, text: sentence}}'") from None
+
+
+def add_whisper_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of Whisper's decoding and of long audio, for models and cascades."""
+    group = parser.add_argument_group("Whisper and cascades")
+    group.add_argument("--language", help="language of the audio (ISO 639-1); detected where not given")
+    group.add_argument(
+        "--long_audio", choices=("overlap", "pauses", "sequential"), default="overlap", help="how long audio is cut"
+    )
+    group.add_argument("--task", choices=("transcribe", "translate"), help="translate: into English")
+    group.add_argument("--num_beams", type=at_least(1), help="beam search; 1 (the default) is greedy")
+    group.add_argument("--length_penalty", type=float, help="of beam search")
+    group.add_argument("--max_new_tokens", type=at_least(1), help="most tokens of a transcript")
+    group.add_argument("--timestamps", action="store_true", default=None, help="predict timestamps")
+    group.add_argument("--temperatures", type=float, nargs="+", help="fallback: 0 0.2 0.4 0.6 0.8 1 are Whisper's own")
+    group.add_argument(
+        "--no_speech_threshold", type=float, help="empty text where silence is likelier (Whisper's own: 0.6)"
+    )
+
+
+def whisper_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return those that were given, for `load_transcriber`."""
+    names = (
+        "task",
+        "num_beams",
+        "length_penalty",
+        "max_new_tokens",
+        "timestamps",
+        "temperatures",
+        "no_speech_threshold",
+    )
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {"language": args.language, "long_audio": args.long_audio, **given}

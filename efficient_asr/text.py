@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 from num2words import num2words
+from whisper_normalizer.english import EnglishTextNormalizer
 
 from efficient_asr.errors import UserError, did_you_mean
 
@@ -53,8 +55,32 @@ def normalise_none(text: str, language: str = "en") -> str:
     return " ".join(text.split())
 
 
+_BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
+_english = functools.cache(EnglishTextNormalizer)
+
+
+def normalise_whisper_basic(text: str, language: str = "en") -> str:
+    """Whisper's normaliser for languages other than English: lower case, no brackets and what they hold, no punctuation.
+
+    Whisper's own also turns combining marks into spaces, which tears the words of Hindi, Thai and many other scripts apart
+    and makes their error rates meaningless; here marks are kept. Where a language has none, both are the same.
+    """
+    text = unicodedata.normalize("NFKC", _BRACKETS.sub("", text.lower()))
+    return " ".join("".join(" " if unicodedata.category(c)[0] in "SP" else c for c in text).lower().split())
+
+
+def normalise_whisper(text: str, language: str = "en") -> str:
+    """Whisper's normaliser: that for English (spelling, numbers, contractions, fillers), or the basic one elsewhere.
+
+    Source: arXiv 2212.04356, appendix C; the English one is the package `whisper-normalizer`.
+    """
+    return _english()(text).strip() if language == "en" else normalise_whisper_basic(text, language)
+
+
 Normaliser = Callable[[str, str], str]
-NORMALISERS: dict[str, Normaliser] = {"plain": normalise_plain, "none": normalise_none}
+NORMALISERS: dict[str, Normaliser] = {
+    "plain": normalise_plain, "none": normalise_none, "whisper": normalise_whisper, "whisper_basic": normalise_whisper_basic,
+}  # fmt: skip
 
 
 def get_normaliser(name: str) -> Normaliser:
@@ -102,6 +128,10 @@ class CharacterLabels:
     def encode(self, text: str) -> list[int]:
         """Return label indices; characters outside the alphabet are left out (`unknown` lists them)."""
         return [self.index[character] for character in text if character in self.index]
+
+    def encode_row(self, row: dict) -> list[int]:
+        """Return the label indices of an utterance's text."""
+        return self.encode(row["text"])
 
     def unknown(self, text: str) -> set[str]:
         """Return the characters of `text` that the alphabet lacks."""

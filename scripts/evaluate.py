@@ -20,7 +20,7 @@ from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
 from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import read_config
-from efficient_asr.settings import at_least, measuring_parser, parse_columns
+from efficient_asr.settings import add_whisper_options, at_least, measuring_parser, parse_columns, whisper_options
 
 
 def main() -> None:
@@ -28,7 +28,6 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("result.json"), help="where the Result goes (default result.json)"
     )
-    parser.add_argument("--language", help="language of the audio, for Whisper")
     parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
     parser.add_argument("--lm_alpha", type=float, default=0.5)
     parser.add_argument("--lm_beta", type=float, default=1.0)
@@ -36,6 +35,7 @@ def main() -> None:
     parser.add_argument("--lm_case", default="lower", choices=["lower", "upper"])
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's)")
     parser.add_argument("--no_macs", action="store_true", help="do not count MACs")
+    add_whisper_options(parser)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -55,11 +55,11 @@ def main() -> None:
         options = {"alpha": args.lm_alpha, "beta": args.lm_beta, "beam_size": args.lm_beam_size, "case": args.lm_case}
         with_lm = load_transcriber(args.model, lm_path=args.lm, **options)
     about = read_config(args.model).get("about", {}) if Path(args.model).is_dir() else {}
-    transcriber = load_transcriber(args.model, language=args.language)
+    transcriber = load_transcriber(args.model, **whisper_options(args))
     lm_config = with_lm.language_model.config if with_lm else None
     records = score(
         transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
-        f"{fingerprint(args.model)} {args.language} {lm_config}",
+        f"{fingerprint(args.model)} {whisper_options(args)} {lm_config}",
     )  # fmt: skip
     result = evaluate(
         transcriber,

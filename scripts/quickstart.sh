@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole project in miniature: fine-tune a small encoder with CTC on the synthetic mini corpus, run it on downsampled
-# input in three ways, take a layer out in two ways, let easy utterances leave early; measure everything alike, print the
+# input in three ways, take a layer out in two ways, let easy utterances leave early; then choose between a
+# small and a large Whisper for each utterance; measure everything alike, print the
 # table, draw the plot. Under fifteen minutes on 2 CPU cores after the installation. Restartable: what is done is not done again. RESULTS=folder writes the results elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,5 +17,11 @@ for layers in first_3 least_redundant_3; do
     run "mini_layer_removal_$layers" layer_removal mini/layer_removal --kept_layers "$layers"
 done
 run mini_early_exit early_exit mini/early_exit
+# Two tiny Whispers, each alone and then chosen between for every utterance by a decider.
+for size in small large; do
+    run "mini_whisper_alone_$size" finetune_whisper mini/whisper --whisper "$size" --test_only True
+    label "$size" "efficient_asr:mini_whisper_$size" plain data/mini own output/mini_routing train dev
+done
+run mini_decider decider mini/decider
 "$PYTHON" scripts/report.py --runs "$RESULTS"
 echo "results: $RESULTS; a model to try: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

@@ -26,6 +26,7 @@ from efficient_asr.report import (
     render,
     results_page,
 )
+from efficient_asr.routing_report import render_routing
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +61,9 @@ def main() -> None:
     if own:
         pages = {ROOT / "results" / "README.md": results_page(runs, published)}
         for path in [ROOT / "README.md", *ROOT.glob("recipes/*/README.md")]:
-            pages[path] = render(path.read_text(encoding="utf-8"), runs, published)
+            pages[path] = render_routing(
+                render(path.read_text(encoding="utf-8"), runs, published), ROOT / "results" / "routing"
+            )
         for path, text in pages.items():
             if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
                 raise UserError(f"{path} does not show the results as they are; run python scripts/report.py")

@@ -68,6 +68,17 @@ run() {
     "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --results_folder "$results" "$@"
 }
 
+# label <name> <model> <normaliser> <manifest folder> <frames> <output folder> <split> ...: a pass of scripts/label_routing.py over each
+# split; what was interrupted goes on.
+label() {
+    local name=$1 model=$2 normaliser=$3 manifests=$4 frames=$5 output=$6 split
+    shift 6
+    for split in "$@"; do
+        "$PYTHON" scripts/label_routing.py "$model" --manifest "$manifests/$split.jsonl" --normaliser "$normaliser" \
+            --out "$output/labels/$name-$split.jsonl" --states "$output/states/$name-$split" --frames "$frames"
+    done
+}
+
 # sweep <experiment> <model folder> <manifest> <rule> <threshold> [...] [--key value ...]: the Results of exit thresholds, unless that of
 # the first one is there.
 sweep() {

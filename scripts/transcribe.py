@@ -2,8 +2,11 @@
 
     python scripts/transcribe.py MODEL a.wav b.flac
 
-MODEL is the folder that a recipe leaves behind, or a Whisper directory or hub id. A line holds `audio`, `text`, and what the
-technique did. A file that cannot be read is named on standard error; the others are still transcribed.
+    python scripts/transcribe.py WHISPER lecture.flac --language en --long_audio pauses
+
+MODEL is the folder that a recipe leaves behind, or a Whisper directory or hub id. Audio of any length. A line holds
+`audio`, `text`, and what the technique did. A file that cannot be read is named on standard error; the others are still
+transcribed.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ import torch
 from efficient_asr import load_transcriber
 from efficient_asr.data import load_audio
 from efficient_asr.errors import UserError, exit_code
+from efficient_asr.settings import add_whisper_options, whisper_options
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="any format that libsndfile reads, any rate")
-    parser.add_argument("--language", help="language of the audio, for Whisper")
     parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
+    add_whisper_options(parser)
     args = parser.parse_args()
-    transcriber = load_transcriber(args.model, lm_path=args.lm, language=args.language)
+    transcriber = load_transcriber(args.model, lm_path=args.lm, **whisper_options(args))
     transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     failed = 0
     for path in args.audio:

@@ -158,3 +158,19 @@ def tiny_ctc() -> CTCModel:
     encoder = new_whisper_encoder(d_model=32, layers=2, heads=2)
     labels = CharacterLabels.from_texts(TEXTS)
     return CTCModel(torch.nn.Identity(), encoder, CTCHead(32, len(labels), "none"), labels).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_whispers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Directories of two Whispers of random weights with a window of 2 s, loud enough to write different things."""
+    from efficient_asr.models.new_whisper import new_whisper
+
+    folders = {}
+    for seed, (name, width, layers) in enumerate((("small", 16, 1), ("large", 32, 2))):
+        torch.manual_seed(seed)
+        model = new_whisper(TEXTS, d_model=width, encoder_layers=layers, heads=2, window_s=2.0, max_tokens=16)
+        for parameter in model.network.model.decoder.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        folders[name] = str(tmp_path_factory.mktemp("whisper") / name)
+        model.save(Path(folders[name]))
+    return folders

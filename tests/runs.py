@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import make_corpus, write_tiny_yaml
+from conftest import ROOT, make_corpus, write_tiny_yaml
 
 OPTIONS = [
     "--device", "cpu", "--measure_runtime", "False", "--number_of_epochs", "3", "--batch_size", "1", "--ckpt_interval_minutes",
@@ -61,3 +62,9 @@ def train(
     process = begin(yaml, folder, prepare, options)
     process.join(120)
     return process.exitcode, (folder / "console.txt").read_bytes()[before:].decode()
+
+
+def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script or recipe as a user would, from the project's folder."""
+    command = [sys.executable, script, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)

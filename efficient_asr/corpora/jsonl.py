@@ -1,7 +1,8 @@
 """jsonl: anyone's JSON lines, as they are.
 
 `data_folder` is a folder of manifests: each `<split>.jsonl` is a split, or the rows name theirs in a field `split`. Or list
-the files of every split yourself, from the same folder, with `#name` for the rows of one split only:
+the files of every split yourself, from the same folder or by their full path, with `#name` for the rows of one split only
+and `/3` behind it for every third of them:
 
     corpus_options:
         manifests: {train: [a.jsonl#train, more/b.jsonl], dev: [a.jsonl#dev], test: [c.jsonl]}
@@ -24,12 +25,15 @@ from efficient_asr.errors import UserError
 
 
 def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[Row]:
-    """Read `file.jsonl` or `file.jsonl#split` with mapped columns and absolute audio paths.
+    """Read `file.jsonl`, `file.jsonl#split` or `file.jsonl#split/3` with mapped columns and absolute audio paths.
 
     Broken lines become rows that say so, for the manifest reader to report or skip.
     """
-    name, _, split = source.partition("#")
-    path, found = folder / name, False
+    name, _, split = os.path.expandvars(source).partition("#")
+    split, _, every = split.partition("/")
+    if every and (not every.isdigit() or int(every) < 1):
+        raise UserError(f"'{source}': behind # stand a split and, after a slash, a whole number of at least 1")
+    path, found = folder / name, 0
     if not path.is_file():
         raise UserError(f"no manifest at {path}")
     for number, _, line in lines_of(path):
@@ -39,7 +43,9 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
             row = {BROKEN: str(error)}
         if split and BROKEN not in row and row.get("split") != split:
             continue
-        found = True
+        found += 1
+        if every and found % int(every) != 1 % int(every):
+            continue
         wanted = " or ".join(map(repr, columns["text"]))
         hint = (
             "" if "text" in row or columns["text"] == ["text"] or BROKEN in row else f" (there is no column {wanted})"

@@ -24,6 +24,7 @@ from efficient_asr.data.manifest import (
     write_manifest,
 )
 from efficient_asr.data.parallel import in_parallel
+from efficient_asr.data.states import StateStore
 
 __all__ = [
     "BROKEN",
@@ -33,6 +34,7 @@ __all__ = [
     "BatchOrder",
     "Row",
     "Rows",
+    "StateStore",
     "absolute_lengths",
     "check_columns",
     "in_parallel",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from efficient_asr.data.audio import load_audio
 from efficient_asr.data.manifest import Row, Rows, report_skipped
 from efficient_asr.errors import UserError, listing
-from efficient_asr.text import CharacterLabels, Normaliser
+from efficient_asr.text import Normaliser
 
 SORTINGS = ("ascending", "descending", "random")
 JITTER = 0.05  # how far a random order may shift an utterance's length when batches are formed by length
@@ -173,10 +173,17 @@ class BatchOrder(Sampler[list[int]]):
         return len(self.batches)
 
 
+class Labels(Protocol):
+    """What turns an utterance into the numbers that a model learns."""
+
+    def encode_row(self, row: Row) -> list[int]:
+        """Return label indices or tokens."""
+
+
 class Utterances(Dataset):
     """Items `id`, `wav` [time], `tokens` [labels], `text`, `duration`; what cannot be read has `id` and `problem` instead."""
 
-    def __init__(self, rows: Rows, labels: CharacterLabels) -> None:
+    def __init__(self, rows: Rows, labels: Labels) -> None:
         self.rows, self.labels = rows, labels
 
     def __len__(self) -> int:
@@ -188,7 +195,7 @@ class Utterances(Dataset):
             wav = load_audio(row["audio"])
         except UserError as error:
             return {"id": row["id"], "problem": str(error)}
-        tokens = torch.tensor(self.labels.encode(row["text"]), dtype=torch.long)
+        tokens = torch.tensor(self.labels.encode_row(row), dtype=torch.long)
         return {"id": row["id"], "wav": wav, "tokens": tokens, "text": row["text"], "duration": row["duration"]}
 
 
@@ -200,7 +207,7 @@ def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:
     return batch
 
 
-def make_loader(rows: Rows, labels: CharacterLabels, order: BatchOrder, num_workers: int) -> DataLoader:
+def make_loader(rows: Rows, labels: Labels, order: BatchOrder, num_workers: int) -> DataLoader:
     """Return the loader of a training or validation set."""
     return DataLoader(
         Utterances(rows, labels),

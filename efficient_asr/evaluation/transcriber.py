@@ -152,8 +152,9 @@ def fingerprint(source: str | Path) -> str:
     if not os.path.isdir(source):
         return str(source)
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".json", ".safetensors", ".bin")):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    files = (p for p in Path(source).rglob("*") if p.suffix in (".json", ".safetensors", ".bin") and p.is_file())
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(source)}\0{path.stat().st_size}\0".encode())
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -164,7 +165,11 @@ LM_OPTIONS = ("alpha", "beta", "beam_size", "case")
 
 
 def load_transcriber(
-    source: str, lm_path: str | None = None, language: str | None = None, **options: Any
+    source: str,
+    lm_path: str | None = None,
+    language: str | None = None,
+    long_audio: str | None = "overlap",
+    **options: Any,
 ) -> Transcriber:
     """Load a model folder of this project, a Whisper directory, or a Whisper hub id.
 
@@ -176,8 +181,10 @@ def load_transcriber(
         Language model for CTC models; `alpha`, `beta`, `beam_size`, `case` go with it.
     language : str, optional
         Language of the audio, for multilingual Whispers; detected where not given.
+    long_audio : str or None
+        How audio longer than a Whisper's window is cut: `overlap`, `pauses` or `sequential`; None refuses it.
     **options
-        See `lm_path`.
+        Of CTC models see `lm_path`; of Whispers, in a cascade too, see `models.decoding.DecodingOptions`.
 
     Raises
     ------
@@ -187,6 +194,15 @@ def load_transcriber(
     source = resolve_source(source)
     local = os.path.isdir(source)
     config = read_config(source) if local else {}
+    if config.get("format") == "efficient_asr" and config.get("kind") == "cascade":
+        if lm_path:
+            raise UserError("language model options go with CTC models; this is a cascade")
+        from efficient_asr.evaluation.cascade import CascadeTranscriber
+
+        def load_model(path: str) -> Transcriber:
+            return load_transcriber(path, None, language, None, **options)
+
+        return _with_long_audio(CascadeTranscriber.load(source, load_model), long_audio)
     if config.get("format") == "efficient_asr":
         unknown = [key for key in options if key not in LM_OPTIONS]
         if unknown:
@@ -199,8 +215,15 @@ def load_transcriber(
             f"{source} is neither a model folder that a recipe left behind nor a Whisper (model_type is "
             f"{config.get('model_type')!r}); fine-tune it first: python recipes/finetune_ctc/train.py ... --source {source}"
         )
-    if lm_path or options:
+    if lm_path:
         raise UserError("language model options go with CTC models; this is a Whisper")
     from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 
-    return WhisperTranscriber.from_source(source, language=language)
+    return _with_long_audio(WhisperTranscriber.from_source(source, language, **options), long_audio)
+
+
+def _with_long_audio(transcriber: Any, method: str | None) -> Transcriber:
+    """Let a transcriber that takes a window take longer audio."""
+    from efficient_asr.evaluation.long_audio import LongAudio
+
+    return LongAudio(transcriber, method) if method and transcriber.window_s else transcriber

@@ -1,35 +1,32 @@
-"""Plain Whisper as a Transcriber: greedy decoding on 30 s windows.
+"""Whisper as a Transcriber.
 
-Features are computed utterance by utterance with Whisper's own feature extractor, and each utterance is decoded on its own,
-so that a transcript cannot depend on its batch mates.
+Every utterance gets a window and a log-mel normalisation of its own, so that a transcript cannot depend on its batch mates.
 """
 
 from __future__ import annotations
 
-import pickle
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from efficient_asr.data import SAMPLE_RATE, absolute_lengths
-from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths, zero_padding
 from efficient_asr.evaluation.transcript import Transcript
-
-WINDOW_S = 30.0
+from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis
+from efficient_asr.models.whisper import HOP
+from efficient_asr.models.whisper_asr import Whisper
 
 
 class WhisperTranscriber:
-    """A Whisper with its own processor.
+    """A Whisper with decoding options; transcribes in one step or in two.
 
     Arguments
     ---------
-    model : WhisperForConditionalGeneration
+    model : Whisper
         The model, put into evaluation mode.
-    processor : WhisperProcessor
-        Feature extractor and tokenizer.
     language : str, optional
-        Language of the audio as an ISO 639-1 code; None lets Whisper detect it.
+        Language of the audio as an ISO 639-1 code; None lets Whisper detect it, utterance by utterance.
+    options : DecodingOptions, optional
+        How to decode; greedily by default.
 
     Raises
     ------
@@ -37,66 +34,99 @@ class WhisperTranscriber:
         Where the model does not know the language.
     """
 
-    batched = False
+    batched = True
 
-    def __init__(
-        self, model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None = None
-    ) -> None:
-        self.model, self.processor, self.device = model.eval(), processor, "cpu"
-        self.options = {}
-        if getattr(model.generation_config, "is_multilingual", False):
-            self.options = {"task": "transcribe"}
-            known = [token.strip("<|>") for token in model.generation_config.lang_to_id]
-            if language is not None and language not in known:
-                raise UserError(f"language: this Whisper does not know '{language}'.{did_you_mean(language, known)}")
-            if language is not None:
-                self.options["language"] = language
-        elif language not in (None, "en"):
-            raise UserError(f"language: this Whisper is English only, '{language}' was asked for")
+    def __init__(self, model: Whisper, language: str | None = None, options: DecodingOptions | None = None) -> None:
+        model.check_language(language)
+        self.model, self.language, self.options = model.eval(), language, options or DecodingOptions()
+        self.window_s = model.window_samples / SAMPLE_RATE
 
     @classmethod
-    def from_source(cls, source: str, language: str | None = None) -> WhisperTranscriber:
-        """Load a Hugging Face directory or hub id in float32.
+    def from_source(cls, source: str, language: str | None = None, **options: Any) -> WhisperTranscriber:
+        """Load a Hugging Face directory or hub id in float32; options are those of DecodingOptions.
 
         Raises
         ------
         UserError
-            Where it cannot be loaded.
+            Where it cannot be loaded or an option is unknown.
         """
-        try:
-            model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-            return cls(model, WhisperProcessor.from_pretrained(source), language)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"'{source}' is neither a model directory nor a hub id that can be reached ({reason})"
-            ) from None
-        except pickle.UnpicklingError:
-            raise UserError(
-                f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
-                "and was not read; take a model with model.safetensors"
-            ) from None
+        options = DecodingOptions.of(options)
+        return cls(Whisper.from_source(source), language, options)
+
+    def encode(self, wavs: torch.Tensor, wav_lens: torch.Tensor, hidden_states: bool = False) -> Encoded:
+        """First step: run the encoder on [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
+        lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
+        with torch.no_grad():
+            return self.model.encode(zero_padding(wavs, lengths), lengths, hidden_states)
+
+    def decode(self, encoded: Encoded) -> list[Transcript]:
+        """Second step: search the texts."""
+        with torch.no_grad():
+            hypotheses = self.model.decode(encoded, [self.language] * len(encoded.states), self.options)
+        return [Transcript(hypothesis.text, self._details(hypothesis)) for hypothesis in hypotheses]
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
-        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most 30 s each."""
-        transcripts = []
-        for wav, length in zip(wavs.cpu(), absolute_lengths(wavs.cpu(), wav_lens.cpu()).tolist(), strict=True):
-            if length > WINDOW_S * SAMPLE_RATE:
-                raise UserError(
-                    f"{length / SAMPLE_RATE:.1f} s of audio in one utterance; Whisper takes {WINDOW_S:.0f} s, split it"
-                )
-            features = self.processor(
-                wav[:length].numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
-            ).input_features
-            tokens = self.model.generate(features.to(self.device), do_sample=False, num_beams=1, **self.options)
-            text = self.processor.batch_decode(tokens, skip_special_tokens=True)[0]
-            transcripts.append(Transcript(text.strip()))
-        return transcripts
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
+        return self.decode(self.encode(wavs, wav_lens))
+
+    def cost_key(self, transcript: Transcript) -> tuple | None:
+        """Return what alone tells MACs apart, where it is known: with greedy decoding of a window, the number of tokens."""
+        greedy = self.options.num_beams == 1 and len(self.options.temperatures) == 1
+        return (transcript.details["tokens"], self.language is None) if greedy else None
+
+    def _details(self, hypothesis: Hypothesis) -> dict[str, Any]:
+        """What is worth knowing besides the text."""
+        details = {
+            "avg_logprob": hypothesis.avg_logprob, "entropy": hypothesis.entropy, "tokens": len(hypothesis.tokens),
+        }  # fmt: skip
+        if self.model.languages and self.language is None:
+            details["language"] = hypothesis.language
+        if self.options.no_speech_threshold is not None:
+            details["no_speech_prob"] = hypothesis.no_speech_prob
+        if len(self.options.temperatures) > 1:
+            details["temperature"] = hypothesis.temperature
+        if self.options.timestamps:
+            details["segments"] = hypothesis.segments
+        return details
+
+    def transcribe_sequentially(self, wav: torch.Tensor) -> Transcript:
+        """Transcribe long audio [time] window by window, each starting where the last timestamp of the one before ended.
+
+        This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) in transformers' implementation. Without a language
+        it is detected on the first window.
+        """
+        network, options = self.model.network, self.options
+        samples = torch.nn.functional.pad(wav.to(self.model.device), (0, -len(wav) % HOP))
+        samples = torch.nn.functional.pad(samples, (0, max(0, self.model.window_samples - len(samples))))
+        features = self.model.log_mel(samples[None], torch.tensor([len(samples)], device=samples.device))
+        chosen: dict[str, Any] = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
+        if self.model.languages:
+            chosen |= {"language": self.language, "task": options.task}
+        with torch.no_grad():
+            tokens = network.generate(
+                features,
+                attention_mask=torch.ones(features.shape[::2], dtype=torch.long, device=features.device),
+                return_timestamps=True,
+                return_segments=True,
+                temperature=options.temperatures if len(options.temperatures) > 1 else options.temperatures[0],
+                compression_ratio_threshold=options.compression_ratio_threshold,
+                logprob_threshold=options.logprob_threshold,
+                no_speech_threshold=options.no_speech_threshold,
+                **chosen,
+            )
+        segments = [
+            {
+                "start_s": float(part["start"]), "end_s": float(part["end"]),
+                "text": self.model.text(part["tokens"].tolist()),
+            }
+            for part in tokens["segments"][0]
+        ]  # fmt: skip
+        text = " ".join(segment["text"] for segment in segments if segment["text"])
+        return Transcript(text, {"long_audio": "sequential", "segments": segments})
 
     def to(self, device: str) -> WhisperTranscriber:
         """Move to a device and return itself."""
         self.model.to(device)
-        self.device = device
         return self
 
     def parameters_count(self) -> int:

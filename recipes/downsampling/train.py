@@ -21,7 +21,7 @@ class DownsamplingBrain(CTCBrain):
     """Adds what was done to the waveform to the Result."""
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None, records: Any = None) -> dict[str, Any]:
         """Technique, factor, and the rate that the encoder sees."""
         downsampler = model.frontend
         return {

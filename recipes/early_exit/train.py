@@ -106,7 +106,7 @@ class EarlyExitBrain(CTCBrain):
             )
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None, records: Any = None) -> dict[str, Any]:
         """The rule; with a benchmark, how deep utterances went and what each head alone would have said."""
         rule = (model.head.rule, model.head.threshold, model.head.patience)
         details = dict(zip(("exit_rule", "exit_threshold", "exit_patience"), rule, strict=True))

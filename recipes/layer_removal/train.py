@@ -52,7 +52,7 @@ class LayerRemovalBrain(CTCBrain):
             model.encoder = LayerDrop(model.encoder, hparams["test_layerdrop"], hparams["test_layerdrop_seed"])
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None) -> dict[str, Any]:
+    def details_of(model: CTCModel, benchmark: Benchmark | None = None, records: Any = None) -> dict[str, Any]:
         """Layers that are left, and the probability of leaving one out."""
         details = {"layers": model.encoder.num_layers}
         if isinstance(model.encoder, LayerDrop):

@@ -1,0 +1,266 @@
+"""A cascade: several recognisers from small to large, and between neighbours a router that keeps easy utterances with the
+smaller.
+
+Every step of the chain asks its router about the utterances that are left. What a router looks at decides what is paid before:
+
+- `audio`: nothing; then the smaller model runs, or the next step begins.
+- `encoder`: the smaller model's encoder, whose states its decoder then takes over (small encoder -> decider -> small
+  decoder, or on).
+- `transcript`: the whole smaller model (full small model -> confidence -> larger).
+- `large_encoder`: the next model's encoder, the order of arXiv 2309.12712; easy utterances then run the whole smaller model, hard
+  ones only the larger decoder.
+
+A batch is split by route and put together again, and encoder states that exist are never computed again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficient_asr.data import absolute_lengths
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.transcript import Transcript
+from efficient_asr.models import read_config
+from efficient_asr.models.components import build, describe, load_weights, save_folder
+from efficient_asr.models.routing import Evidence, Router
+
+FORMAT = {"format": "efficient_asr", "version": 1, "kind": "cascade"}
+
+
+class CascadeTranscriber:
+    """Recognisers from small to large with routers between them.
+
+    Arguments
+    ---------
+    transcribers : list of Transcriber
+        From small to large; those whose encoder a router looks at must have `encode` and `decode`.
+    routers : list of Router
+        One fewer.
+    thresholds : list of float
+        One a router: utterances that score higher go on to the next model. Infinity keeps all, minus infinity none.
+    names : list of str, optional
+        What the models are called in `route`.
+
+    Raises
+    ------
+    UserError
+        Where these do not go together.
+    """
+
+    technique = "decider"
+
+    def __init__(
+        self,
+        transcribers: list[Any],
+        routers: list[Router],
+        thresholds: list[float],
+        names: list[str] | None = None,
+    ) -> None:
+        if len(transcribers) < 2 or len(routers) != len(transcribers) - 1 or len(thresholds) != len(routers):
+            raise UserError(
+                f"a cascade of {len(transcribers)} models needs one router and one threshold fewer, not {len(routers)} and "
+                f"{len(thresholds)}"
+            )
+        self.transcribers, self.routers, self.thresholds = list(transcribers), list(routers), list(thresholds)
+        self.names = names or (
+            ["small", "large"] if len(transcribers) == 2 else [f"model_{i}" for i in range(len(transcribers))]
+        )
+        for i, router in enumerate(self.routers):
+            router.eval()
+            needed = {"encoder": i, "large_encoder": i + 1}.get(router.looks_at)
+            if needed is not None and not hasattr(self.transcribers[needed], "encode"):
+                raise UserError(
+                    f"the router '{router.label}' needs the encoder states of a Whisper, {self.names[needed]} is none"
+                )
+        self.batched = all(getattr(t, "batched", True) for t in self.transcribers)
+        windows = [t.window_s for t in self.transcribers if getattr(t, "window_s", None)]
+        self.window_s = min(windows) if windows else None
+        self.device = "cpu"
+        self.history: dict[str, Any] = {}
+
+    @property
+    def model(self) -> CascadeTranscriber:
+        """What experiments ask for technique, label and settings."""
+        return self
+
+    @property
+    def label(self) -> str:
+        """Routers and thresholds."""
+        return ", ".join(f"{r.label} > {t:.3g}" for r, t in zip(self.routers, self.thresholds, strict=True))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Routers and thresholds as plain data."""
+        return {"routers": [describe(router) for router in self.routers], "thresholds": self.thresholds}
+
+    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
+        out: list[Transcript | None] = [None] * len(wavs)
+        left = list(range(len(wavs)))
+        lengths = absolute_lengths(wavs, wav_lens)
+        scores: list[list[float]] = [[] for _ in left]
+        encoded = None  # by the next model, of those that are left
+        for i, transcriber in enumerate(self.transcribers):
+            batch = _Batch(wavs[left], lengths[left], transcriber, encoded)
+            if i == len(self.routers):
+                keep, encoded = list(range(len(left))), None
+            else:
+                ahead = _Batch(wavs[left], lengths[left], self.transcribers[i + 1])
+                values = self._score(self.routers[i], batch, ahead)
+                for row, value in zip(left, values.tolist(), strict=True):
+                    scores[row].append(value)
+                keep = [j for j, value in enumerate(values.tolist()) if not value > self.thresholds[i]]
+                go_on = [j for j in range(len(left)) if j not in set(keep)]
+                encoded = ahead.encoded.select(torch.tensor(go_on)) if ahead.encoded is not None and go_on else None
+            for j, transcript in zip(keep, batch.transcripts(keep), strict=True):
+                row = left[j]
+                details = {"route": self.names[i], "router_scores": scores[row]}
+                out[row] = Transcript(transcript.text, details | transcript.details)
+            if i == len(self.routers) or not go_on:
+                break
+            left = [left[j] for j in go_on]
+        return out
+
+    @staticmethod
+    def _score(router: Router, batch: _Batch, ahead: _Batch) -> torch.Tensor:
+        """Let a router look at what it wants to see; returns scores [batch]."""
+        evidence = Evidence(batch.wavs, batch.lengths)
+        if router.looks_at in ("encoder", "large_encoder"):
+            evidence.hidden_states = (batch if router.looks_at == "encoder" else ahead).encode().hidden_states
+        elif router.looks_at == "transcript":
+            seen = batch.transcripts(list(range(len(batch.wavs))))
+            evidence.texts, evidence.details = [t.text for t in seen], [t.details for t in seen]
+        device = next((p.device for p in router.parameters()), torch.device("cpu"))
+        evidence.wavs, evidence.lengths = evidence.wavs.to(device), evidence.lengths.to(device)
+        with torch.no_grad():
+            return router(evidence).float().cpu()
+
+    def to(self, device: str) -> CascadeTranscriber:
+        """Move everything to a device and return itself."""
+        for part in (*self.transcribers, *self.routers):
+            part.to(device)
+        return self
+
+    def parameters_count(self) -> int:
+        """Number of weights of all models and routers."""
+        routers = sum(p.numel() for router in self.routers for p in router.parameters())
+        return routers + sum(t.parameters_count() for t in self.transcribers)
+
+    @property
+    def language(self) -> str | None:
+        """Language of the audio, for all models."""
+        return self.transcribers[0].language
+
+    @language.setter
+    def language(self, language: str | None) -> None:
+        for transcriber in self.transcribers:
+            if hasattr(transcriber, "language"):
+                transcriber.language = language
+
+    def save(self, folder: Path, sources: list[str], about: dict[str, Any] | None = None) -> None:
+        """Write a self-contained model folder: routers, thresholds, and copies of the models of `sources`.
+
+        A source that is no local directory (a hub id) is named instead of copied.
+        """
+        folder = Path(folder)
+        models = [save_cascade_model(folder, i, source) for i, source in enumerate(sources)]
+        state = {
+            f"{i}.{key}": value for i, router in enumerate(self.routers) for key, value in router.state_dict().items()
+        }
+        state = state or {"none": torch.zeros(1)}
+        thresholds = [str(t) if math.isinf(t) else t for t in self.thresholds]  # JSON has no infinity
+        rest = {
+            "thresholds": thresholds,
+            "names": self.names,
+            "models": models,
+            "history": self.history,
+            "about": about or {},
+        }
+        save_folder(folder, FORMAT | {"routers": [describe(router) for router in self.routers]} | rest, state)
+
+    @classmethod
+    def load(cls, folder: Path | str, load_model: Any) -> CascadeTranscriber:
+        """Load a model folder; `load_model(path)` loads each model in it. Nothing in it is executed.
+
+        Raises
+        ------
+        UserError
+            Where the folder is damaged or of another kind.
+        """
+        folder = Path(folder)
+        config = read_config(str(folder))
+        if {key: config.get(key) for key in FORMAT} != FORMAT:
+            raise UserError(f"{folder}/config.json does not describe a cascade of efficient_asr (version 1)")
+        try:
+            routers = [build(entry, f"{folder}/config.json, routers") for entry in config["routers"]]
+            thresholds = [float(threshold) for threshold in config["thresholds"]]
+            names, models = list(map(str, config["names"])), list(map(str, config["models"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder}/config.json is damaged ({error!r})") from None
+        if not all(isinstance(router, Router) for router in routers):
+            raise UserError(
+                f"{folder}/config.json: not every router is one; the folder is damaged or not to be trusted"
+            )
+        weights = load_weights(folder)
+        for i, router in enumerate(routers):
+            own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{i}.")}
+            try:
+                router.load_state_dict(own)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
+        inside = [str(folder / name) if (folder / name).is_dir() else name for name in models]
+        cascade = cls([load_model(path) for path in inside], routers, thresholds, names)
+        history = config.get("history")
+        cascade.history = history if isinstance(history, dict) else {}
+        return cascade
+
+
+class _Batch:
+    """Some utterances and what one model has made of them so far."""
+
+    def __init__(self, wavs: torch.Tensor, lengths: torch.Tensor, transcriber: Any, encoded: Any = None) -> None:
+        longest = max(1, int(lengths.max()))
+        self.wavs, self.lengths, self.transcriber = wavs[:, :longest], lengths, transcriber
+        self.encoded, self._transcripts = encoded, None
+
+    def encode(self) -> Any:
+        """Return the encoder states, computed once."""
+        if self.encoded is None or self.encoded.hidden_states is None:
+            self.encoded = self.transcriber.encode(self.wavs, self.lengths / self.wavs.shape[1], hidden_states=True)
+        return self.encoded
+
+    def transcripts(self, rows: list[int]) -> list[Transcript]:
+        """Return the transcripts of some rows, from encoder states where there are any."""
+        if not rows:
+            return []
+        if self._transcripts is not None:
+            return [self._transcripts[row] for row in rows]
+        if self.encoded is not None:
+            found = self.transcriber.decode(self.encoded.select(torch.tensor(rows)))
+        else:
+            longest = max(1, int(self.lengths[rows].max()))
+            found = self.transcriber.transcribe(self.wavs[rows, :longest], self.lengths[rows] / longest)
+        if len(rows) == len(self.wavs):
+            self._transcripts = found
+        return found
+
+
+def save_cascade_model(folder: Path, number: int, source: str) -> str:
+    """Copy a model directory into a cascade's folder as `model-<number>`, whole or not at all; returns its name there."""
+    if not os.path.isdir(source):
+        return source
+    target = folder / f"model-{number}"
+    partial = folder / f".model-{number}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    return target.name

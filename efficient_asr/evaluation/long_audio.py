@@ -1,0 +1,179 @@
+"""Long audio with models that take a window: cut, transcribe, join. Works with every Transcriber that has a `window_s`.
+
+- `overlap`: windows that overlap; neighbouring texts are joined in the middle of the longest run of words that both end and
+  beginning share.
+- `pauses`: pieces between pauses of speech, found by Silero's voice activity detector (package `silero-vad`) or, without it, by
+  energy; pieces are as long as fits into a window, and long silence is left out.
+- `sequential`: Whisper's own algorithm, each window starting where the last timestamp of the one before ended. Slower,
+  since windows cannot be batched, and Whisper only.
+
+Audio that fits into the window passes through untouched, whatever the method.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths, pad_wavs
+from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.evaluation.transcript import Transcript
+
+METHODS = ("overlap", "pauses", "sequential")
+OVERLAP_S = 5.0
+FRAME = SAMPLE_RATE // 50
+
+
+class LongAudio:
+    """A Transcriber for audio of any length around one that takes a window.
+
+    Arguments
+    ---------
+    transcriber : Transcriber
+        With `window_s`.
+    method : str
+        `overlap`, `pauses` or `sequential`.
+    batch_size : int
+        Pieces of one recording that are transcribed together.
+
+    Raises
+    ------
+    UserError
+        For another method, or one that the transcriber cannot.
+    """
+
+    def __init__(self, transcriber: Any, method: str = "overlap", batch_size: int = 8) -> None:
+        if method not in METHODS:
+            raise UserError(f"long audio: '{method}' is not {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
+        if method == "sequential" and not hasattr(transcriber, "transcribe_sequentially"):
+            raise UserError("long audio: only a plain Whisper transcribes sequentially; take overlap or pauses")
+        self.transcriber, self.method, self.batch_size = transcriber, method, batch_size
+        self.window = round(transcriber.window_s * SAMPLE_RATE)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else (`to`, `model`, `batched`, `language`, ...) is the transcriber's."""
+        if name == "transcriber":
+            raise AttributeError(name)
+        return getattr(self.transcriber, name)
+
+    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], of any length."""
+        lengths = absolute_lengths(wavs, wav_lens)
+        short = (lengths <= self.window).nonzero().flatten().tolist()
+        out: list[Transcript | None] = [None] * len(wavs)
+        if short:
+            longest = max(1, int(lengths[short].max()))
+            found = self.transcriber.transcribe(wavs[short, :longest], lengths[short] / longest)
+            for row, transcript in zip(short, found, strict=True):
+                out[row] = transcript
+        for row in range(len(wavs)):
+            if out[row] is None:
+                out[row] = self._transcribe_long(wavs[row, : lengths[row]])
+        return out
+
+    def _transcribe_long(self, wav: torch.Tensor) -> Transcript:
+        """Transcribe one recording [time]."""
+        if self.method == "sequential":
+            return self.transcriber.transcribe_sequentially(wav)
+        spans = list(overlapping(len(wav), self.window) if self.method == "overlap" else speech_spans(wav, self.window))
+        parts: list[Transcript] = []
+        for i in range(0, len(spans), self.batch_size):
+            pieces = [wav[start:end] for start, end in spans[i : i + self.batch_size]]
+            parts += self.transcriber.transcribe(*pad_wavs(pieces))
+        texts = [part.text for part in parts]
+        text = join_overlapping(texts) if self.method == "overlap" else " ".join(filter(None, texts))
+        details: dict[str, Any] = {"windows": len(spans), "long_audio": self.method}
+        segments = [
+            {"start_s": start / SAMPLE_RATE, "end_s": end / SAMPLE_RATE, "text": part.text, **part.details}
+            for (start, end), part in zip(spans, parts, strict=True)
+        ]
+        return Transcript(text, details | {"segments": segments})
+
+
+def overlapping(samples: int, window: int, overlap: int = round(OVERLAP_S * SAMPLE_RATE)) -> Iterator[tuple[int, int]]:
+    """Yield start and end of windows, evenly spread, that share at least `overlap` samples (at most a third of a window)."""
+    overlap = min(overlap, window // 3)
+    count = -(-(samples - overlap) // (window - overlap))
+    step = (samples - window) / max(1, count - 1)
+    for i in range(count):
+        start = round(i * step)
+        yield start, min(samples, start + window)
+
+
+def join_overlapping(texts: list[str]) -> str:
+    """Join texts whose ends and beginnings tell of the same audio."""
+    words: list[str] = []
+    for text in texts:
+        new = text.split()
+        reach = min(len(words), len(new), 40)  # words that fit into an overlap, generously
+        tail, head = [_key(w) for w in words[len(words) - reach :]], [_key(w) for w in new[:reach]]
+        match = difflib.SequenceMatcher(None, tail, head, autojunk=False).find_longest_match()
+        if match.size:
+            middle = match.size // 2
+            words = words[: len(words) - reach + match.a + middle] + new[match.b + middle :]
+        else:
+            words += new
+    return " ".join(words)
+
+
+def _key(word: str) -> str:
+    """What is compared of a word: case and punctuation differ at the edges of a window."""
+    return re.sub(r"\W", "", word.lower()) or word
+
+
+def speech_spans(wav: torch.Tensor, window: int) -> list[tuple[int, int]]:
+    """Cut a recording [time] at pauses into pieces of at most `window` samples, long silence left out."""
+    spans: list[tuple[int, int]] = []
+    for start, end in voice_activity(wav):
+        if spans and end - spans[-1][0] <= window and start - spans[-1][1] <= 2 * SAMPLE_RATE:
+            spans[-1] = (spans[-1][0], end)
+            continue
+        while end - start > window:  # speech without a pause: cut where it is quietest in the last third
+            cut = start + quietest(wav[start + 2 * window // 3 : start + window]) + 2 * window // 3
+            spans.append((start, cut))
+            start = cut
+        spans.append((start, end))
+    return spans
+
+
+def voice_activity(wav: torch.Tensor) -> list[tuple[int, int]]:
+    """Return start and end of stretches of speech in samples, by Silero's detector where it is installed."""
+    try:
+        from silero_vad import get_speech_timestamps, load_silero_vad
+    except ImportError:
+        return loud_spans(wav)
+    found = get_speech_timestamps(wav, load_silero_vad(), sampling_rate=SAMPLE_RATE, speech_pad_ms=200)
+    return [(span["start"], span["end"]) for span in found]
+
+
+def loud_spans(
+    wav: torch.Tensor, pad: int = SAMPLE_RATE // 5, shortest_pause: int = SAMPLE_RATE // 2
+) -> list[tuple[int, int]]:
+    """Return stretches of [time] above a quarter of the way from noise floor to speech (10th, 95th percentile of the level)."""
+    level = _levels(wav)
+    low, high = level.quantile(0.1), level.quantile(0.95)
+    spans: list[tuple[int, int]] = []
+    for frame in (level > low + (high - low) / 4).nonzero().flatten().tolist():
+        start, end = max(0, frame * FRAME - pad), min(len(wav), (frame + 1) * FRAME + pad)
+        if spans and start - spans[-1][1] <= shortest_pause:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def quietest(wav: torch.Tensor) -> int:
+    """Return the sample in the middle of the quietest 0.2 s of [time]."""
+    level = _levels(wav)
+    smooth = torch.nn.functional.avg_pool1d(level[None], min(10, len(level)), 1)[0]
+    return (int(smooth.argmin()) + min(10, len(level)) // 2) * FRAME
+
+
+def _levels(wav: torch.Tensor) -> torch.Tensor:
+    """Level of every 20 ms in decibels, [frames]."""
+    frames = wav[: len(wav) // FRAME * FRAME].reshape(-1, FRAME).double()
+    return (10 * (frames.pow(2).mean(dim=1) + 1e-10).log10()).float()

@@ -1,0 +1,145 @@
+"""What goes into decoding with Whisper and what comes out: options, encoder states, hypotheses."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from efficient_asr.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How hypotheses are searched for.
+
+    Attributes
+    ----------
+    task : str
+        `transcribe`, or `translate` (into English).
+    num_beams : int
+        Beams; 1 decodes greedily.
+    length_penalty : float
+        Of beam search: scores are divided by length to this power.
+    max_new_tokens : int or None
+        Most tokens of a hypothesis; None for as many as the model has positions.
+    timestamps : bool
+        Predict timestamps; hypotheses then have segments.
+    suppress : bool
+        Keep the model from tokens that its generation configuration bans, such as music signs.
+    temperatures : tuple of float
+        The first is for search (0: the most likely); where a hypothesis fails a threshold below, the next one is tried, by
+        sampling. One alone means no fallback.
+    compression_ratio_threshold : float
+        A text that zlib shortens more than this repeats itself and fails.
+    logprob_threshold : float
+        A mean log-probability below this fails.
+    no_speech_threshold : float or None
+        Where the model finds silence likelier than this and the hypothesis fails `logprob_threshold`, the text is empty.
+        None never asks.
+    """
+
+    task: str = "transcribe"
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    timestamps: bool = False
+    suppress: bool = True
+    temperatures: tuple[float, ...] = (0.0,)
+    compression_ratio_threshold: float = 2.4
+    logprob_threshold: float = -1.0
+    no_speech_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in ("transcribe", "translate"):
+            raise UserError(f"task: '{self.task}' is not transcribe or translate")
+        if self.num_beams < 1:
+            raise UserError(f"num_beams: {self.num_beams} is less than 1")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: {self.max_new_tokens} is less than 1")
+        if not self.temperatures or any(not 0 <= t <= 2 for t in self.temperatures):
+            raise UserError(f"temperatures: {list(self.temperatures)} are not numbers between 0 and 2")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> DecodingOptions:
+        """Make them of keys and values.
+
+        Raises
+        ------
+        UserError
+            For an unknown key or a value that makes no sense.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in known:
+                raise UserError(f"'{key}' is not a decoding option of Whisper.{did_you_mean(key, known)}")
+        if "temperatures" in options:
+            options = options | {"temperatures": tuple(float(t) for t in options["temperatures"])}
+        return cls(**options)
+
+
+@dataclass
+class Encoded:
+    """What the encoder made of a batch.
+
+    Attributes
+    ----------
+    states : torch.Tensor
+        [batch, frames, dim], of the whole window.
+    lengths : torch.Tensor
+        Real samples of each utterance, [batch].
+    hidden_states : tuple of torch.Tensor or None
+        On request: the input of the first layer and the output of every layer, the last one after the final layer norm
+        (transformers' convention), each [batch, frames, dim].
+    """
+
+    states: torch.Tensor
+    lengths: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+    def select(self, rows: torch.Tensor) -> Encoded:
+        """Return some utterances, indices [n]."""
+        hidden = self.hidden_states
+        return Encoded(self.states[rows], self.lengths[rows], hidden and tuple(states[rows] for states in hidden))
+
+
+@dataclass
+class Hypothesis:
+    """What was recognised in one utterance.
+
+    Attributes
+    ----------
+    text : str
+        As the model writes it.
+    tokens : list of int
+        Without prompt and end.
+    avg_logprob : float
+        Mean log-probability of the tokens, the end included, among the tokens that were allowed.
+    entropy : float
+        Mean entropy of the distributions they were chosen from, nats.
+    language : str or None
+        ISO 639-1 code, given or detected; None for a model of one language.
+    no_speech_prob : float or None
+        Where it was asked for.
+    temperature : float
+        At which it was found.
+    segments : list of dict
+        `start_s`, `end_s`, `text`, where timestamps were asked for.
+    """
+
+    text: str
+    tokens: list[int]
+    avg_logprob: float
+    entropy: float
+    language: str | None = None
+    no_speech_prob: float | None = None
+    temperature: float = 0.0
+    segments: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text to bytes that zlib makes of it: high where it repeats itself."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content))

@@ -1,0 +1,309 @@
+"""Whisper as a recogniser: 30 s windows in, hypotheses out, in two steps that can be taken apart.
+
+`encode` runs the encoder once; everything after it (language detection, greedy or beam search, repeated decoding at higher
+temperatures) takes its states, so that nothing is encoded twice. Search itself is transformers' generation with its cache; the
+rules around it (suppressed tokens, timestamps, fallback, silence) are those of Whisper (arXiv 2212.04356, section 4.5).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.generation import GenerationMixin, WhisperTimeStampLogitsProcessor
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging as transformers_logging
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis, compression_ratio
+from efficient_asr.models.whisper import HOP, LogMel
+
+# transformers warns of what is meant here, and shows bars for what takes a second
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class Whisper(nn.Module):
+    """A Whisper with its tokenizer.
+
+    Arguments
+    ---------
+    network : WhisperForConditionalGeneration
+        The network; its generation configuration names the special tokens.
+    tokenizer : WhisperTokenizer
+        The tokenizer.
+    """
+
+    technique, label = "none", "baseline"
+
+    def __init__(self, network: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer) -> None:
+        super().__init__()
+        self.network, self.tokenizer = network, tokenizer
+        self.log_mel = LogMel(network.config.num_mel_bins)
+        self.history: dict[str, Any] = {}
+        generation = network.generation_config
+        self.start, self.end = network.config.decoder_start_token_id, network.config.eos_token_id
+        self.languages: dict[str, int] = {}  # by code
+        if getattr(generation, "is_multilingual", False):
+            self.languages = {token.strip("<|>"): index for token, index in generation.lang_to_id.items()}
+        self.window_samples = network.config.max_source_positions * 2 * HOP
+
+    @classmethod
+    def from_source(cls, source: str) -> Whisper:
+        """Load a Hugging Face directory or hub id in float32.
+
+        Raises
+        ------
+        UserError
+            Where it cannot be loaded.
+        """
+        try:
+            network = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+            return cls(network, WhisperTokenizer.from_pretrained(source)).eval()
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"'{source}' is neither a model directory nor a hub id that can be reached ({reason})"
+            ) from None
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
+                "and was not read; take a model with model.safetensors"
+            ) from None
+
+    @property
+    def labels(self) -> Whisper:
+        """What turns utterances into tokens."""
+        return self
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the text, without timestamps."""
+        return 4 if self.languages else 2
+
+    def encode_row(self, row: dict[str, Any]) -> list[int]:
+        """Return the tokens of an utterance for training: prompt, text, end."""
+        self.check_language(row.get("language", "en"))
+        prompt = self._prompt(row.get("language", "en"), DecodingOptions())
+        return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
+
+    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens]."""
+        states = self.network.model.encoder(self.features(wavs, lengths)).last_hidden_state
+        out = self.network(encoder_outputs=BaseModelOutput(states), decoder_input_ids=tokens, use_cache=False)
+        return out.logits.float()
+
+    def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Write a directory in Hugging Face's layout, whole or not at all; `about` stands in its config.json."""
+        partial = Path(folder).with_name(f".{Path(folder).name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        network = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
+        network.save_pretrained(partial)
+        self.tokenizer.save_pretrained(partial)
+        seconds = self.window_samples // SAMPLE_RATE
+        WhisperFeatureExtractor(self.network.config.num_mel_bins, chunk_length=seconds).save_pretrained(partial)
+        config = json.loads((partial / "config.json").read_text(encoding="utf-8")) | {"about": about or {}}
+        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells this network from others, as plain data."""
+        return {"network": self.network.config.to_diff_dict()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.device
+
+    def check_language(self, language: str | None) -> None:
+        """Refuse a language that the model does not know.
+
+        Raises
+        ------
+        UserError
+            Naming the closest one.
+        """
+        if not self.languages and language not in (None, "en"):
+            raise UserError(f"language: this Whisper is English only, '{language}' was asked for")
+        if self.languages and language is not None and language not in self.languages:
+            hint = did_you_mean(language, self.languages)
+            raise UserError(f"language: this Whisper does not know '{language}'.{hint}")
+
+    def encode(self, wavs: torch.Tensor, lengths: torch.Tensor, hidden_states: bool = False) -> Encoded:
+        """Compute log-mel features of whole windows, each utterance normalised by itself, and run the encoder.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            [batch, time] at 16 kHz, zero behind each end, at most a window.
+        lengths : torch.Tensor
+            Real samples, [batch].
+        hidden_states : bool
+            Whether to keep the states of all layers.
+
+        Raises
+        ------
+        UserError
+            Where an utterance is longer than the window.
+        """
+        out = self.network.model.encoder(self.features(wavs, lengths), output_hidden_states=hidden_states)
+        return Encoded(out.last_hidden_state, lengths, out.hidden_states if hidden_states else None)
+
+    def features(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the log-mel features [batch, mels, window frames] of [batch, time] with lengths [batch]; see `encode`."""
+        window = self.window_samples
+        if int(lengths.max()) > window:
+            raise UserError(
+                f"{int(lengths.max()) / SAMPLE_RATE:.1f} s of audio in one utterance; this Whisper takes "
+                f"{window / SAMPLE_RATE:.0f} s, split it"
+            )
+        wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
+        return self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device)).to(self.network.dtype)
+
+    def first_step(self, encoded: Encoded) -> torch.Tensor:
+        """Return the logits [batch, vocabulary] behind the start token: they hold language and silence."""
+        tokens = torch.full((len(encoded.states), 1), self.start, device=self.device)
+        out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
+        return out.logits[:, -1].float()
+
+    def detect_languages(self, logits: torch.Tensor) -> list[str]:
+        """Return the likeliest language of each row of `first_step` [batch, vocabulary]."""
+        indices = torch.tensor(list(self.languages.values()), device=logits.device)
+        return [list(self.languages)[i] for i in logits[:, indices].argmax(1).tolist()]
+
+    def decode(self, encoded: Encoded, languages: list[str | None], options: DecodingOptions) -> list[Hypothesis]:
+        """Search the best text of each utterance.
+
+        Arguments
+        ---------
+        encoded : Encoded
+            Of `encode`.
+        languages : list of str or None
+            Code of each utterance's language; None to detect it.
+        options : DecodingOptions
+            How.
+        """
+        silence: list[float | None] = [None] * len(languages)
+        detect = bool(self.languages) and None in languages
+        if detect or options.no_speech_threshold is not None:
+            logits = self.first_step(encoded)
+            if detect:
+                languages = [a or b for a, b in zip(languages, self.detect_languages(logits), strict=True)]
+            if options.no_speech_threshold is not None:
+                silence = logits.softmax(dim=1)[:, self._no_speech_token()].tolist()
+        out = self._search(encoded, languages, options, options.temperatures[0])
+        for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
+            unsure = hypothesis.avg_logprob < options.logprob_threshold
+            silent = probability is not None and probability > options.no_speech_threshold and unsure
+            if not silent:
+                out[i] = self._fall_back(hypothesis, encoded, i, languages[i], options)
+            out[i].no_speech_prob = probability
+            if silent:
+                out[i].text, out[i].segments = "", []
+        return out
+
+    def _fall_back(
+        self, hypothesis: Hypothesis, encoded: Encoded, row: int, language: str | None, options: DecodingOptions
+    ) -> Hypothesis:
+        """Try higher temperatures while a hypothesis fails; alone and from a fixed seed, so that batch mates do not matter."""
+        for temperature in options.temperatures[1:]:
+            repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
+            if not repetitive and hypothesis.avg_logprob >= options.logprob_threshold:
+                break
+            rows = torch.tensor([row], device=encoded.states.device)
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(round(1000 * temperature))
+                (hypothesis,) = self._search(encoded.select(rows), [language], options, temperature)
+        return hypothesis
+
+    def _no_speech_token(self) -> int:
+        return self.network.generation_config.no_timestamps_token_id - 1
+
+    def _prompt(self, language: str | None, options: DecodingOptions) -> list[int]:
+        """Return the tokens that a hypothesis starts with."""
+        generation, prompt = self.network.generation_config, [self.start]
+        if self.languages:
+            prompt += [self.languages[language], generation.task_to_id[options.task]]
+        elif options.task == "translate":
+            raise UserError("task: this Whisper is English only and cannot translate")
+        return prompt if options.timestamps else [*prompt, generation.no_timestamps_token_id]
+
+    def text(self, tokens: list[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def _search(
+        self, encoded: Encoded, languages: list[str | None], options: DecodingOptions, temperature: float
+    ) -> list[Hypothesis]:
+        """Generate with transformers: beam search or greedily, or sample where there is a temperature."""
+        prompt = torch.tensor([self._prompt(language, options) for language in languages], device=self.device)
+        size = prompt.shape[1]
+        room = self.network.config.max_target_positions - size
+        sampling, own = temperature > 0, self.network.generation_config
+        processors = []
+        if options.timestamps:
+            processors.append(WhisperTimeStampLogitsProcessor(own, begin_index=size))
+        out = GenerationMixin.generate(
+            self.network,
+            encoder_outputs=BaseModelOutput(encoded.states),
+            decoder_input_ids=prompt,
+            decoder_attention_mask=torch.ones_like(prompt),
+            logits_processor=processors,
+            max_length=None,
+            max_new_tokens=min(room, options.max_new_tokens or room),
+            num_beams=1 if sampling else options.num_beams,
+            length_penalty=options.length_penalty,
+            do_sample=sampling,
+            temperature=temperature if sampling else 1.0,
+            **({"top_k": 0} if sampling else {}),
+            suppress_tokens=own.suppress_tokens if options.suppress else [],
+            begin_suppress_tokens=own.begin_suppress_tokens if options.suppress else [],
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        beams = getattr(out, "beam_indices", None)
+        chosen = self.network.compute_transition_scores(
+            out.sequences, out.scores, beams, normalize_logits=beams is None
+        )
+        if beams is None:
+            entropies = torch.stack([_entropy(scores) for scores in out.scores], dim=1)
+        else:
+            entropies = torch.stack([_entropy(s[b.clamp(min=0)]) for s, b in zip(out.scores, beams.T, strict=False)], 1)
+        hypotheses = []
+        for i, tokens in enumerate(out.sequences[:, size:].tolist()):
+            count = tokens.index(self.end) + 1 if self.end in tokens else len(tokens)
+            tokens = [token for token in tokens[:count] if token != self.end]
+            segments = []
+            if options.timestamps:
+                offsets = self.tokenizer.decode(tokens, output_offsets=True)["offsets"]
+                segments = [
+                    {"start_s": o["timestamp"][0], "end_s": o["timestamp"][1], "text": o["text"].strip()}
+                    for o in offsets
+                ]
+            hypotheses.append(
+                Hypothesis(
+                    self.text(tokens), tokens,
+                    float(chosen[i, :count].double().mean()), float(entropies[i, :count].double().mean()),
+                    languages[i], temperature=temperature, segments=segments,
+                )
+            )  # fmt: skip
+        return hypotheses
+
+
+def _entropy(scores: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of each row of [batch, vocabulary]; forbidden tokens stand at minus infinity."""
+    log_probs = scores.float().log_softmax(dim=1)
+    return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=1)

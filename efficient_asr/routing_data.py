@@ -1,0 +1,214 @@
+"""What deciders are trained and judged on: the encoder states, or audio, that they look at, and the errors of two models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, load_audio
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.cascade import CascadeTranscriber
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.evaluation.transcriber import load_transcriber
+from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
+from efficient_asr.models import read_config, resolve_source
+from efficient_asr.models.routing import Evidence, Router
+from efficient_asr.routing import HOW, Costs, Pair
+from efficient_asr.techniques.decider import Decider, LogMelDecider
+
+
+def new_router(hparams: dict[str, Any]) -> Decider:
+    """Make the decider of a YAML file, in the shape of the states that it will see."""
+    looks_at, shape = hparams["looks_at"], {"channels": hparams["channels"], "strides": hparams["strides"]}
+    if looks_at == "audio":
+        return LogMelDecider(**shape)
+    if looks_at not in ("encoder", "large_encoder"):
+        raise UserError(f"looks_at: '{looks_at}' is not audio, encoder or large_encoder; rules need no training")
+    config = read_config(resolve_source(hparams["small" if looks_at == "encoder" else "large"]))
+    if config.get("model_type") != "whisper":
+        raise UserError("small, large: a decider on encoder states needs a Whisper directory")
+    return Decider(
+        config["encoder_layers"] + 1, config["d_model"], looks_at=looks_at, frames=hparams["frames"], **shape
+    )
+
+
+def read_pair(hparams: dict[str, Any], split: str) -> Pair:
+    """Read the records of both models on a split."""
+    folder = Path(hparams["labels_folder"])
+    return Pair.read(*(folder / f"{hparams[name]}-{split}.jsonl" for name in ("small_name", "large_name")))
+
+
+class Looker:
+    """Gives a router what it looks at: from the store of states, from the audio, or from an encoder that runs on the fly.
+
+    Arguments
+    ---------
+    router : Router
+        What for.
+    store : StateStore or None
+        States that were kept.
+    transcriber : WhisperTranscriber or None
+        Computes them where there is no store.
+    """
+
+    def __init__(self, router: Router, store: StateStore | None, transcriber: WhisperTranscriber | None = None) -> None:
+        self.router, self.store, self.transcriber = router, store, transcriber
+
+    @classmethod
+    def of(cls, router: Router, hparams: dict[str, Any], split: str) -> Looker:
+        """Open what the YAML names.
+
+        Raises
+        ------
+        UserError
+            Where there are no states, or only of fewer frames than the decider wants.
+        """
+        if router.looks_at == "audio":
+            return cls(router, None)
+        side = "small" if router.looks_at == "encoder" else "large"
+        if not hparams["states_folder"]:
+            return cls(router, None, WhisperTranscriber.from_source(resolve_source(hparams[side])))
+        store = StateStore(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
+        if store.shape != (router.config["states"], router.config["input_size"]):
+            raise UserError(
+                f"{store.folder} holds {store.shape[0]} states of {store.shape[1]}, not those of {hparams[side]}"
+            )
+        if store.meta["frames"] == "own" and router.frames == "window":
+            raise UserError(
+                f"frames: {store.folder} keeps the frames of the audio only; write --frames own, or run "
+                "scripts/label_routing.py with --frames window"
+            )
+        return cls(router, store)
+
+    def look(self, row: Row) -> dict[str, torch.Tensor]:
+        """Return `wav` [time], or `states` [frames, states, dim]."""
+        if self.store is None:
+            wav = load_audio(row["audio"])
+            if self.transcriber is None:
+                return {"wav": wav}
+            encoded = self.transcriber.encode(wav[None], torch.ones(1), hidden_states=True)
+            return {"states": torch.stack(encoded.hidden_states, dim=2)[0].cpu()}
+        if row["id"] not in self.store:
+            raise UserError(f"{self.store.folder} has no states of utterance '{row['id']}'; {HOW}")
+        return {"states": self.store.read(row["id"])}
+
+
+class Examples(Dataset):
+    """Items `id`, `duration`, `gain` and what the router looks at."""
+
+    def __init__(self, rows: Rows, looker: Looker, gains: dict[str, float]) -> None:
+        missing = next((row["id"] for row in rows if row["id"] not in gains), None)
+        if missing is not None:
+            raise UserError(f"labels_folder: there is no record of utterance '{missing}'; {HOW}")
+        self.rows, self.looker, self.gains = rows, looker, gains
+
+    @classmethod
+    def of(cls, router: Router, rows: Rows, hparams: dict[str, Any], split: str) -> Examples:
+        """Read the records of both models, and open what the router looks at."""
+        pair = read_pair(hparams, split)
+        return cls(rows, Looker.of(router, hparams, split), dict(zip(pair.ids, pair.gains.tolist(), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = self.rows[number]
+        about = {"id": row["id"], "duration": row["duration"]}
+        try:
+            return about | {"gain": self.gains[row["id"]]} | self.looker.look(row)
+        except UserError as error:
+            return about | {"problem": str(error)}
+
+
+class ExampleBatch(SimpleNamespace):
+    """`id`, `duration` [batch], `gains` [batch], `evidence`, `problems`."""
+
+    def to(self, device: Any) -> ExampleBatch:
+        """Move to a device and return itself."""
+        evidence = self.evidence
+        evidence.wavs, evidence.lengths = evidence.wavs.to(device), evidence.lengths.to(device)
+        if evidence.hidden_states is not None:
+            evidence.hidden_states = tuple(states.to(device) for states in evidence.hidden_states)
+        self.gains = self.gains.to(device)
+        return self
+
+
+def collate_examples(items: list[dict[str, Any]]) -> ExampleBatch:
+    """Make a padded batch; states become float32."""
+    good = [item for item in items if "problem" not in item]
+    batch = ExampleBatch(id=[item["id"] for item in good], problems=[item for item in items if "problem" in item])
+    if not good:
+        return batch
+    batch.duration = torch.tensor([item["duration"] for item in good])
+    batch.gains = torch.tensor([item["gain"] for item in good], dtype=torch.float32)
+    lengths = (batch.duration.double() * SAMPLE_RATE).round().long()
+    if "wav" in good[0]:
+        lengths = torch.tensor([len(item["wav"]) for item in good])
+    pad = torch.nn.utils.rnn.pad_sequence
+    batch.evidence = Evidence(torch.zeros(len(good), 0), lengths)
+    if "wav" in good[0]:
+        batch.evidence.wavs = pad([item["wav"] for item in good], batch_first=True)
+    else:
+        batch.evidence.hidden_states = pad([item["states"] for item in good], batch_first=True).float().unbind(dim=2)
+    return batch
+
+
+def judge(router: Router, rows: Rows, looker: Looker) -> tuple[np.ndarray, np.ndarray]:
+    """Return a router's scores and what each cost in GMACs, [utterances]; one utterance after the other."""
+    router.eval()
+    scores, macs_g = [], []
+    device = next(router.parameters()).device
+    for row in rows:
+        batch = collate_examples([{"id": row["id"], "duration": row["duration"], "gain": 0.0} | looker.look(row)])
+        with torch.no_grad():
+            counted = count_macs(router, batch.to(device).evidence)
+        scores.append(float(counted.output))
+        macs_g.append(counted.macs / 1e9)
+    return np.array(scores), np.array(macs_g)
+
+
+def encoder_macs_g(source: str, seconds: float = 1.0) -> float:
+    """Return what a Whisper's encoder costs for a window, in GMACs."""
+    transcriber = WhisperTranscriber.from_source(resolve_source(source))
+    return count_macs(transcriber.encode, torch.zeros(1, round(seconds * SAMPLE_RATE)), torch.ones(1)).macs / 1e9
+
+
+def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: str, large: str) -> Costs:
+    """Return what each utterance costs in GMACs on both routes, with the encoders that the order pays for."""
+    encoders = {
+        "small_encoder": encoder_macs_g(small) if router.looks_at == "encoder" else 0.0,
+        "large_encoder": encoder_macs_g(large) if router.looks_at == "large_encoder" else 0.0,
+    }
+    return Costs.of(router.looks_at, *pair.values("macs_g"), router=router_macs_g, **encoders)
+
+
+def route_details(records: Iterable[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Return the share of utterances that each model answered."""
+    routes = [record["route"] for record in records]
+    shares = {name: routes.count(name) / len(routes) for name in names}
+    return {"route_shares": shares, "large_model_rate": shares[names[-1]]}
+
+
+def validate(router: Router, rows: Rows, hparams: dict[str, Any]) -> tuple[Pair, np.ndarray, Costs]:
+    """Return both models' records of the validation utterances, the router's scores, and what each route costs in GMACs."""
+    split = hparams["valid_split"]
+    scores, macs_g = judge(router, rows, Looker.of(router, hparams, split))
+    pair = read_pair(hparams, split)
+    place = {name: i for i, name in enumerate(pair.ids)}
+    pair = pair.select(np.array([place[row["id"]] for row in rows]))
+    return pair, scores, costs_in_macs(router, pair, macs_g, hparams["small"], hparams["large"])
+
+
+def save_cascade(router: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
+    """Write a model folder that holds a router, with its `threshold`, and the two models between which it chooses."""
+    sources = [resolve_source(hparams[key]) for key in ("small", "large")]
+    names = [hparams["small_name"], hparams["large_name"]]
+    cascade = CascadeTranscriber([load_transcriber(source) for source in sources], [router], [router.threshold], names)
+    cascade.history = router.history
+    cascade.save(folder, sources, about | {"variant": str(hparams["variant"] or cascade.label)})

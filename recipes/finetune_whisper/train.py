@@ -1,0 +1,20 @@
+"""Measure a Whisper as it is, or fine-tune it on your own data.
+
+    python recipes/finetune_whisper/train.py hparams/whisper.yaml --data_folder /my/jsonl --source openai/whisper-tiny
+    --test_only True python recipes/finetune_whisper/train.py hparams/whisper.yaml --data_folder /my/jsonl --source
+    openai/whisper-tiny --language nl python recipes/finetune_whisper/train.py hparams/mini/whisper_small.yaml
+
+`hparams/real/whisper.yaml --whisper tiny --test_only True` measures a real one on real speech.
+
+With `--test_only True` and nothing trained yet, `source` itself is measured. Decoding (greedy or beam search, language,
+timestamps, temperature fallback, long audio) is set in the YAML file, see `hparams/_base/whisper.yaml`. A training goes on
+from its last checkpoint when started again, and leaves a directory in Hugging Face's layout.
+"""
+
+import sys
+
+from efficient_asr.brains import WhisperBrain
+from efficient_asr.experiment import run
+
+if __name__ == "__main__":
+    sys.exit(run(WhisperBrain))

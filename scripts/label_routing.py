@@ -1,0 +1,176 @@
+"""Transcribe a manifest with one model and note what every utterance costs: what deciders learn from and cascades are judged by.
+
+    python scripts/label_routing.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl
+    python scripts/label_routing.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl --states states/tiny-train
+
+One pass a model, utterance by utterance; a second call goes on where the first was interrupted. A line holds `id, duration,
+reference, hypothesis, errors, reference_words, time_s, macs_g` and what the model says of itself (`avg_logprob`, `entropy`,
+`tokens`). Two such files of the same manifest give the labels: 1 where the smaller model makes more errors, or the
+difference. With --states the encoder states are kept too, so that an epoch of decider training takes seconds. Times are
+wall-clock times of this machine at batch 1; MACs are counted in a pass of their own, once for every number of tokens where
+nothing else tells costs apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr import load_transcriber
+from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, iterate_batches
+from efficient_asr.errors import UserError, check_writable, exit_code
+from efficient_asr.evaluation.evaluator import Benchmark
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.evaluation.transcriber import Transcriber, fingerprint
+from efficient_asr.evaluation.transcript import Transcript
+from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.models import resolve_source
+from efficient_asr.settings import measuring_parser, parse_columns
+
+
+class Pass:
+    """One model over one manifest.
+
+    Arguments
+    ---------
+    transcriber : Transcriber
+        The model.
+    benchmark : Benchmark
+        The utterances.
+    states : StateStore or None
+        Gets the encoder states.
+    own_frames : bool
+        Whether to keep those of the audio only, instead of the whole window.
+    """
+
+    def __init__(
+        self, transcriber: Transcriber, benchmark: Benchmark, states: StateStore | None, own_frames: bool
+    ) -> None:
+        self.transcriber, self.benchmark, self.states, self.own_frames = transcriber, benchmark, states, own_frames
+        self._costs: dict[Any, int] = {}
+
+    def transcribe(self, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, Any]:
+        """Return the record of one utterance."""
+        if hasattr(self.transcriber, "language"):
+            known = getattr(self.transcriber.model, "languages", {})
+            self.transcriber.language = row.get("language") if row.get("language") in known else None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        if self.states is None:
+            transcript = self.transcriber.transcribe(wavs, wav_lens)[0]
+        else:
+            encoded = self.transcriber.encode(wavs, wav_lens, hidden_states=True)
+            transcript = self.transcriber.decode(encoded)[0]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        time_s = time.perf_counter() - started
+        if self.states is not None and row["id"] not in self.states:
+            frames = frames_of(row["duration"]) if self.own_frames else encoded.states.shape[1]
+            self.states.append(row["id"], torch.stack(encoded.hidden_states, dim=2)[0, :frames])
+        reference, hypothesis = (self.benchmark.normalise(text, row) for text in (row["text"], transcript.text))
+        errors = count_errors([reference], [hypothesis])[0]
+        return {
+            "id": row["id"], "duration": row["duration"], "reference": reference, "hypothesis": hypothesis,
+            "errors": errors.total, "reference_words": errors.reference_length, "time_s": round(time_s, 4),
+            "macs_g": self._macs(transcript, wavs, wav_lens) / 1e9, **transcript.details,
+        }  # fmt: skip
+
+    def _macs(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> int:
+        """Return what the utterance costs, from memory where the same was counted before."""
+        key = getattr(self.transcriber, "cost_key", lambda transcript: None)(transcript)
+        if key is None or key not in self._costs:
+            macs = count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
+            if key is None:
+                return macs
+            self._costs[key] = macs
+        return self._costs[key]
+
+
+def frames_of(duration_s: float) -> int:
+    """Encoder frames (20 ms) that an utterance fills."""
+    return max(1, (round(duration_s * SAMPLE_RATE) // 160 + 1) // 2)
+
+
+def done_before(path: Path, key: dict[str, Any]) -> set[str]:
+    """Return the ids that an interrupted pass has written; its last line is cut off where it is not whole.
+
+    Raises
+    ------
+    UserError
+        Where the file is of another model or manifest.
+    """
+    meta = path.with_suffix(".meta.json")
+    if not path.is_file():
+        meta.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+        return set()
+    found = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
+    if found != key:
+        different = ", ".join(name for name in key if found.get(name) != key[name])
+        raise UserError(f"--out: {path} was made with another {different}; name another file or delete this one")
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    path.write_bytes(b"".join(whole))
+    return {json.loads(line)["id"] for line in whole}
+
+
+def main() -> None:
+    parser = measuring_parser(__doc__, repeats=None)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON lines")
+    parser.add_argument("--states", type=Path, help="folder for the encoder states")
+    parser.add_argument(
+        "--frames",
+        choices=("window", "own"),
+        default="window",
+        help="which states: of the window, as in the paper, or of the audio",
+    )
+    args = parser.parse_args()
+    check_writable(args.out.parent, "--out")
+    benchmark = Benchmark.from_manifest(
+        args.manifest, normaliser=args.normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
+        skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header",
+    )  # fmt: skip
+    source = resolve_source(args.model)
+    transcriber = load_transcriber(source)
+    transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
+    key = {"model": fingerprint(source), "benchmark": benchmark.hash, "normaliser": args.normaliser}
+    done = done_before(args.out, key)
+    states = open_states(args, transcriber, benchmark.rows, key["model"]) if args.states else None
+    left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in done or (states and row["id"] not in states)]
+    if len(left) < len(benchmark.rows):
+        print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are done already")
+    rows, work = benchmark.rows.select(left), Pass(transcriber, benchmark, states, args.frames == "own")
+    with open(args.out, "a", encoding="utf-8") as file:
+        for number, ((row,), wavs, wav_lens) in enumerate(
+            tqdm(iterate_batches(rows, 1), total=len(rows), desc=args.out.stem, unit="utt", leave=False, mininterval=1)
+        ):
+            if number == 0:
+                transcriber.transcribe(wavs, wav_lens)  # the first pass of a process is slow
+            record = work.transcribe(row, wavs, wav_lens)
+            if row["id"] not in done:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+    print(f"{len(benchmark.rows)} utterances: {args.out}" + (f"; states: {args.states}" if states else ""))
+
+
+def open_states(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> StateStore:
+    """Open the store of encoder states after saying how large it becomes."""
+    network = getattr(getattr(transcriber, "model", None), "network", None)
+    if network is None:
+        raise UserError("--states: only a Whisper shows its encoder states")
+    config = network.config
+    meta = {"states": config.encoder_layers + 1, "dim": config.d_model, "model": model, "frames": args.frames}
+    store, window = StateStore(args.states, meta), config.max_source_positions
+    missing = [row for row in rows if row["id"] not in store]
+    frames = sum(min(window, frames_of(row["duration"])) if args.frames == "own" else window for row in missing)
+    print(f"encoder states of {len(missing)} utterances: {store.check_room(frames) / 1e9:.2f} GB in {args.states}")
+    return store
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Choosing between two Whispers per utterance (arXiv 2309.12712), from extraction to table and curve, on real speech. Needs
+# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS. Restartable: what is done is not done again. About two hours on 2 CPU cores.
+#
+#   bash scripts/reproduce_decider.sh [tiny base] [tiny small]      # pairs; both by default
+#   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en    # the paper's data and models instead
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+ROUTING=output/routing MANIFESTS=data/routing/manifests
+TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_noisy"
+
+if [ -d "${1:-}" ]; then # the paper: Common Voice, tiny and small, the large encoder first
+    "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
+prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"language": "en"})' "$1"
+    SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small}
+    label tiny "$SMALL" whisper data/common_voice window $ROUTING train dev test
+    label small "$LARGE" whisper data/common_voice window $ROUTING train dev test
+    run decider decider decider --data_folder "$1" --small "$SMALL" --large "$LARGE"
+    "$PYTHON" scripts/compare_routers.py --pair tiny small --models "$SMALL" "$LARGE" --manifests data/common_voice --tests test \
+        --corpus common_voice --deciders output/decider/1986/model --out results/routing/common_voice-tiny-small.json
+    exit
+fi
+
+: "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
+mix() { # <manifest> <part> <out> [options]: a noisy copy, unless it is there
+    [ -f "data/routing/$3/manifest.jsonl" ] || "$PYTHON" scripts/mix_noise.py "$EFFICIENT_ASR_DATA/$1/manifest.jsonl" --part "$2" \
+        --noise "$EFFICIENT_ASR_DATA/noise_esc10/manifest.jsonl" --rir "$EFFICIENT_ASR_DATA/rir/manifest.jsonl" \
+        --out "data/routing/$3" "${@:4}"
+}
+mix arctic_en train arctic_train_noisy --split train --count 450
+mix arctic_en train arctic_dev_noisy --split dev
+mix kerstin_de train de_dev_noisy --split dev
+mix arctic_en test arctic_test_noisy --split test
+mix librispeech_test_other test test_other_noisy
+mix ljspeech test ljspeech_noisy
+"$PYTHON" - <<'PY'
+from pathlib import Path
+from efficient_asr.experiment import prepare_splits
+from efficient_asr.settings import load_hparams
+prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"looks_at": "audio"})[0])
+PY
+
+# compare <small> <large>: passes, three kinds of deciders with three seeds each, the table and the picture.
+compare() {
+    local small=$1 large=$2 deciders=()
+    for name in "$small" "$large"; do
+        # shellcheck disable=SC2086
+        label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS own $ROUTING $TESTS dev train
+    done
+    for looks_at in encoder audio large_encoder; do
+        for seed in ${SEEDS:-1986 1987 1988}; do
+            local output=output/decider_${small}_${large}_$looks_at/$seed
+            deciders+=("$output/model")
+            [ -f "$output/model/config.json" ] || "$PYTHON" recipes/decider/train.py hparams/real/decider.yaml --seed "$seed" \
+                --looks_at "$looks_at" --small_name "$small" --large_name "$large" --train_only True
+        done
+    done
+    # shellcheck disable=SC2086
+    "$PYTHON" scripts/compare_routers.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" \
+        --models "$EFFICIENT_ASR_MODELS/whisper-$small" "$EFFICIENT_ASR_MODELS/whisper-$large" \
+        --out "results/routing/$small-$large.json"
+}
+
+if [ $# -eq 0 ]; then set -- tiny base tiny small; fi
+while [ $# -gt 1 ]; do
+    compare "$1" "$2"
+    shift 2
+done
+"$PYTHON" scripts/report.py
