@@ -10,32 +10,58 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers import AutoConfig
 
 from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, load_audio
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.cascade import CascadeTranscriber
+from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.transcriber import load_transcriber
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
-from efficient_asr.models import read_config, resolve_source
+from efficient_asr.models import resolve_source
 from efficient_asr.models.routing import Evidence, Router
-from efficient_asr.routing import HOW, Costs, Pair
-from efficient_asr.techniques.decider import Decider, LogMelDecider
+from efficient_asr.routing import HOW, Costs, Pair, oracle_curve
+from efficient_asr.techniques.decider import Decider, LogMelDecider, TranscriptDecider
 
 
 def new_router(hparams: dict[str, Any]) -> Decider:
-    """Make the decider of a YAML file, in the shape of the states that it will see."""
+    """Make the decider of a YAML file, in the shape of the states that it will see.
+
+    Its `states_from` is the Whisper that computes these on the fly, where no store has them.
+    """
     looks_at, shape = hparams["looks_at"], {"channels": hparams["channels"], "strides": hparams["strides"]}
     if looks_at == "audio":
         return LogMelDecider(**shape)
+    if looks_at == "transcript":
+        return TranscriptDecider()
     if looks_at not in ("encoder", "large_encoder"):
-        raise UserError(f"looks_at: '{looks_at}' is not audio, encoder or large_encoder; rules need no training")
-    config = read_config(resolve_source(hparams["small" if looks_at == "encoder" else "large"]))
-    if config.get("model_type") != "whisper":
-        raise UserError("small, large: a decider on encoder states needs a Whisper directory")
-    return Decider(
-        config["encoder_layers"] + 1, config["d_model"], looks_at=looks_at, frames=hparams["frames"], **shape
-    )
+        raise UserError(f"looks_at: '{looks_at}' is not audio, encoder, transcript or large_encoder")
+    source = resolve_source(hparams["small" if looks_at == "encoder" else "large"])
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"small, large: '{source}' is no local directory, nor a hub id that can be reached ({reason})"
+        ) from None
+    if config.model_type != "whisper":
+        raise UserError(
+            f"small, large: a decider on encoder states needs a Whisper, '{source}' is of type '{config.model_type}'"
+        )
+    router = Decider(config.encoder_layers + 1, config.d_model, looks_at=looks_at, frames=hparams["frames"], **shape)
+    if not hparams["states_folder"]:
+        router.states_from = WhisperTranscriber.from_source(source)
+    return router
+
+
+def complete(router: Decider, evidence: Evidence) -> Evidence:
+    """Compute the encoder states that a decider looks at, where no store had them."""
+    if getattr(router, "states_from", None) is not None and evidence.hidden_states is None:
+        transcriber = router.states_from.to(str(next(router.parameters()).device))
+        wav_lens = evidence.lengths / evidence.wavs.shape[1]
+        evidence.hidden_states = transcriber.encode(evidence.wavs, wav_lens, hidden_states=True).hidden_states
+    return evidence
 
 
 def read_pair(hparams: dict[str, Any], split: str) -> Pair:
@@ -45,20 +71,18 @@ def read_pair(hparams: dict[str, Any], split: str) -> Pair:
 
 
 class Looker:
-    """Gives a router what it looks at: from the store of states, from the audio, or from an encoder that runs on the fly.
+    """Gives a router what it looks at: encoder states from a store, the small model's records, or the audio.
 
     Arguments
     ---------
-    router : Router
-        What for.
     store : StateStore or None
-        States that were kept.
-    transcriber : WhisperTranscriber or None
-        Computes them where there is no store.
+        States that were kept; without them there is the audio, from which `complete` computes them on the fly.
+    records : dict or None
+        What the small model wrote, by id.
     """
 
-    def __init__(self, router: Router, store: StateStore | None, transcriber: WhisperTranscriber | None = None) -> None:
-        self.router, self.store, self.transcriber = router, store, transcriber
+    def __init__(self, store: StateStore | None, records: dict[str, dict[str, Any]] | None = None) -> None:
+        self.store, self.records = store, records
 
     @classmethod
     def of(cls, router: Router, hparams: dict[str, Any], split: str) -> Looker:
@@ -69,11 +93,12 @@ class Looker:
         UserError
             Where there are no states, or only of fewer frames than the decider wants.
         """
-        if router.looks_at == "audio":
-            return cls(router, None)
+        if router.looks_at == "transcript":
+            pair = read_pair(hparams, split)
+            return cls(None, dict(zip(pair.ids, pair.small, strict=True)))
+        if router.looks_at == "audio" or not hparams["states_folder"]:
+            return cls(None)
         side = "small" if router.looks_at == "encoder" else "large"
-        if not hparams["states_folder"]:
-            return cls(router, None, WhisperTranscriber.from_source(resolve_source(hparams[side])))
         store = StateStore(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
         if store.shape != (router.config["states"], router.config["input_size"]):
             raise UserError(
@@ -84,16 +109,14 @@ class Looker:
                 f"frames: {store.folder} keeps the frames of the audio only; write --frames own, or run "
                 "scripts/label_routing.py with --frames window"
             )
-        return cls(router, store)
+        return cls(store)
 
     def look(self, row: Row) -> dict[str, torch.Tensor]:
-        """Return `wav` [time], or `states` [frames, states, dim]."""
+        """Return `wav` [time], `states` [frames, states, dim], or the small model's `record`."""
+        if self.records is not None:
+            return {"record": self.records[row["id"]]}
         if self.store is None:
-            wav = load_audio(row["audio"])
-            if self.transcriber is None:
-                return {"wav": wav}
-            encoded = self.transcriber.encode(wav[None], torch.ones(1), hidden_states=True)
-            return {"states": torch.stack(encoded.hidden_states, dim=2)[0].cpu()}
+            return {"wav": load_audio(row["audio"])}
         if row["id"] not in self.store:
             raise UserError(f"{self.store.folder} has no states of utterance '{row['id']}'; {HOW}")
         return {"states": self.store.read(row["id"])}
@@ -154,6 +177,9 @@ def collate_examples(items: list[dict[str, Any]]) -> ExampleBatch:
     batch.evidence = Evidence(torch.zeros(len(good), 0), lengths)
     if "wav" in good[0]:
         batch.evidence.wavs = pad([item["wav"] for item in good], batch_first=True)
+    elif "record" in good[0]:
+        batch.evidence.details = [item["record"] for item in good]
+        batch.evidence.texts = [item["record"]["text"] for item in good]
     else:
         batch.evidence.hidden_states = pad([item["states"] for item in good], batch_first=True).float().unbind(dim=2)
     return batch
@@ -167,7 +193,8 @@ def judge(router: Router, rows: Rows, looker: Looker) -> tuple[np.ndarray, np.nd
     for row in rows:
         batch = collate_examples([{"id": row["id"], "duration": row["duration"], "gain": 0.0} | looker.look(row)])
         with torch.no_grad():
-            counted = count_macs(router, batch.to(device).evidence)
+            evidence = complete(router, batch.to(device).evidence)
+            counted = count_macs(router, evidence)
         scores.append(float(counted.output))
         macs_g.append(counted.macs / 1e9)
     return np.array(scores), np.array(macs_g)
@@ -188,11 +215,34 @@ def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: 
     return Costs.of(router.looks_at, *pair.values("macs_g"), router=router_macs_g, **encoders)
 
 
-def route_details(records: Iterable[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """Return the share of utterances that each model answered."""
-    routes = [record["route"] for record in records]
-    shares = {name: routes.count(name) / len(routes) for name in names}
-    return {"route_shares": shares, "large_model_rate": shares[names[-1]]}
+def gain_closed_at(pair: Pair, records: Iterable[dict[str, Any]]) -> float | None:
+    """Return the share of the oracle's gain that a cascade closed, at the cost it had: what it really did, against its two
+    models.
+
+    None where the oracle gains nothing over choosing at random at that cost.
+    """
+    found = {record["id"]: record for record in records}
+    if set(found) != set(pair.ids):
+        return None
+    errors = 100 * sum(found[name]["errors"] for name in pair.ids) / max(1.0, pair.words.sum())
+    cost = float(np.mean([found[name]["macs_g"] for name in pair.ids]))
+    small, large = pair.values("macs_g")
+    rate = min(1.0, max(0.0, (cost - small.mean()) / (large.mean() - small.mean())))
+    ends = [100 * values.sum() / max(1.0, pair.words.sum()) for values in pair.values("errors")]
+    at_random = ends[0] + rate * (ends[1] - ends[0])
+    best = float(oracle_curve(pair, small, large).at(np.array([max(cost, small.mean())]))[0])
+    return float((at_random - errors) / (at_random - best)) if at_random - best > 1e-9 else None
+
+
+def gain_details(cascade: Any, benchmark: Benchmark | None, records: Iterable[dict[str, Any]] | None) -> dict[str, Any]:
+    """Return `oracle_gain_closed` for a Result; nothing where the models have no records of the test split."""
+    if benchmark is None or records is None:
+        return {}
+    try:
+        closed = gain_closed_at(read_pair(cascade.hparams, benchmark.split), records)
+    except UserError:
+        return {}
+    return {} if closed is None else {"oracle_gain_closed": closed}
 
 
 def validate(router: Router, rows: Rows, hparams: dict[str, Any]) -> tuple[Pair, np.ndarray, Costs]:

@@ -62,13 +62,17 @@ class Comparison:
         """Return scores and GMACs of a router on a split, [utterances], and its mean time in seconds."""
         pair, rows = self.pairs[split], self.rows[split]
         if isinstance(router, Rule):
-            details = [{key: row.get(key) for key in RULES} for row in pair.small]
             lengths = torch.from_numpy(np.round(pair.durations * 16000).astype(np.int64))
             evidence = Evidence(
-                torch.zeros(len(rows), 0), lengths, None, [row["hypothesis"] for row in pair.small], details
+                torch.zeros(len(rows), 0), lengths, None, [row["text"] for row in pair.small], pair.small
             )
             return router(evidence).double().numpy(), np.zeros(len(rows)), 0.0
-        hparams = {"states_folder": str(self.args.states), "small": self.small, "large": self.large}
+        hparams = {
+            "states_folder": str(self.args.states),
+            "labels_folder": str(self.args.labels),
+            "small": self.small,
+            "large": self.large,
+        }
         hparams |= {"small_name": self.args.pair[0], "large_name": self.args.pair[1]}
         looker = Looker.of(router, hparams, split)
         scores, macs_g = judge(router, rows, looker)

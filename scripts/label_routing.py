@@ -4,7 +4,7 @@
     python scripts/label_routing.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl --states states/tiny-train
 
 One pass a model, utterance by utterance; a second call goes on where the first was interrupted. A line holds `id, duration,
-reference, hypothesis, errors, reference_words, time_s, macs_g` and what the model says of itself (`avg_logprob`, `entropy`,
+reference, hypothesis, text, errors, reference_words, time_s, macs_g` and what the model says of itself (`avg_logprob`, `entropy`,
 `tokens`). Two such files of the same manifest give the labels: 1 where the smaller model makes more errors, or the
 difference. With --states the encoder states are kept too, so that an epoch of decider training takes seconds. Times are
 wall-clock times of this machine at batch 1; MACs are counted in a pass of their own, once for every number of tokens where
@@ -78,8 +78,8 @@ class Pass:
         errors = count_errors([reference], [hypothesis])[0]
         return {
             "id": row["id"], "duration": row["duration"], "reference": reference, "hypothesis": hypothesis,
-            "errors": errors.total, "reference_words": errors.reference_length, "time_s": round(time_s, 4),
-            "macs_g": self._macs(transcript, wavs, wav_lens) / 1e9, **transcript.details,
+            "text": transcript.text, "errors": errors.total, "reference_words": errors.reference_length,
+            "time_s": round(time_s, 4), "macs_g": self._macs(transcript, wavs, wav_lens) / 1e9, **transcript.details,
         }  # fmt: skip
 
     def _macs(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> int:

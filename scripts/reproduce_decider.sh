@@ -41,14 +41,14 @@ from efficient_asr.settings import load_hparams
 prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"looks_at": "audio"})[0])
 PY
 
-# compare <small> <large>: passes, three kinds of deciders with three seeds each, the table and the picture.
+# compare <small> <large>: passes, four kinds of deciders with three seeds each, the table and the picture.
 compare() {
     local small=$1 large=$2 deciders=()
     for name in "$small" "$large"; do
         # shellcheck disable=SC2086
         label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS own $ROUTING $TESTS dev train
     done
-    for looks_at in encoder audio large_encoder; do
+    for looks_at in encoder transcript audio large_encoder; do
         for seed in ${SEEDS:-1986 1987 1988}; do
             local output=output/decider_${small}_${large}_$looks_at/$seed
             deciders+=("$output/model")

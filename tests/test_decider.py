@@ -11,7 +11,7 @@ from efficient_asr.errors import UserError
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.models.components import build, describe
 from efficient_asr.models.routing import Evidence
-from efficient_asr.techniques.decider import RULES, Decider, LogMelDecider, Rule, decider_loss
+from efficient_asr.techniques.decider import RULES, Decider, LogMelDecider, Rule, TranscriptDecider, decider_loss
 
 
 def states_of(batch: int, frames: int, states: int, dim: int) -> tuple[torch.Tensor, ...]:
@@ -95,7 +95,9 @@ def test_log_mel_decider_does_not_depend_on_batch_mates(wavs: list[torch.Tensor]
 
 
 @pytest.mark.parametrize(
-    "router", [Decider(3, 8, [4], [2]), LogMelDecider(channels=[4], strides=[2]), Rule("entropy")], ids=type
+    "router",
+    [Decider(3, 8, [4], [2]), LogMelDecider(channels=[4], strides=[2]), Rule("entropy"), TranscriptDecider(4)],
+    ids=type,
 )
 def test_routers_can_be_described_and_built(router: torch.nn.Module) -> None:
     again = build(describe(router), "router")
@@ -104,7 +106,7 @@ def test_routers_can_be_described_and_built(router: torch.nn.Module) -> None:
 
 
 def test_rules_rank_hard_utterances_higher() -> None:
-    details = [{"avg_logprob": -0.1, "entropy": 0.2}, {"avg_logprob": -0.9, "entropy": 1.5}]
+    details = [{"avg_logprob": -0.1, "entropy": 0.2, "tokens": 4}, {"avg_logprob": -0.9, "entropy": 1.5, "tokens": 18}]
     texts = ["turn on the light", "no no no no no no no no no no no no no no no no no no"]
     evidence = Evidence(torch.zeros(2, 0), torch.tensor([16000, 64000]), None, texts, details)
     for rule in RULES:
@@ -112,6 +114,7 @@ def test_rules_rank_hard_utterances_higher() -> None:
         assert scores[1] > scores[0], rule
     assert Rule("duration")(evidence).tolist() == [1.0, 4.0]
     assert Rule("avg_logprob")(evidence).tolist() == pytest.approx([0.1, 0.9])
+    assert Rule("sum_logprob")(evidence).tolist() == pytest.approx([0.5, 17.1])
 
 
 def test_losses_against_closed_forms() -> None:

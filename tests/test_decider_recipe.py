@@ -95,8 +95,8 @@ def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: di
 
 @pytest.mark.parametrize("options", [
     ["--looks_at", "encoder", "--calibrate_large_share", "0.5"], ["--looks_at", "large_encoder", "--target", "label"],
-    ["--looks_at", "audio", "--calibrate_macs_g", "1.0"],
-], ids=["encoder", "large_encoder", "audio"])  # fmt: skip
+    ["--looks_at", "audio", "--calibrate_macs_g", "1.0"], ["--looks_at", "transcript"],
+], ids=["encoder", "large_encoder", "audio", "transcript"])  # fmt: skip
 def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
     done = train(place, tiny_whispers, tmp_path, *options)
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: d
     assert compared.returncode == 0, compared.stderr
     found = json.loads(out.read_text())
     assert (
-        len(found["routers"]) == 5
+        len(found["routers"]) == 6
         and found["models"]["all"]["oracle"]["wer_percent"] <= found["models"]["all"]["large"]["wer_percent"]
     )
     assert out.with_suffix(".png").stat().st_size > 10000
@@ -158,7 +158,7 @@ def test_training_finds_what_can_be_learned(place: Path, tiny_whispers: dict[str
 MISTAKES = [
     (["--states_folder", "/nowhere"], "no encoder states at"), (["--labels_folder", "/nowhere"], "no records at"),
     (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
-    (["--looks_at", "transcript"], "rules need no training"),
+    (["--looks_at", "transcripts"], "is not audio, encoder, transcript"),
 ]  # fmt: skip
 
 

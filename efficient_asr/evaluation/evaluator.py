@@ -163,6 +163,7 @@ def evaluate(
     audio_s = float(benchmark.rows.durations.sum())
     macs = sum(record["macs_g"] for record in records) if measure_macs else None
     macs_thop = sum(record["macs_thop_g"] for record in records) if measure_macs and thop_available() else None
+    notes = {} if thop_available() else {"note": "thop cannot be imported here"}
     return Result(
         experiment=experiment,
         recipe=recipe,
@@ -186,7 +187,7 @@ def evaluate(
         macs_g_per_audio_s=macs / audio_s if measure_macs else None,
         macs_thop_g=macs_thop / len(records) if macs_thop is not None else None,
         runtimes=runtimes,
-        details=(details or {}) | ({} if thop_available() else {"note": "thop cannot be imported here"}),
+        details=(details or {}) | _route_shares(transcriber, records) | notes,
         hparams=hparams or {},
         provenance=provenance(seed),
         synthetic=all(row.get("synthetic", False) for row in benchmark.rows),
@@ -194,6 +195,16 @@ def evaluate(
         lm=lm,
         rows=records,
     )
+
+
+def _route_shares(transcriber: Transcriber, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return how often each model of a cascade answered; the last is the largest."""
+    names = getattr(transcriber, "names", None)
+    if not names:
+        return {}
+    routes = [record["route"] for record in records if "route" in record]
+    shares = {name: routes.count(name) / max(1, len(routes)) for name in names}
+    return {"route_shares": shares, "large_model_rate": shares[names[-1]]}
 
 
 def _devices() -> list[str]:

@@ -176,7 +176,51 @@ class LogMelDecider(Decider):
         return self.judge(features * self.weights, (evidence.lengths // HOP).clamp(min=1))
 
 
-RULES = ("avg_logprob", "entropy", "compression_ratio", "duration")
+class TranscriptDecider(Router):
+    """A small network on what the smaller model says of its own transcript: a learned confidence.
+
+    Arguments
+    ---------
+    width : int
+        Of its one hidden layer.
+    """
+
+    looks_at, label = "transcript", "decider on transcript"
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, evidence: Evidence) -> torch.Tensor:
+        """Return logits [batch]."""
+        numbers = [[details.get(key) for key in ("avg_logprob", "entropy", "tokens")] for details in evidence.details]
+        if any(None in row for row in numbers):
+            raise UserError(
+                "a decider on transcripts needs a smaller model that says avg_logprob, entropy and tokens: a Whisper"
+            )
+        device = self.layers[1].weight.device
+        logprob, entropy, tokens = torch.tensor(numbers, dtype=torch.float32, device=device).T
+        ratio = torch.tensor([compression_ratio(text) for text in evidence.texts], device=device)
+        seconds = (evidence.lengths / SAMPLE_RATE).to(logprob)
+        unlikely = torch.log1p(-logprob * (tokens + 1))
+        features = [
+            logprob,
+            unlikely,
+            entropy,
+            torch.log1p(tokens),
+            seconds,
+            tokens / seconds.clamp(min=0.1),
+            ratio.to(logprob),
+        ]
+        return self.layers(torch.stack(features, dim=1)).squeeze(1)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"width": self.width}
+
+
+RULES = ("avg_logprob", "sum_logprob", "entropy", "compression_ratio", "duration")
 
 
 class Rule(Router):
@@ -185,8 +229,9 @@ class Rule(Router):
     Arguments
     ---------
     rule : str
-        `avg_logprob`: the smaller model's mean log-probability, negative; `entropy`: of its output distributions, nats;
-        `compression_ratio` of its transcript; `duration` of the audio in seconds, which needs no model.
+        `avg_logprob`: the smaller model's mean log-probability, negative; `sum_logprob`: the sum, which grows with the number of
+        words that may be wrong; `entropy`: of its output distributions, nats; `compression_ratio` of its transcript;
+        `duration` of the audio in seconds, which needs no model.
 
     Raises
     ------
@@ -211,10 +256,16 @@ class Rule(Router):
             return evidence.lengths / SAMPLE_RATE
         if self.rule == "compression_ratio":
             return torch.tensor([compression_ratio(text) for text in evidence.texts])
-        values = [details.get(self.rule) for details in evidence.details]
-        if None in values:
-            raise UserError(f"rule: the smaller model does not say its {self.rule}; take compression_ratio or duration")
-        return torch.tensor(values) * (-1 if self.rule == "avg_logprob" else 1)
+        wanted = {"entropy": ("entropy",), "sum_logprob": ("avg_logprob", "tokens")}.get(self.rule, ("avg_logprob",))
+        values = [[details.get(key) for key in wanted] for details in evidence.details]
+        if any(None in row for row in values):
+            raise UserError(
+                f"rule: the smaller model does not say its {' and '.join(wanted)}; take compression_ratio or duration"
+            )
+        numbers = torch.tensor(values, dtype=torch.float64)
+        if self.rule == "sum_logprob":
+            return -numbers[:, 0] * (numbers[:, 1] + 1)
+        return numbers[:, 0] * (-1 if self.rule == "avg_logprob" else 1)
 
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

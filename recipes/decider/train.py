@@ -58,7 +58,7 @@ class DeciderBrain(RecipeBrain):
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return logits [batch]."""
-        evidence = batch.to(self.device).evidence
+        evidence = routing_data.complete(self.model, batch.to(self.device).evidence)
         return (self.modules["model"] if stage == sb.Stage.TRAIN else self.model)(evidence)
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
@@ -105,10 +105,14 @@ class DeciderBrain(RecipeBrain):
         return load_transcriber(source, language=hparams["language"])
 
     @staticmethod
+    def configure(model: Any, hparams: dict[str, Any]) -> None:
+        """Let the cascade know where the records of its models are, to compare with."""
+        model.hparams = hparams
+
+    @staticmethod
     def details_of(model: Any, benchmark: Any = None, records: Any = None) -> dict[str, Any]:
-        """Say how many utterances each model answered."""
-        shares = routing_data.route_details(records, model.names) if records is not None else {}
-        return RecipeBrain.details_of(model) | shares
+        """Say what share of the oracle's gain was closed, where both models were run on the test split too."""
+        return RecipeBrain.details_of(model) | routing_data.gain_details(model, benchmark, records)
 
 
 if __name__ == "__main__":
