@@ -39,7 +39,7 @@ class Augment(torch.nn.Module):
     ) -> None:
         super().__init__()
         speeds = [100] if speeds_percent is None else list(speeds_percent)
-        self.fastest = max(speeds) / 100
+        self.fastest, self.slowest = max(speeds) / 100, min(speeds) / 100
         self.speed = SpeedPerturb(SAMPLE_RATE, speeds) if speeds != [100] else None
         self.probability = probability
         self.rirs = read_manifest(Path(rir_manifest), need_text=False) if rir_manifest else []

@@ -17,10 +17,10 @@ from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, 
 from efficient_asr.errors import UserError, listing
 from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.evaluation.transcriber import Transcriber, load_transcriber
-from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.models.decoding import DecodingOptions
 from efficient_asr.models.encoder import Encoder
 from efficient_asr.models.new_whisper import new_whisper
 from efficient_asr.models.whisper_asr import Whisper
@@ -30,6 +30,8 @@ from efficient_asr.text import CharacterLabels, get_normaliser
 class RecipeBrain(Loop):
     """What `experiment.run` asks of a Brain, with answers that fit most."""
 
+    takes_language_model = False
+
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> nn.Module:
         """Put the model of a YAML file together, with the training utterances."""
@@ -38,6 +40,11 @@ class RecipeBrain(Loop):
     @staticmethod
     def check_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Return the training utterances that the model can learn from; those left out go to a file."""
+        return rows
+
+    @staticmethod
+    def check_valid_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Return the validation utterances that the model can be validated on."""
         return rows
 
     @staticmethod
@@ -94,6 +101,8 @@ class CTCBrain(RecipeBrain):
     The encoder and the rest (head, front end) have an optimiser each, annealed by NewBob on the validation loss; the
     checkpoint with the lowest greedy validation WER is kept.
     """
+
+    takes_language_model = True
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> CTCModel:
@@ -196,7 +205,14 @@ class WhisperBrain(RecipeBrain):
         if hparams["source"]:
             model = Whisper.from_source(resolve_source(hparams["source"]))
         else:
-            model = new_whisper([row["text"] for row in rows], **hparams["architecture"] or {})
+            try:
+                model = new_whisper([row["text"] for row in rows], **hparams["architecture"] or {})
+            except (TypeError, ValueError, RuntimeError, KeyError) as error:
+                raise UserError(
+                    f"architecture: {dict(hparams['architecture'] or {})} cannot be built ({error})"
+                ) from None
+        model.default_language = hparams["language"] or "en"
+        model.check_language(model.default_language)
         model.network.requires_grad_(True)
         model.network.model.encoder.embed_positions.requires_grad_(False)
         if hparams["freeze_encoder"]:
@@ -206,15 +222,12 @@ class WhisperBrain(RecipeBrain):
     @staticmethod
     def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Leave out, or refuse, what does not fit into the window or has more tokens than the decoder has positions."""
-        bad, fits = {}, model.network.config.max_target_positions
-        for i, row in enumerate(rows):
-            if row["duration"] > model.window_samples / SAMPLE_RATE:
-                bad[i] = (
-                    f"{row['duration']:.1f} s are longer than the window of {model.window_samples / SAMPLE_RATE:.0f} s"
-                )
-            elif len(model.encode_row(row)) > fits:
-                bad[i] = f"its text has more than the {fits} tokens that this Whisper can write"
-        return leave_out(rows, bad, hparams["skip_bad"], skipped_file, "Leave them out with --skip_bad True.")
+        return _fitting_rows(model, rows, hparams["augment"].slowest, hparams["skip_bad"], skipped_file)
+
+    @staticmethod
+    def check_valid_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """The same, at the speed they have."""
+        return _fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
 
     @staticmethod
     def untrained(hparams: dict[str, Any]) -> str | None:
@@ -224,7 +237,15 @@ class WhisperBrain(RecipeBrain):
     @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load it with the decoding options of the YAML file."""
-        names = ("task", "num_beams", "length_penalty", "timestamps", "temperatures", "no_speech_threshold")
+        names = (
+            "task",
+            "num_beams",
+            "length_penalty",
+            "max_tokens_per_s",
+            "timestamps",
+            "temperatures",
+            "no_speech_threshold",
+        )
         options = {name: hparams[name] for name in names}
         return load_transcriber(source, language=hparams["language"], long_audio=hparams["long_audio"], **options)
 
@@ -234,8 +255,11 @@ class WhisperBrain(RecipeBrain):
         wavs, wav_lens = batch.wav
         if stage == sb.Stage.TRAIN:
             wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
-        model = self.modules["model"] if stage == sb.Stage.TRAIN else self.model
-        return model(wavs, absolute_lengths(wavs, wav_lens), batch.tokens[0][:, :-1])
+            return self.modules["model"](wavs, absolute_lengths(wavs, wav_lens), batch.tokens[0][:, :-1])
+        self.encoded = self.model.encode(
+            wavs, absolute_lengths(wavs, wav_lens)
+        )  # which the texts are searched from, too
+        return self.model.predict(self.encoded, batch.tokens[0][:, :-1])
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return the mean cross-entropy of the tokens behind the prompt, and count errors outside training."""
@@ -245,14 +269,29 @@ class WhisperBrain(RecipeBrain):
         real = (place < lengths[:, None]) & (place >= self.model.prompt_length)
         targets = tokens.masked_fill(~real, -100)[:, 1:]
         if stage != sb.Stage.TRAIN:
-            wavs, wav_lens = batch.wav
-            transcriber = WhisperTranscriber(self.model, self.hparams.language)
+            languages = [language or self.model.default_language for language in batch.language]
+            found = self.model.decode(self.encoded, languages, DecodingOptions())
             normalise = get_normaliser(self.hparams.test_normaliser)
-            texts = [transcript.text for transcript in transcriber.transcribe(wavs, wav_lens)]
-            language = self.hparams.language or "en"
-            self.count(*([normalise(text, language) or " " for text in side] for side in (batch.text, texts)))
+            pairs = [(a, b.text, language) for a, b, language in zip(batch.text, found, languages, strict=True)]
+            self.count(*([normalise(pair[side], pair[2]) or " " for pair in pairs] for side in (0, 1)))
         smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
         return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
+
+
+def _fitting_rows(model: Whisper, rows: Rows, slowest: float, skip_bad: bool, skipped_file: Path) -> Rows:
+    """Leave out, or refuse, what does not fit into the window, has too many tokens for the decoder, or an unknown language."""
+    bad, fits, window_s = {}, model.network.config.max_target_positions, model.window_samples / SAMPLE_RATE
+    for i, row in enumerate(rows):
+        try:
+            if row["duration"] / slowest > window_s:
+                bad[i] = (
+                    f"{row['duration'] / slowest:.1f} s (at the slowest speed) are longer than the window of {window_s:g} s"
+                )
+            elif len(model.encode_row(row)) > fits:
+                bad[i] = f"its text has more than the {fits} tokens that this Whisper can write"
+        except UserError as error:
+            bad[i] = str(error)
+    return leave_out(rows, bad, skip_bad, skipped_file, "Leave them out with --skip_bad True.")
 
 
 def leave_out(rows: Rows, bad: dict[int, str], skip_bad: bool, skipped_file: Path, advice: str) -> Rows:

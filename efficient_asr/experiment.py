@@ -92,6 +92,8 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
             )
         model = resolve_source(untrained)
         print(f"nothing was trained at {model_folder}: measuring {untrained} as it is")
+    if hparams["lm_path"] and not brain_class.takes_language_model:
+        raise UserError("lm_path: language models go with CTC models; leave it at null")
     check_writable(Path(hparams["results_folder"]), "results_folder")
     check_writable(output_folder if test_only else output_folder / "save", "output_folder")
     lock = FolderLock(output_folder) if distributed.if_main_process() else None  # held to the end of this function
@@ -173,6 +175,7 @@ def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_fol
             skipped_file=output_folder / f"skipped_{name}.jsonl",
             check_audio=hparams["check_audio"],
             memo=output_folder / f"checked_{name}.json",
+            language=hparams.get("language"),
         )
 
     return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
@@ -234,6 +237,9 @@ def train_and_save(
     model = brain_class.build(hparams, rows["train_split"])
     rows["train_split"] = brain_class.check_rows(
         model, rows["train_split"], hparams, output_folder / "skipped_training.jsonl"
+    )
+    rows["valid_split"] = brain_class.check_valid_rows(
+        model, rows["valid_split"], hparams, output_folder / "skipped_validation.jsonl"
     )
     settings |= {
         "processes": str(distributed.processes()),

@@ -95,8 +95,10 @@ class Loop(sb.Brain):
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
             scheduler = self.schedulers[name]
+            if hasattr(scheduler, "clr_iterations"):  # SpeechBrain's sets it at the first step only
+                scheduler.current_lr = optimizer.param_groups[0]["lr"]
             if not hasattr(scheduler, "state_dict"):  # SpeechBrain's NewBob and cyclic one
-                names = ("hyperparam_value", "metric_values", "current_patient", "clr_iterations")
+                names = ("hyperparam_value", "metric_values", "current_patient", "clr_iterations", "current_lr")
                 scheduler = Attributes(scheduler, *(name for name in names if hasattr(scheduler, name)))
             self.checkpointer.add_recoverable(f"{name}_scheduler", scheduler)
         newest = self.checkpointer.newest()

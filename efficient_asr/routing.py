@@ -151,8 +151,11 @@ class Curve:
     rate: np.ndarray
 
     def at(self, cost: np.ndarray) -> np.ndarray:
-        """WER at a mean cost, linear between points; not a number below the first, flat behind the last."""
-        return np.interp(cost, self.cost, self.wer_percent, left=np.nan)
+        """WER at a mean cost, linear between points; not a number below the first, flat behind the last.
+
+        Measured times may fall where a utterance happened to take the small model longer: there a cost stays what it was.
+        """
+        return np.interp(cost, np.maximum.accumulate(self.cost), self.wer_percent, left=np.nan)
 
 
 def curve(pair: Pair, scores: np.ndarray, costs: Costs) -> Curve:
@@ -166,7 +169,7 @@ def curve(pair: Pair, scores: np.ndarray, costs: Costs) -> Curve:
 
 
 def oracle_curve(pair: Pair, small: np.ndarray, large: np.ndarray) -> Curve:
-    """The best that any choice can do at its price: largest gains first, none that gains nothing, no router to pay."""
+    """The best choice, for it knows the errors: largest gains first, none that gains nothing, no router to pay."""
     gains = pair.gains
     best = curve(pair, gains, Costs(small, large))
     used = int((gains > 0).sum()) + 1
@@ -246,27 +249,28 @@ def calibrate(pair: Pair, scores: np.ndarray, costs: Costs, key: str, value: flo
     UserError
         Where no threshold does.
     """
-    points = curve(pair, scores, costs)
+    points, ranked = curve(pair, scores, costs), np.sort(scores)[::-1]
+    # Only between different scores can a threshold stand.
+    cuts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1], [True]]))
     if key == "calibrate_large_share":
         if not 0 <= value <= 1:
             raise UserError(f"{key}: {value} is not between 0 and 1")
-        sent = round(value * len(scores))
+        sent = int(cuts[np.abs(cuts - value * len(ranked)).argmin()])
     elif key == "calibrate_macs_g":
-        fitting = np.flatnonzero(points.cost <= value)
+        fitting = cuts[points.cost[cuts] <= value]
         if not len(fitting):
             raise UserError(
                 f"{key}: {value} GMACs are less than the {points.cost.min():.3f} that the cheapest choice costs"
             )
         sent = int(fitting.max())
     else:
-        fitting = np.flatnonzero(points.wer_percent <= value)
+        fitting = cuts[points.wer_percent[cuts] <= value]
         if not len(fitting):
-            best = points.wer_percent.min()
+            best = points.wer_percent[cuts].min()
             raise UserError(
                 f"{key}: no threshold reaches {value} % WER on the validation utterances; the best is {best:.2f} %"
             )
         sent = int(fitting.min())
-    ranked = np.sort(scores)[::-1]
     if sent == 0:
         return float(np.nextafter(ranked[0], math.inf))
     if sent == len(ranked):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +19,12 @@ from efficient_asr.errors import UserError
 from efficient_asr.evaluation.cascade import CascadeTranscriber
 from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.evaluation.macs import count_macs
-from efficient_asr.evaluation.transcriber import load_transcriber
+from efficient_asr.evaluation.transcriber import fingerprint, load_transcriber
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.models import resolve_source
 from efficient_asr.models.routing import Evidence, Router
-from efficient_asr.routing import HOW, Costs, Pair, oracle_curve
-from efficient_asr.techniques.decider import Decider, LogMelDecider, TranscriptDecider
+from efficient_asr.routing import CALIBRATIONS, HOW, Costs, Pair, oracle_curve
+from efficient_asr.techniques.decider import TARGETS, Decider, LogMelDecider, TranscriptDecider
 
 
 def new_router(hparams: dict[str, Any]) -> Decider:
@@ -62,6 +64,32 @@ def complete(router: Decider, evidence: Evidence) -> Evidence:
         wav_lens = evidence.lengths / evidence.wavs.shape[1]
         evidence.hidden_states = transcriber.encode(evidence.wavs, wav_lens, hidden_states=True).hidden_states
     return evidence
+
+
+def check_settings(hparams: dict[str, Any]) -> None:
+    """See that settings and models fit before anything is trained.
+
+    Raises
+    ------
+    UserError
+        Naming the key, or the records of another model.
+    """
+    if sum(hparams[key] is not None for key in CALIBRATIONS) > 1:
+        raise UserError(f"give one of {', '.join(CALIBRATIONS)}, not several")
+    if not 0 <= (hparams["calibrate_large_share"] or 0) <= 1:
+        raise UserError(f"calibrate_large_share: {hparams['calibrate_large_share']} is not between 0 and 1")
+    if hparams["target"] not in TARGETS:
+        raise UserError(f"target: '{hparams['target']}' is not {' or '.join(TARGETS)}")
+    for side in ("small", "large"):
+        source = resolve_source(hparams[side])
+        if not os.path.isdir(source):
+            continue  # a hub id
+        for split in (hparams["train_split"], hparams["valid_split"]):
+            meta = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.meta.json"
+            if meta.is_file() and json.loads(meta.read_text(encoding="utf-8")).get("model") != fingerprint(source):
+                raise UserError(
+                    f"{side}: {meta.with_suffix('').with_suffix('.jsonl')} holds what another model than {source} did"
+                )
 
 
 def read_pair(hparams: dict[str, Any], split: str) -> Pair:
@@ -222,7 +250,7 @@ def gain_closed_at(pair: Pair, records: Iterable[dict[str, Any]]) -> float | Non
     None where the oracle gains nothing over choosing at random at that cost.
     """
     found = {record["id"]: record for record in records}
-    if set(found) != set(pair.ids):
+    if set(found) != set(pair.ids) or any(record["macs_g"] is None for record in found.values()):
         return None
     errors = 100 * sum(found[name]["errors"] for name in pair.ids) / max(1.0, pair.words.sum())
     cost = float(np.mean([found[name]["macs_g"] for name in pair.ids]))
@@ -261,4 +289,6 @@ def save_cascade(router: Router, hparams: dict[str, Any], folder: Path, about: d
     names = [hparams["small_name"], hparams["large_name"]]
     cascade = CascadeTranscriber([load_transcriber(source) for source in sources], [router], [router.threshold], names)
     cascade.history = router.history
-    cascade.save(folder, sources, about | {"variant": str(hparams["variant"] or cascade.label)})
+    limit = hparams["max_tokens_per_s"]
+    decoding = {} if limit is None else {"max_tokens_per_s": limit}
+    cascade.save(folder, sources, about | {"variant": str(hparams["variant"] or cascade.label)}, decoding)

@@ -38,7 +38,7 @@ OPEN_KEYS = ("kept_layers",)  # a number, a word or a list
 
 # Keys that a training does not depend on: they may change between its start and its end.
 FREE_KEYS = frozenset(
-    "experiment output_folder results_folder test_only train_only go_on skip_bad check_audio corpus_name "
+    "max_tokens_per_s experiment output_folder results_folder test_only train_only go_on skip_bad check_audio corpus_name "
     "prepared_folder test_splits test_normaliser num_workers threads test_batch_size measure_macs measure_runtime "
     "runtime_repeats time_lm lm_path lm_alpha lm_beta lm_beam_size lm_case number_of_epochs ckpt_interval_minutes "
     "nonfinite_patience tensorboard data_folder epoch_counter recipe variant test_layerdrop test_layerdrop_seed "
@@ -293,6 +293,9 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_beams", type=at_least(1), help="beam search; 1 (the default) is greedy")
     group.add_argument("--length_penalty", type=float, help="of beam search")
     group.add_argument("--max_new_tokens", type=at_least(1), help="most tokens of a transcript")
+    group.add_argument(
+        "--max_tokens_per_s", type=float, help="ends a transcript after 10 tokens and so many a second of audio"
+    )
     group.add_argument("--timestamps", action="store_true", default=None, help="predict timestamps")
     group.add_argument("--temperatures", type=float, nargs="+", help="fallback: 0 0.2 0.4 0.6 0.8 1 are Whisper's own")
     group.add_argument(
@@ -307,6 +310,7 @@ def whisper_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_beams",
         "length_penalty",
         "max_new_tokens",
+        "max_tokens_per_s",
         "timestamps",
         "temperatures",
         "no_speech_threshold",

@@ -29,9 +29,10 @@ from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.cascade import CascadeTranscriber
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
+from efficient_asr.models import resolve_source
 from efficient_asr.models.routing import Evidence, Router
 from efficient_asr.routing import Costs, Pair, area_under_roc, bootstrap, calibrate, curve, gain_closed, oracle_curve
-from efficient_asr.routing_data import Looker, collate_examples, encoder_macs_g, judge
+from efficient_asr.routing_data import Looker, collate_examples, complete, encoder_macs_g, judge
 from efficient_asr.routing_report import draw
 from efficient_asr.techniques.decider import RULES, Rule
 
@@ -40,7 +41,7 @@ class Comparison:
     """The models, what they did on every split, and what routers make of it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, (self.small, self.large) = args, args.models
+        self.args, self.sources = args, dict(zip(("small", "large"), args.models, strict=True))
         self.splits = [args.dev, *args.tests]
         self.pairs = {split: self.read(split) for split in self.splits}
         self.rows = {split: read_manifest(args.manifests / f"{split}.jsonl") for split in self.splits}
@@ -67,16 +68,18 @@ class Comparison:
                 torch.zeros(len(rows), 0), lengths, None, [row["text"] for row in pair.small], pair.small
             )
             return router(evidence).double().numpy(), np.zeros(len(rows)), 0.0
-        hparams = {
-            "states_folder": str(self.args.states),
-            "labels_folder": str(self.args.labels),
-            "small": self.small,
-            "large": self.large,
-        }
-        hparams |= {"small_name": self.args.pair[0], "large_name": self.args.pair[1]}
+        names = {"small": self.args.pair[0], "large": self.args.pair[1]}
+        folders = {"states_folder": self.args.states, "labels_folder": self.args.labels}
+        hparams = folders | self.sources | {f"{side}_name": name for side, name in names.items()}
+        if self.args.states is None and "encoder" in router.looks_at:
+            side = "small" if router.looks_at == "encoder" else "large"
+            router.states_from = WhisperTranscriber.from_source(resolve_source(self.sources[side]))
         looker = Looker.of(router, hparams, split)
         scores, macs_g = judge(router, rows, looker)
         place = {row["id"]: i for i, row in enumerate(rows)}
+        missing = next((name for name in pair.ids if name not in place), None)
+        if missing is not None:
+            raise UserError(f"--manifests: {split}.jsonl has no utterance '{missing}', of which there are records")
         order = [place[name] for name in pair.ids]
         return scores[order], macs_g[order], router_time_s(router, rows, looker)
 
@@ -202,7 +205,7 @@ def mean(values: list[float | None]) -> float | None:
 
 def encoder_time_s(source: str) -> float:
     """Return the seconds that a Whisper's encoder takes for a window at batch 1, the median of seven."""
-    transcriber, wavs = WhisperTranscriber.from_source(source), torch.randn(1, 16000)
+    transcriber, wavs = WhisperTranscriber.from_source(resolve_source(source)), torch.randn(1, 16000)
     return timed(lambda: transcriber.encode(wavs, torch.ones(1), hidden_states=True), 7)
 
 
@@ -211,7 +214,7 @@ def router_time_s(router: Router, rows: Any, looker: Looker) -> float:
     times = []
     for row in [rows[i] for i in range(min(20, len(rows)))]:
         seen = {"id": row["id"], "duration": row["duration"], "gain": 0.0} | looker.look(row)
-        evidence = collate_examples([seen]).evidence
+        evidence = complete(router, collate_examples([seen]).evidence)
         times.append(timed(lambda evidence=evidence: router(evidence), 3))
     return float(np.mean(times))
 
@@ -234,7 +237,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs=2, required=True, metavar=("SMALL", "LARGE"), help="the Whispers")
     parser.add_argument("--labels", type=Path, default=Path("output/routing/labels"))
-    parser.add_argument("--states", type=Path, default=Path("output/routing/states"))
+    parser.add_argument("--states", type=Path, help="encoder states that were kept; computed again where not given")
     parser.add_argument("--manifests", type=Path, default=Path("data/routing/manifests"))
     parser.add_argument("--dev", default="dev", help="split that chooses thresholds")
     parser.add_argument("--tests", nargs="+", required=True, help="splits to compare on")
@@ -250,6 +253,10 @@ def main() -> None:
         cascade = getattr(load_transcriber(folder), "transcriber", None)
         if not isinstance(cascade, CascadeTranscriber) or len(cascade.routers) != 1:
             raise UserError(f"--deciders: {folder} is not a cascade of two models that the recipe decider left behind")
+        if cascade.names != args.pair:
+            raise UserError(
+                f"--deciders: {folder} chooses between {' and '.join(cascade.names)}, not {' and '.join(args.pair)}"
+            )
         kinds.setdefault(cascade.routers[0].label, []).append(cascade.routers[0])
     for rule in args.rules:
         kinds[f"rule: {rule}"] = [Rule(rule)]

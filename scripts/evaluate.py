@@ -49,6 +49,7 @@ def main() -> None:
         skip_bad=args.skip_bad,
         skipped_file=args.out.with_suffix(".skipped.jsonl"),
         check_audio="samples",
+        language=args.language,
     )
     with_lm = None
     if args.lm:

@@ -13,7 +13,9 @@ nothing else tells costs apart.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr import load_transcriber
+from efficient_asr.checkpoints import FolderLock
 from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, iterate_batches
 from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark
@@ -31,7 +34,7 @@ from efficient_asr.evaluation.transcriber import Transcriber, fingerprint
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import count_errors
 from efficient_asr.models import resolve_source
-from efficient_asr.settings import measuring_parser, parse_columns
+from efficient_asr.settings import add_whisper_options, measuring_parser, parse_columns, whisper_options
 
 
 class Pass:
@@ -47,19 +50,28 @@ class Pass:
         Gets the encoder states.
     own_frames : bool
         Whether to keep those of the audio only, instead of the whole window.
+    costs_file : Path
+        MACs that were counted before, by what tells them apart.
     """
 
     def __init__(
-        self, transcriber: Transcriber, benchmark: Benchmark, states: StateStore | None, own_frames: bool
+        self,
+        transcriber: Transcriber,
+        benchmark: Benchmark,
+        states: StateStore | None,
+        own_frames: bool,
+        costs_file: Path,
     ) -> None:
         self.transcriber, self.benchmark, self.states, self.own_frames = transcriber, benchmark, states, own_frames
-        self._costs: dict[Any, int] = {}
+        self.language = getattr(transcriber, "language", None)
+        self.costs_file = costs_file
+        self._costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.is_file() else {}
 
     def transcribe(self, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, Any]:
         """Return the record of one utterance."""
         if hasattr(self.transcriber, "language"):
             known = getattr(self.transcriber.model, "languages", {})
-            self.transcriber.language = row.get("language") if row.get("language") in known else None
+            self.transcriber.language = row["language"] if row.get("language") in known else self.language
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         started = time.perf_counter()
@@ -85,12 +97,13 @@ class Pass:
     def _macs(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> int:
         """Return what the utterance costs, from memory where the same was counted before."""
         key = getattr(self.transcriber, "cost_key", lambda transcript: None)(transcript)
-        if key is None or key not in self._costs:
-            macs = count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
-            if key is None:
-                return macs
-            self._costs[key] = macs
-        return self._costs[key]
+        if key is None:
+            return count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
+        name = " ".join(map(str, key))
+        if name not in self._costs:
+            self._costs[name] = count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
+            write_json(self.costs_file, self._costs)
+        return self._costs[name]
 
 
 def frames_of(duration_s: float) -> int:
@@ -108,15 +121,35 @@ def done_before(path: Path, key: dict[str, Any]) -> set[str]:
     """
     meta = path.with_suffix(".meta.json")
     if not path.is_file():
-        meta.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+        write_json(meta, key)
         return set()
-    found = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
+    try:
+        found = json.loads(meta.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
     if found != key:
         different = ", ".join(name for name in key if found.get(name) != key[name])
         raise UserError(f"--out: {path} was made with another {different}; name another file or delete this one")
-    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    path.write_bytes(b"".join(whole))
-    return {json.loads(line)["id"] for line in whole}
+    ids, end = set(), 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                name = json.loads(line)["id"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n"):
+                break
+            ids.add(name)
+            end += len(line)
+    os.truncate(path, end)
+    return ids
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that appears whole."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def main() -> None:
@@ -129,22 +162,27 @@ def main() -> None:
         default="window",
         help="which states: of the window, as in the paper, or of the audio",
     )
+    add_whisper_options(parser)
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
     benchmark = Benchmark.from_manifest(
         args.manifest, normaliser=args.normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
-        skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header",
+        skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
     )  # fmt: skip
     source = resolve_source(args.model)
-    transcriber = load_transcriber(source)
+    transcriber = load_transcriber(source, **whisper_options(args))
     transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
-    key = {"model": fingerprint(source), "benchmark": benchmark.hash, "normaliser": args.normaliser}
+    key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
+    sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
+    costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
+    lock = FolderLock(args.out.with_suffix(".lock"))  # held to the end of this function
     done = done_before(args.out, key)
     states = open_states(args, transcriber, benchmark.rows, key["model"]) if args.states else None
-    left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in done or (states and row["id"] not in states)]
+    whole = done if states is None else {name for name in done if name in states}
+    left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in whole]
     if len(left) < len(benchmark.rows):
         print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are done already")
-    rows, work = benchmark.rows.select(left), Pass(transcriber, benchmark, states, args.frames == "own")
+    rows, work = benchmark.rows.select(left), Pass(transcriber, benchmark, states, args.frames == "own", costs_file)
     with open(args.out, "a", encoding="utf-8") as file:
         for number, ((row,), wavs, wav_lens) in enumerate(
             tqdm(iterate_batches(rows, 1), total=len(rows), desc=args.out.stem, unit="utt", leave=False, mininterval=1)
@@ -155,7 +193,8 @@ def main() -> None:
             if row["id"] not in done:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
-    print(f"{len(benchmark.rows)} utterances: {args.out}" + (f"; states: {args.states}" if states else ""))
+    lock.release()
+    print(f"{len(benchmark.rows)} utterances: {args.out}" + (f"; states: {args.states}" if states is not None else ""))
 
 
 def open_states(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> StateStore:
@@ -166,6 +205,12 @@ def open_states(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> 
     config = network.config
     meta = {"states": config.encoder_layers + 1, "dim": config.d_model, "model": model, "frames": args.frames}
     store, window = StateStore(args.states, meta), config.max_source_positions
+    long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]
+    if long:
+        raise UserError(
+            f"--states: {len(long)} utterances are longer than the window of {window / 50:.0f} s, for example '{long[0]}'; "
+            "cut them, or leave --states out"
+        )
     missing = [row for row in rows if row["id"] not in store]
     frames = sum(min(window, frames_of(row["duration"])) if args.frames == "own" else window for row in missing)
     print(f"encoder states of {len(missing)} utterances: {store.check_room(frames) / 1e9:.2f} GB in {args.states}")

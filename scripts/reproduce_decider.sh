@@ -13,16 +13,20 @@ TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_n
 if [ -d "${1:-}" ]; then # the paper: Common Voice, tiny and small, the large encoder first
     "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
 prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"language": "en"})' "$1"
-    SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small}
-    label tiny "$SMALL" whisper data/common_voice window $ROUTING train dev test
-    label small "$LARGE" whisper data/common_voice window $ROUTING train dev test
-    run decider decider decider --data_folder "$1" --small "$SMALL" --large "$LARGE"
+    SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small} ROUTING=output/routing_common_voice
+    # States of half a million windows would take 15 TB: they are computed while the decider is trained.
+    label tiny "$SMALL" whisper data/common_voice none $ROUTING train dev test
+    label small "$LARGE" whisper data/common_voice none $ROUTING train dev test
+    run decider decider decider --data_folder "$1" --small "$SMALL" --large "$LARGE" --labels_folder $ROUTING/labels \
+        --states_folder null
     "$PYTHON" scripts/compare_routers.py --pair tiny small --models "$SMALL" "$LARGE" --manifests data/common_voice --tests test \
-        --corpus common_voice --deciders output/decider/1986/model --out results/routing/common_voice-tiny-small.json
+        --labels $ROUTING/labels --corpus common_voice --deciders output/decider/1986/model \
+        --out results/routing/common_voice-tiny-small.json
     exit
 fi
 
 : "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
+LABEL_OPTIONS="--max_tokens_per_s 8" # as in hparams/real/decider.yaml
 mix() { # <manifest> <part> <out> [options]: a noisy copy, unless it is there
     [ -f "data/routing/$3/manifest.jsonl" ] || "$PYTHON" scripts/mix_noise.py "$EFFICIENT_ASR_DATA/$1/manifest.jsonl" --part "$2" \
         --noise "$EFFICIENT_ASR_DATA/noise_esc10/manifest.jsonl" --rir "$EFFICIENT_ASR_DATA/rir/manifest.jsonl" \
@@ -57,7 +61,7 @@ compare() {
         done
     done
     # shellcheck disable=SC2086
-    "$PYTHON" scripts/compare_routers.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" \
+    "$PYTHON" scripts/compare_routers.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" --states $ROUTING/states \
         --models "$EFFICIENT_ASR_MODELS/whisper-$small" "$EFFICIENT_ASR_MODELS/whisper-$large" \
         --out "results/routing/$small-$large.json"
 }

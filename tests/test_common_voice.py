@@ -64,6 +64,7 @@ def test_options_and_what_is_kept(folder: Path, tmp_path: Path) -> None:
     ("Straße, groß!", "de", True, "STRAßE GROß"), ("l'été déjà", "fr", True, "L' ÉTÉ DÉJÀ"),
     ("café isn't", "en", False, "CAFE ISN T"), ("¿Qué tal, señor?", "es", True, "QUÉ TAL SEÑOR"),
     ("नमस्ते, दुनिया!", "hi", True, "नमस्ते दुनिया"), ("e\u0301a", "en", True, "ÉA"),
+    ("مَرْحَبًا", "ar", True, "مرحبا"), ("tAthair Ó Sé!", "ga-IE", True, "t-athair ó sé"),
 ])  # fmt: skip
 def test_cleaning_rules(text: str, language: str, accented: bool, expected: str) -> None:
     assert clean(text, language, accented) == expected

@@ -11,7 +11,15 @@ from efficient_asr.errors import UserError
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.models.components import build, describe
 from efficient_asr.models.routing import Evidence
-from efficient_asr.techniques.decider import RULES, Decider, LogMelDecider, Rule, TranscriptDecider, decider_loss
+from efficient_asr.techniques.decider import (
+    RULES,
+    Decider,
+    LogMelDecider,
+    MaskedBatchNorm,
+    Rule,
+    TranscriptDecider,
+    decider_loss,
+)
 
 
 def states_of(batch: int, frames: int, states: int, dim: int) -> tuple[torch.Tensor, ...]:
@@ -146,3 +154,31 @@ def test_losses_against_closed_forms() -> None:
 def test_mistakes_are_explained(make: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_masked_batch_norm_is_torchs_without_padding() -> None:
+    torch.manual_seed(0)
+    ours, theirs, x = MaskedBatchNorm(3), torch.nn.BatchNorm1d(3), 2 + torch.randn(4, 3, 5)
+    whole = torch.ones(4, 1, 5, dtype=torch.bool)
+    for _ in range(3):
+        torch.testing.assert_close(ours(x, whole), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x, whole), theirs(x))
+
+
+def test_masked_batch_norm_does_not_see_padding_and_takes_a_batch_of_one() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 3, 5), torch.tensor([[[True] * 5], [[True, True, False, False, False]]])
+    found = MaskedBatchNorm(3)(x, mask)
+    expected = MaskedBatchNorm(3)(torch.where(mask, x, 100.0), mask)
+    torch.testing.assert_close(found[:, :, :2], expected[:, :, :2])
+    alone = MaskedBatchNorm(3)(x[:1, :, :1], mask[:1, :, :1])
+    torch.testing.assert_close(alone, x[:1, :, :1] / (1 + 1e-5) ** 0.5)
+
+
+def test_a_training_batch_of_one_is_possible() -> None:
+    details = [{"avg_logprob": -0.1, "entropy": 0.2, "tokens": 4}]
+    score = TranscriptDecider(4).train()(Evidence(torch.zeros(1, 0), torch.tensor([16000]), None, ["a b"], details))
+    score.sum().backward()
+    assert score.isfinite().all()

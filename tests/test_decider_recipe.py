@@ -72,12 +72,21 @@ def test_passes_hold_states_costs_and_confidence(place: Path, tiny_whispers: dic
     assert [record["id"] for record in records] == [f"dev{i}" for i in range(8)]
     for record in records:
         assert record["macs_g"] > 0 and record["time_s"] > 0 and record["reference_words"] == 4
-        assert record["avg_logprob"] < 0 < record["entropy"]
+        assert record["avg_logprob"] < 0 < record["entropy"] and "language" not in record  # it was given, not detected
     store = StateStore(place / "states" / "small-dev")
     transcriber = load_transcriber(tiny_whispers["small"], language="en", long_audio=None)
     wav = load_audio(str(place / "dev3.wav"))
     hidden = transcriber.encode(wav[None], torch.ones(1), hidden_states=True).hidden_states
     assert torch.equal(store.read("dev3"), torch.stack(hidden, dim=2)[0].half())
+
+
+def test_states_can_be_added_to_a_pass(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "states" / "small-test")
+    before = (tmp_path / "copy" / "labels" / "small-test.jsonl").read_bytes()
+    assert label(tmp_path / "copy", "small", tiny_whispers["small"], "test").returncode == 0
+    assert len(StateStore(tmp_path / "copy" / "states" / "small-test")) == 4
+    assert (tmp_path / "copy" / "labels" / "small-test.jsonl").read_bytes() == before
 
 
 def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
@@ -158,7 +167,8 @@ def test_training_finds_what_can_be_learned(place: Path, tiny_whispers: dict[str
 MISTAKES = [
     (["--states_folder", "/nowhere"], "no encoder states at"), (["--labels_folder", "/nowhere"], "no records at"),
     (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
-    (["--looks_at", "transcripts"], "is not audio, encoder, transcript"),
+    (["--looks_at", "transcripts"], "is not audio, encoder, transcript"), (["--target", "labels"], "is not label or gain"),
+    (["--calibrate_large_share", "30"], "is not between 0 and 1"),
 ]  # fmt: skip
 
 
@@ -168,6 +178,31 @@ def test_mistakes_are_explained(
 ) -> None:
     done = train(place, tiny_whispers, tmp_path, *options)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_cyclic_schedule_goes_on_where_it_stopped(
+    place: Path, tiny_whispers: dict[str, str], tmp_path: Path
+) -> None:
+    """The paper's learning rate changes with every step: a run in two parts must end as one in one part."""
+    weights = []
+    schedule = "!new:speechbrain.nnet.schedulers.CyclicLRScheduler {base_lr: 1.0e-6, max_lr: 0.01, step_size: 4}"
+    for name, parts in (("whole", ["2"]), ("parts", ["1", "2"])):
+        for epochs in parts:
+            options = (
+                "--train_only",
+                "True",
+                "--number_of_epochs",
+                epochs,
+                "--model_scheduler",
+                schedule,
+                "--looks_at",
+                "audio",
+            )
+            done = train(place, tiny_whispers, tmp_path / name, *options)
+            assert done.returncode == 0, done.stderr
+        model = load_transcriber(str(tmp_path / name / "output" / "model"), long_audio=None)
+        weights.append(torch.cat([p.flatten() for p in model.routers[0].state_dict().values()]))
+    assert torch.equal(*weights)
 
 
 def test_noisy_copies(place: Path, tmp_path: Path) -> None:

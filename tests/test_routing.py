@@ -162,3 +162,11 @@ def test_pairs_are_read_and_mismatches_named(tmp_path: Path) -> None:
     (tmp_path / "large.jsonl").write_text("{broken\n")
     with pytest.raises(UserError, match="jsonl:1 is no record"):
         Pair.read(tmp_path / "small.jsonl", tmp_path / "large.jsonl")
+
+
+def test_calibration_keeps_its_promise_among_equal_scores() -> None:
+    pair, scores = make_pair([1, 1, 1, 5], [0, 0, 0, 5], words=4), np.array([1.0, 1.0, 1.0, 0.0])
+    threshold = calibrate(pair, scores, plain_costs(pair), "calibrate_wer_percent", 45.0)
+    assert int((scores > threshold).sum()) == 3
+    threshold = calibrate(pair, scores, plain_costs(pair), "calibrate_macs_g", 4.0)
+    assert int((scores > threshold).sum()) == 0

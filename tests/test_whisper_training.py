@@ -104,7 +104,64 @@ def test_what_cannot_be_learned_from_is_named(change: dict, message: str, corpus
 def test_audio_beyond_the_window_is_refused_or_left_out(corpus: Path, tmp_path: Path, capsys) -> None:
     architecture = "{d_model: 32, encoder_layers: 1, heads: 2, window_s: 1.2, max_tokens: 32}"
     assert train(corpus, tmp_path / "a", "--architecture", architecture) == 2
-    assert "u1: 1.3 s are longer than the window of 1 s" in capsys.readouterr().err
+    assert "u1: 1.3 s (at the slowest speed) are longer than the window of 1.2 s" in capsys.readouterr().err
     assert (
         train(corpus, tmp_path / "a", "--architecture", architecture, "--skip_bad", "True", "--train_only", "True") == 0
     )
+
+
+def test_slow_speeds_and_validation_count_too(corpus: Path, tmp_path: Path, capsys) -> None:
+    architecture = "{d_model: 32, encoder_layers: 1, heads: 2, window_s: 1.4, max_tokens: 32}"
+    assert train(corpus, tmp_path / "a", "--architecture", architecture, "--speeds_percent", "[90, 100]") == 2
+    assert "u1: 1.5 s (at the slowest speed)" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (corpus / "dev.jsonl").read_text().splitlines()]
+    rows[0]["text"] = "word " * 40
+    (corpus / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(corpus, tmp_path / "b") == 2
+    assert "u0: its text has more than the 32 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "architecture", ["{d_modle: 3}", "{d_model: 32, heads: 3}", "{encoder: 'efficient_asr:mini_encoder'}"]
+)
+def test_an_impossible_architecture_is_explained(architecture: str, corpus: Path, tmp_path: Path, capsys) -> None:
+    assert train(corpus, tmp_path / "a", "--architecture", architecture) == 2
+    assert "architecture:" in capsys.readouterr().err
+
+
+def test_rows_without_language_get_that_of_the_yaml(tmp_path: Path, tiny_whispers: dict[str, str]) -> None:
+    from efficient_asr.models.whisper_asr import Whisper
+
+    model = Whisper.from_source(tiny_whispers["small"])
+    model.languages["nl"] = 5
+    model.default_language = "nl"
+    assert model.encode_row({"text": "aan"})[1] == 5 and model.encode_row({"text": "on", "language": "en"})[1] != 5
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    ("weights", "lacks"), ("generation", "no generation_config.json of a Whisper"), ("kind", "not a Whisper"),
+    ("tokenizer", "tokenizer"),
+])  # fmt: skip
+def test_what_is_no_whole_whisper_is_refused(
+    damage: str, message: str, tmp_path: Path, tiny_whispers: dict[str, str]
+) -> None:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    from efficient_asr.errors import UserError
+    from efficient_asr.models.whisper_asr import Whisper
+
+    folder = Path(shutil.copytree(tiny_whispers["small"], tmp_path / "w"))
+    if damage == "weights":
+        tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if "decoder.layers.0.fc1" not in k}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    elif damage == "generation":
+        (folder / "generation_config.json").unlink()
+    elif damage == "kind":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "wav2vec2"}))
+    else:
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=message):
+        Whisper.from_source(str(folder))

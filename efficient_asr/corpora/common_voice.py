@@ -1,8 +1,9 @@
 """common_voice: the official folder of one language: `clips/*.mp3` and `train.tsv`, `dev.tsv`, `test.tsv`, of any release.
 
-Texts are cleaned by the rules of SpeechBrain's recipe, which the papers used: Unicode composed; in the languages below only
-letters, digits and apostrophes stay, in upper case; without accents if asked for; and sentences of fewer than three words
-(characters, where words are not written apart) are left out. `cleaning: none` keeps texts as they are.
+Texts are cleaned by the rules of SpeechBrain's recipe (common_voice_prepare.py), which the papers used: Unicode composed;
+in the languages below only letters, digits and apostrophes stay, in upper case; without accents if asked for; and sentences
+of fewer than three words (characters, where words are not written apart) are left out. `cleaning: none` keeps texts as they
+are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
 _KEPT = {  # what stays in a text; other languages keep everything but punctuation
     "en": LATIN + "’'", "fr": LATIN + "’'œŒ", "it": LATIN + "’'", "rw": LATIN + "’'",
-    "de": LATIN + "ẞ", "es": "A-Za-z0-9ÁÉÍÑÓÚÜáéíñóúü",
+    "ga-IE": "-A-Za-z'ÁÉÍÓÚáéíóú", "de": LATIN + "ẞ", "es": "A-Za-z0-9ÁÉÍÑÓÚÜáéíñóúü",
     "ar": "\u0621-\u063a\u0641-\u064a\u0660-\u0669", "fa": "\u0621-\u064a\u067e\u0686\u0698\u06a9\u06af\u06cc\u06f0-\u06f9",
 }  # fmt: skip
 _UNSPACED = ("ja", "zh-CN", "zh-TW", "zh-HK", "yue", "th", "lo", "km", "my")
@@ -33,11 +34,15 @@ CLEANINGS = ("speechbrain", "none")
 def clean(text: str, language: str, accented_letters: bool = True) -> str:
     """Clean a sentence; see the module."""
     text = unicodedata.normalize("NFC", text)
+    if language in ("ar", "fa"):  # vowel marks and joiners stand inside words
+        text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf"))
     kept = _KEPT.get(language)
     if kept:
         text = re.sub(f"[^{kept}]+", " ", text)
     else:
         text = "".join(" " if unicodedata.category(c)[0] in "PS" and c not in "’'" else c for c in text)
+    if language == "ga-IE":
+        return " ".join(map(_irish, text.split()))
     text = text.replace("ß", "ẞ").upper().replace("ẞ", "ß")  # upper case would make it two letters
     if language == "fr":  # articles stand alone
         text = re.sub("['’]", "' ", text)
@@ -45,6 +50,12 @@ def clean(text: str, language: str, accented_letters: bool = True) -> str:
         letters = unicodedata.normalize("NFD", text)
         text = "".join(c for c in letters if unicodedata.category(c) != "Mn").replace("'", " ").replace("’", " ")
     return " ".join(text.split())
+
+
+def _irish(word: str) -> str:
+    """Lower case; a prefixed t or n stays apart from the capital that it stands before (`tAthair`, `t-athair`)."""
+    prefixed = len(word) > 1 and word[0] in "tn" and word[1] in "AEIOUÁÉÍÓÚ"
+    return f"{word[0]}-{word[1:].lower()}" if prefixed else word.lower()
 
 
 def _too_short(text: str, language: str) -> bool:

@@ -196,7 +196,14 @@ class Utterances(Dataset):
         except UserError as error:
             return {"id": row["id"], "problem": str(error)}
         tokens = torch.tensor(self.labels.encode_row(row), dtype=torch.long)
-        return {"id": row["id"], "wav": wav, "tokens": tokens, "text": row["text"], "duration": row["duration"]}
+        return {
+            "id": row["id"],
+            "wav": wav,
+            "tokens": tokens,
+            "text": row["text"],
+            "duration": row["duration"],
+            "language": row.get("language") or "",
+        }
 
 
 def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:

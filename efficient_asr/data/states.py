@@ -54,7 +54,9 @@ class StateStore:
         self.shape = (self.meta["states"], self.meta["dim"])
         if found is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, path)
         self.places: dict[str, tuple[int, int]] = {}
         self._frames = self._index_bytes = 0
         self._read_index()

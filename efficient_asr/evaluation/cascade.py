@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from efficient_asr.models import read_config
 from efficient_asr.models.components import build, describe, load_weights, save_folder
 from efficient_asr.models.routing import Evidence, Router
 
+_MODEL = re.compile(r"model-\d+|[A-Za-z0-9][\w.-]*/[\w][\w.-]*")  # in the folder, or a hub id
 FORMAT = {"format": "efficient_asr", "version": 1, "kind": "cascade"}
 
 
@@ -163,8 +165,14 @@ class CascadeTranscriber:
             if hasattr(transcriber, "language"):
                 transcriber.language = language
 
-    def save(self, folder: Path, sources: list[str], about: dict[str, Any] | None = None) -> None:
-        """Write a self-contained model folder: routers, thresholds, and copies of the models of `sources`.
+    def save(
+        self,
+        folder: Path,
+        sources: list[str],
+        about: dict[str, Any] | None = None,
+        decoding: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a self-contained model folder: routers, thresholds, decoding options, and copies of the models of `sources`.
 
         A source that is no local directory (a hub id) is named instead of copied.
         """
@@ -181,6 +189,7 @@ class CascadeTranscriber:
             "models": models,
             "history": self.history,
             "about": about or {},
+            "decoding": decoding or {},
         }
         save_folder(folder, FORMAT | {"routers": [describe(router) for router in self.routers]} | rest, state)
 
@@ -215,7 +224,12 @@ class CascadeTranscriber:
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1].strip()
                 raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
-        inside = [str(folder / name) if (folder / name).is_dir() else name for name in models]
+        odd = [name for name in models if not _MODEL.fullmatch(name)]
+        if odd:
+            raise UserError(
+                f"{folder}/config.json: '{odd[0]}' is neither a model in this folder nor a hub id; do not trust it"
+            )
+        inside = [str(folder / name) if name.startswith("model-") else name for name in models]
         cascade = cls([load_model(path) for path in inside], routers, thresholds, names)
         history = config.get("history")
         cascade.history = history if isinstance(history, dict) else {}

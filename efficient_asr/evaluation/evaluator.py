@@ -48,12 +48,15 @@ class Benchmark:
         Utterances, `text` as in the manifest; a list of dicts will do.
     normaliser : str
         Applied to references and hypotheses alike.
+    language : str
+        Of utterances that do not name theirs.
     """
 
     corpus: str
     split: str
     rows: Rows
     normaliser: str = "plain"
+    language: str = "en"
 
     def __post_init__(self) -> None:
         if not isinstance(self.rows, Rows):
@@ -71,6 +74,7 @@ class Benchmark:
         skipped_file: Path | None = None,
         check_audio: str = "header",
         memo: Path | None = None,
+        language: str | None = None,
     ) -> Benchmark:
         """Read a manifest, see `read_manifest`; names default to those of its folder and file."""
         get_normaliser(normaliser)
@@ -78,11 +82,11 @@ class Benchmark:
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, memo=memo)
         if len(rows) > MANY:
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser)
+        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, language or "en")
 
     def normalise(self, text: str, row: Row) -> str:
         """Normalise a text in the language of its utterance."""
-        return get_normaliser(self.normaliser)(text, row.get("language", "en"))
+        return get_normaliser(self.normaliser)(text, row.get("language") or self.language)
 
     @property
     def references(self) -> list[str]:
@@ -202,7 +206,9 @@ def _route_shares(transcriber: Transcriber, records: Iterable[dict[str, Any]]) -
     names = getattr(transcriber, "names", None)
     if not names:
         return {}
-    routes = [record["route"] for record in records if "route" in record]
+    routes = []
+    for record in records:  # of long audio every piece has one
+        routes += [record["route"]] if "route" in record else [piece["route"] for piece in record.get("segments", ())]
     shares = {name: routes.count(name) / max(1, len(routes)) for name in names}
     return {"route_shares": shares, "large_model_rate": shares[names[-1]]}
 

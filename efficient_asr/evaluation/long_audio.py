@@ -13,6 +13,8 @@ Audio that fits into the window passes through untouched, whatever the method.
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -60,6 +62,15 @@ class LongAudio:
             raise AttributeError(name)
         return getattr(self.transcriber, name)
 
+    @property
+    def language(self) -> str | None:
+        """Language of the audio, where the transcriber has one."""
+        return self.transcriber.language
+
+    @language.setter
+    def language(self, language: str | None) -> None:
+        self.transcriber.language = language
+
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], of any length."""
         lengths = absolute_lengths(wavs, wav_lens)
@@ -79,44 +90,75 @@ class LongAudio:
         """Transcribe one recording [time]."""
         if self.method == "sequential":
             return self.transcriber.transcribe_sequentially(wav)
-        spans = list(overlapping(len(wav), self.window) if self.method == "overlap" else speech_spans(wav, self.window))
+        overlap = min(round(OVERLAP_S * SAMPLE_RATE), self.window // 3)
+        if self.method == "overlap":
+            spans = list(overlapping(len(wav), self.window, overlap))
+        else:
+            spans = speech_spans(wav, self.window)
         parts: list[Transcript] = []
         for i in range(0, len(spans), self.batch_size):
             pieces = [wav[start:end] for start, end in spans[i : i + self.batch_size]]
             parts += self.transcriber.transcribe(*pad_wavs(pieces))
         texts = [part.text for part in parts]
-        text = join_overlapping(texts) if self.method == "overlap" else " ".join(filter(None, texts))
-        details: dict[str, Any] = {"windows": len(spans), "long_audio": self.method}
-        segments = [
-            {"start_s": start / SAMPLE_RATE, "end_s": end / SAMPLE_RATE, "text": part.text, **part.details}
-            for (start, end), part in zip(spans, parts, strict=True)
-        ]
-        return Transcript(text, details | {"segments": segments})
-
-
-def overlapping(samples: int, window: int, overlap: int = round(OVERLAP_S * SAMPLE_RATE)) -> Iterator[tuple[int, int]]:
-    """Yield start and end of windows, evenly spread, that share at least `overlap` samples (at most a third of a window)."""
-    overlap = min(overlap, window // 3)
-    count = -(-(samples - overlap) // (window - overlap))
-    step = (samples - window) / max(1, count - 1)
-    for i in range(count):
-        start = round(i * step)
-        yield start, min(samples, start + window)
-
-
-def join_overlapping(texts: list[str]) -> str:
-    """Join texts whose ends and beginnings tell of the same audio."""
-    words: list[str] = []
-    for text in texts:
-        new = text.split()
-        reach = min(len(words), len(new), 40)  # words that fit into an overlap, generously
-        tail, head = [_key(w) for w in words[len(words) - reach :]], [_key(w) for w in new[:reach]]
-        match = difflib.SequenceMatcher(None, tail, head, autojunk=False).find_longest_match()
-        if match.size:
-            middle = match.size // 2
-            words = words[: len(words) - reach + match.a + middle] + new[match.b + middle :]
+        if self.method == "overlap":
+            text = join_overlapping(texts, [overlap / (end - start) for start, end in spans])
         else:
+            text = " ".join(filter(None, texts))
+        segments: list[dict[str, Any]] = []
+        for (start, end), part in zip(spans, parts, strict=True):
+            start_s, inner = start / SAMPLE_RATE, part.details.get("segments")
+            times = {"start_s": start_s, "end_s": end / SAMPLE_RATE, "text": part.text}
+            rest = {key: value for key, value in part.details.items() if key != "segments"}
+            segments += (
+                [s | {k: s[k] + start_s for k in ("start_s", "end_s") if s[k] is not None} for s in inner]
+                if inner
+                else [times | rest]
+            )
+        return Transcript(text, {"windows": len(spans), "long_audio": self.method, "segments": segments})
+
+
+def overlapping(samples: int, window: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of windows, each sharing `overlap` samples with the one before; the last may be shorter."""
+    start = 0
+    while True:
+        yield start, min(samples, start + window)
+        if start + window >= samples:
+            return
+        start += window - overlap
+
+
+def join_overlapping(texts: list[str], shares: list[float]) -> str:
+    """Join texts of windows whose ends and beginnings tell of the same audio.
+
+    Among the words that the overlap may hold (its share of the audio, half as much again, and two more), the longest run that
+    both texts have is where they are joined, in its middle. Without a run of at least two words both are cut in the
+    middle of the overlap.
+
+    Arguments
+    ---------
+    texts : list of str
+        In order.
+    shares : list of float
+        Which part of each window overlaps with one neighbour.
+    """
+    words: list[str] = []
+    size, share = 0, 0.0  # words of the window before, and its share
+    for text, own_share in zip(texts, shares, strict=True):
+        new = text.split()
+        if not words or not new:
             words += new
+        else:
+            here = min(len(words), math.ceil(1.5 * share * size) + 2)
+            there = min(len(new), math.ceil(1.5 * own_share * len(new)) + 2)
+            tail, head = [_key(w) for w in words[len(words) - here :]], [_key(w) for w in new[:there]]
+            match = difflib.SequenceMatcher(None, tail, head, autojunk=False).find_longest_match()
+            if match.size >= 2 or (match.size and match.size == min(here, there)):
+                keep, skip = len(words) - here + match.a + match.size // 2, match.b + match.size // 2
+            else:
+                keep, skip = len(words) - round(share * size / 2), round(own_share * len(new) / 2)
+            words = words[:keep] + new[skip:]
+        if new:
+            size, share = len(new), own_share
     return " ".join(words)
 
 
@@ -133,7 +175,7 @@ def speech_spans(wav: torch.Tensor, window: int) -> list[tuple[int, int]]:
             spans[-1] = (spans[-1][0], end)
             continue
         while end - start > window:  # speech without a pause: cut where it is quietest in the last third
-            cut = start + quietest(wav[start + 2 * window // 3 : start + window]) + 2 * window // 3
+            cut = start + quietest(wav[start + 2 * window // 3 : start + window].cpu()) + 2 * window // 3
             spans.append((start, cut))
             start = cut
         spans.append((start, end))
@@ -142,12 +184,23 @@ def speech_spans(wav: torch.Tensor, window: int) -> list[tuple[int, int]]:
 
 def voice_activity(wav: torch.Tensor) -> list[tuple[int, int]]:
     """Return start and end of stretches of speech in samples, by Silero's detector where it is installed."""
-    try:
-        from silero_vad import get_speech_timestamps, load_silero_vad
-    except ImportError:
-        return loud_spans(wav)
-    found = get_speech_timestamps(wav, load_silero_vad(), sampling_rate=SAMPLE_RATE, speech_pad_ms=200)
+    detector = _silero()
+    if detector is None:
+        return loud_spans(wav.cpu())
+    from silero_vad import get_speech_timestamps
+
+    found = get_speech_timestamps(wav.cpu(), detector, sampling_rate=SAMPLE_RATE, speech_pad_ms=200)
     return [(span["start"], span["end"]) for span in found]
+
+
+@functools.cache
+def _silero() -> Any:
+    """Return Silero's detector; None where it is not installed."""
+    try:
+        from silero_vad import load_silero_vad
+    except ImportError:
+        return None
+    return load_silero_vad()
 
 
 def loud_spans(

@@ -199,8 +199,10 @@ def load_transcriber(
             raise UserError("language model options go with CTC models; this is a cascade")
         from efficient_asr.evaluation.cascade import CascadeTranscriber
 
+        decoding = config.get("decoding") or {}
+
         def load_model(path: str) -> Transcriber:
-            return load_transcriber(path, None, language, None, **options)
+            return load_transcriber(path, None, language, None, **decoding | options)
 
         return _with_long_audio(CascadeTranscriber.load(source, load_model), long_audio)
     if config.get("format") == "efficient_asr":

@@ -72,7 +72,8 @@ class WhisperTranscriber:
     def cost_key(self, transcript: Transcript) -> tuple | None:
         """Return what alone tells MACs apart, where it is known: with greedy decoding of a window, the number of tokens."""
         greedy = self.options.num_beams == 1 and len(self.options.temperatures) == 1
-        return (transcript.details["tokens"], self.language is None) if greedy else None
+        tokens = transcript.details.get("tokens")  # of one window
+        return (tokens, self.language is None) if greedy and tokens is not None else None
 
     def _details(self, hypothesis: Hypothesis) -> dict[str, Any]:
         """What is worth knowing besides the text."""
@@ -95,6 +96,7 @@ class WhisperTranscriber:
         This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) in transformers' implementation. Without a language
         it is detected on the first window.
         """
+        self.model.check_timestamps()
         network, options = self.model.network, self.options
         samples = torch.nn.functional.pad(wav.to(self.model.device), (0, -len(wav) % HOP))
         samples = torch.nn.functional.pad(samples, (0, max(0, self.model.window_samples - len(samples))))
@@ -102,7 +104,11 @@ class WhisperTranscriber:
         chosen: dict[str, Any] = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
         if self.model.languages:
             chosen |= {"language": self.language, "task": options.task}
-        with torch.no_grad():
+        if options.max_new_tokens is not None:
+            chosen["max_new_tokens"] = options.max_new_tokens
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)  # the fallback samples
             tokens = network.generate(
                 features,
                 attention_mask=torch.ones(features.shape[::2], dtype=torch.long, device=features.device),

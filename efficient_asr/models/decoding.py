@@ -25,6 +25,9 @@ class DecodingOptions:
         Of beam search: scores are divided by length to this power.
     max_new_tokens : int or None
         Most tokens of a hypothesis; None for as many as the model has positions.
+    max_tokens_per_s : float or None
+        Ends a hypothesis after ten tokens and so many for each second of its audio, so that a model which loops costs
+        neither time nor hundreds of errors. None for no such limit.
     timestamps : bool
         Predict timestamps; hypotheses then have segments.
     suppress : bool
@@ -45,6 +48,7 @@ class DecodingOptions:
     num_beams: int = 1
     length_penalty: float = 1.0
     max_new_tokens: int | None = None
+    max_tokens_per_s: float | None = None
     timestamps: bool = False
     suppress: bool = True
     temperatures: tuple[float, ...] = (0.0,)
@@ -59,6 +63,8 @@ class DecodingOptions:
             raise UserError(f"num_beams: {self.num_beams} is less than 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens: {self.max_new_tokens} is less than 1")
+        if self.max_tokens_per_s is not None and not self.max_tokens_per_s > 0:
+            raise UserError(f"max_tokens_per_s: {self.max_tokens_per_s} is not above 0")
         if not self.temperatures or any(not 0 <= t <= 2 for t in self.temperatures):
             raise UserError(f"temperatures: {list(self.temperatures)} are not numbers between 0 and 2")
 

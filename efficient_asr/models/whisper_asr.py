@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
-from transformers.generation import GenerationMixin, WhisperTimeStampLogitsProcessor
+from transformers import AutoConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.generation import GenerationMixin, StoppingCriteria, WhisperTimeStampLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
@@ -51,6 +51,7 @@ class Whisper(nn.Module):
         self.network, self.tokenizer = network, tokenizer
         self.log_mel = LogMel(network.config.num_mel_bins)
         self.history: dict[str, Any] = {}
+        self.default_language = "en"  # of training rows that do not name theirs
         generation = network.generation_config
         self.start, self.end = network.config.decoder_start_token_id, network.config.eos_token_id
         self.languages: dict[str, int] = {}  # by code
@@ -68,8 +69,13 @@ class Whisper(nn.Module):
             Where it cannot be loaded.
         """
         try:
-            network = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-            return cls(network, WhisperTokenizer.from_pretrained(source)).eval()
+            kind = AutoConfig.from_pretrained(source).model_type
+            if kind != "whisper":
+                raise UserError(f"'{source}' is of type '{kind}', not a Whisper")
+            network, found = WhisperForConditionalGeneration.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
+            tokenizer = WhisperTokenizer.from_pretrained(source)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -80,6 +86,17 @@ class Whisper(nn.Module):
                 f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
                 "and was not read; take a model with model.safetensors"
             ) from None
+
+        missing = [*found["missing_keys"], *found["mismatched_keys"]]
+        if missing:
+            raise UserError(f"'{source}' lacks {len(missing)} of its weights ({missing[0]}); copy the model again")
+        if not hasattr(network.generation_config, "no_timestamps_token_id"):
+            raise UserError(f"'{source}' has no generation_config.json of a Whisper, which names its special tokens")
+        if len(tokenizer) < network.generation_config.no_timestamps_token_id:
+            raise UserError(
+                f"'{source}' has no tokenizer of a Whisper: {len(tokenizer)} entries; copy its tokenizer files too"
+            )
+        return cls(network, tokenizer).eval()
 
     @property
     def labels(self) -> Whisper:
@@ -93,13 +110,18 @@ class Whisper(nn.Module):
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:
         """Return the tokens of an utterance for training: prompt, text, end."""
-        self.check_language(row.get("language", "en"))
-        prompt = self._prompt(row.get("language", "en"), DecodingOptions())
+        language = row.get("language") or self.default_language
+        self.check_language(language)
+        prompt = self._prompt(language, DecodingOptions())
         return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
 
     def forward(self, wavs: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens]."""
-        states = self.network.model.encoder(self.features(wavs, lengths)).last_hidden_state
+        return self.predict(self.encode(wavs, lengths), tokens)
+
+    def predict(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits [batch, tokens, vocabulary] of the tokens that follow each of `tokens` [batch, tokens]."""
+        states = encoded.states
         out = self.network(encoder_outputs=BaseModelOutput(states), decoder_input_ids=tokens, use_cache=False)
         return out.logits.float()
 
@@ -232,8 +254,21 @@ class Whisper(nn.Module):
     def _no_speech_token(self) -> int:
         return self.network.generation_config.no_timestamps_token_id - 1
 
+    def check_timestamps(self) -> None:
+        """Refuse to predict timestamps with a model that has no tokens for them.
+
+        Raises
+        ------
+        UserError
+            Saying so.
+        """
+        if self.network.config.vocab_size <= self.network.generation_config.no_timestamps_token_id + 1:
+            raise UserError("timestamps: this Whisper has no tokens for them (sequential long audio needs them too)")
+
     def _prompt(self, language: str | None, options: DecodingOptions) -> list[int]:
         """Return the tokens that a hypothesis starts with."""
+        if options.timestamps:
+            self.check_timestamps()
         generation, prompt = self.network.generation_config, [self.start]
         if self.languages:
             prompt += [self.languages[language], generation.task_to_id[options.task]]
@@ -253,6 +288,11 @@ class Whisper(nn.Module):
         size = prompt.shape[1]
         room = self.network.config.max_target_positions - size
         sampling, own = temperature > 0, self.network.generation_config
+        beam_count = 1 if sampling else options.num_beams
+        limits = torch.full((len(prompt),), min(room, options.max_new_tokens or room))
+        if options.max_tokens_per_s is not None:
+            seconds = encoded.lengths.cpu() / SAMPLE_RATE
+            limits = torch.minimum(limits, 10 + torch.ceil(options.max_tokens_per_s * seconds).long())
         processors = []
         if options.timestamps:
             processors.append(WhisperTimeStampLogitsProcessor(own, begin_index=size))
@@ -263,8 +303,9 @@ class Whisper(nn.Module):
             decoder_attention_mask=torch.ones_like(prompt),
             logits_processor=processors,
             max_length=None,
-            max_new_tokens=min(room, options.max_new_tokens or room),
-            num_beams=1 if sampling else options.num_beams,
+            max_new_tokens=int(limits.max()),
+            stopping_criteria=[_Limits(size + limits.to(self.device))],
+            num_beams=beam_count,
             length_penalty=options.length_penalty,
             do_sample=sampling,
             temperature=temperature if sampling else 1.0,
@@ -274,17 +315,16 @@ class Whisper(nn.Module):
             return_dict_in_generate=True,
             output_scores=True,
         )
-        beams = getattr(out, "beam_indices", None)
-        chosen = self.network.compute_transition_scores(
-            out.sequences, out.scores, beams, normalize_logits=beams is None
-        )
-        if beams is None:
-            entropies = torch.stack([_entropy(scores) for scores in out.scores], dim=1)
-        else:
-            entropies = torch.stack([_entropy(s[b.clamp(min=0)]) for s, b in zip(out.scores, beams.T, strict=False)], 1)
+        beams, scores = getattr(out, "beam_indices", None), out.scores
+        if sampling:  # confidence is that of the model, not of the flattened distributions that were sampled from
+            scores = tuple(step * temperature for step in scores)
+        chosen = self.network.compute_transition_scores(out.sequences, scores, beams, normalize_logits=True)
+        rows = [slice(None)] * len(scores) if beams is None else beams.clamp(min=0).T
+        entropies = torch.stack([_entropy(step[of]) for step, of in zip(scores, rows, strict=False)], dim=1)
         hypotheses = []
         for i, tokens in enumerate(out.sequences[:, size:].tolist()):
             count = tokens.index(self.end) + 1 if self.end in tokens else len(tokens)
+            count = min(count, int(limits[i]))  # what follows is padding
             tokens = [token for token in tokens[:count] if token != self.end]
             segments = []
             if options.timestamps:
@@ -307,3 +347,13 @@ def _entropy(scores: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of each row of [batch, vocabulary]; forbidden tokens stand at minus infinity."""
     log_probs = scores.float().log_softmax(dim=1)
     return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=1)
+
+
+class _Limits(StoppingCriteria):
+    """Ends each utterance at a length of its own; beam search asks about several candidates of each."""
+
+    def __init__(self, lengths: torch.Tensor) -> None:
+        self.lengths = lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids.shape[1] >= self.lengths.repeat_interleave(len(input_ids) // len(self.lengths))

@@ -43,6 +43,38 @@ from efficient_asr.models.routing import LOOKS_AT, Evidence, Router
 from efficient_asr.models.whisper import HOP, LogMel
 
 
+class MaskedBatchNorm(nn.Module):
+    """Batch norm whose statistics are of real frames only; with fewer than two of them it takes the running ones.
+
+    Otherwise it is torch's `BatchNorm1d`, with the same names. (Under torchrun each process has statistics of its own
+    batch; torch's synchronised one neither masks nor runs on a CPU.)
+
+    Arguments
+    ---------
+    channels : int
+        Channels.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Normalise [batch, channels, frames]; `mask` [batch, 1, frames] is True on real frames."""
+        mean, variance, count = self.running_mean, self.running_var, int(mask.sum())
+        if self.training and count > 1:
+            mean = (x * mask).sum(dim=(0, 2)) / count
+            variance = ((x - mean[:, None]) * mask).pow(2).sum(dim=(0, 2)) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight / torch.sqrt(variance + self.eps)
+        return x * scale[:, None] + (self.bias - mean * scale)[:, None]
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions of width 3 and a shortcut, each with batch norm.
 
@@ -58,18 +90,19 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.conv1 = nn.Conv1d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm1d(outputs)
+        self.norm1 = MaskedBatchNorm(outputs)
         self.conv2 = nn.Conv1d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm1d(outputs)
-        self.shortcut = nn.Sequential(nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs))
+        self.norm2 = MaskedBatchNorm(outputs)
+        self.shortcut, self.shortcut_norm = nn.Conv1d(inputs, outputs, 1, stride, bias=False), MaskedBatchNorm(outputs)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map [batch, inputs, frames] with lengths [batch] to [batch, outputs, frames / stride], zero behind each end."""
         lengths = (lengths - 1) // self.stride + 1
-        inner = torch.relu(self.norm1(self.conv1(x)))
+        inner = self.conv1(x)
         mask = frame_mask(lengths, inner.shape[2])[:, None]
-        inner = self.norm2(self.conv2(inner * mask))
-        return torch.relu(inner + self.shortcut(x)) * mask, lengths
+        inner = torch.relu(self.norm1(inner, mask)) * mask
+        inner = self.norm2(self.conv2(inner), mask)
+        return torch.relu(inner + self.shortcut_norm(self.shortcut(x), mask)) * mask, lengths
 
 
 class Decider(Router):
@@ -190,7 +223,8 @@ class TranscriptDecider(Router):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.width = width
-        self.layers = nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 1))
+        self.norm = MaskedBatchNorm(7)
+        self.layers = nn.Sequential(nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, evidence: Evidence) -> torch.Tensor:
         """Return logits [batch]."""
@@ -199,7 +233,7 @@ class TranscriptDecider(Router):
             raise UserError(
                 "a decider on transcripts needs a smaller model that says avg_logprob, entropy and tokens: a Whisper"
             )
-        device = self.layers[1].weight.device
+        device = self.norm.weight.device
         logprob, entropy, tokens = torch.tensor(numbers, dtype=torch.float32, device=device).T
         ratio = torch.tensor([compression_ratio(text) for text in evidence.texts], device=device)
         seconds = (evidence.lengths / SAMPLE_RATE).to(logprob)
@@ -213,7 +247,9 @@ class TranscriptDecider(Router):
             tokens / seconds.clamp(min=0.1),
             ratio.to(logprob),
         ]
-        return self.layers(torch.stack(features, dim=1)).squeeze(1)
+        stacked = torch.stack(features, dim=1)[:, :, None]
+        normal = self.norm(stacked, torch.ones_like(stacked[:, :1], dtype=torch.bool))
+        return self.layers(normal[:, :, 0]).squeeze(1)
 
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -272,6 +308,9 @@ class Rule(Router):
         return {"rule": self.rule}
 
 
+TARGETS = ("label", "gain")
+
+
 def decider_loss(
     logits: torch.Tensor, gains: torch.Tensor, target: str = "label", positive_weight: float = 1.0, most: float = 3.0
 ) -> torch.Tensor:
@@ -289,7 +328,14 @@ def decider_loss(
         Weight of utterances with a gain above 0.
     most : float
         Errors; beyond, a gain tells of one broken transcript and not of a harder utterance.
+
+    Raises
+    ------
+    UserError
+        For another target.
     """
+    if target not in TARGETS:
+        raise UserError(f"target: '{target}' is not label or gain")
     hard = gains > 0
     if target == "label":
         weight = torch.tensor(positive_weight, device=logits.device)

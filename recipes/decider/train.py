@@ -36,8 +36,7 @@ class DeciderBrain(RecipeBrain):
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Router:
         """Make the decider, and weigh hard utterances up to the number of the easy ones."""
-        if sum(hparams[key] is not None for key in CALIBRATIONS) > 1:
-            raise UserError(f"give one of {', '.join(CALIBRATIONS)}, not several")
+        routing_data.check_settings(hparams)
         gains = routing_data.read_pair(hparams, hparams["train_split"]).gains
         hard = int((gains > 0).sum())
         if hard in (0, len(gains)):
