@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Choosing between two Whispers per utterance (arXiv 2309.12712), from extraction to table and curve, on real speech. Needs
-# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS. Restartable: what is done is not done again. About two hours on 2 CPU cores.
+# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS. Restartable: what is done is not done again. About four hours on 2 CPU cores.
 #
 #   bash scripts/reproduce_decider.sh [tiny base] [tiny small]      # pairs; both by default
 #   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en    # the paper's data and models instead
@@ -26,6 +26,7 @@ prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"languag
 fi
 
 : "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
+TRAIN=${TRAIN:-train} # or train_half, train_eighth
 LABEL_OPTIONS="--max_tokens_per_s 8" # as in hparams/real/decider.yaml
 mix() { # <manifest> <part> <out> [options]: a noisy copy, unless it is there
     [ -f "data/routing/$3/manifest.jsonl" ] || "$PYTHON" scripts/mix_noise.py "$EFFICIENT_ASR_DATA/$1/manifest.jsonl" --part "$2" \
@@ -50,14 +51,14 @@ compare() {
     local small=$1 large=$2 deciders=()
     for name in "$small" "$large"; do
         # shellcheck disable=SC2086
-        label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS own $ROUTING $TESTS dev train
+        label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS own $ROUTING $TESTS dev "$TRAIN"
     done
     for looks_at in encoder transcript audio large_encoder; do
         for seed in ${SEEDS:-1986 1987 1988}; do
             local output=output/decider_${small}_${large}_$looks_at/$seed
             deciders+=("$output/model")
             [ -f "$output/model/config.json" ] || "$PYTHON" recipes/decider/train.py hparams/real/decider.yaml --seed "$seed" \
-                --looks_at "$looks_at" --small_name "$small" --large_name "$large" --train_only True
+                --looks_at "$looks_at" --small_name "$small" --large_name "$large" --train_split "$TRAIN" --train_only True
         done
     done
     # shellcheck disable=SC2086
