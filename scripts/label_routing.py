@@ -33,7 +33,9 @@ from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.transcriber import Transcriber, fingerprint
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.files import whole_lines, write_whole
 from efficient_asr.models import resolve_source
+from efficient_asr.models.whisper import encoder_frames
 from efficient_asr.settings import add_whisper_options, measuring_parser, parse_columns, whisper_options
 
 
@@ -102,13 +104,13 @@ class Pass:
         name = " ".join(map(str, key))
         if name not in self._costs:
             self._costs[name] = count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
-            write_json(self.costs_file, self._costs)
+            write_whole(self.costs_file, json.dumps(self._costs, indent=1) + "\n")
         return self._costs[name]
 
 
 def frames_of(duration_s: float) -> int:
-    """Encoder frames (20 ms) that an utterance fills."""
-    return max(1, (round(duration_s * SAMPLE_RATE) // 160 + 1) // 2)
+    """Encoder frames that an utterance fills."""
+    return max(1, encoder_frames(round(duration_s * SAMPLE_RATE)))
 
 
 def done_before(path: Path, key: dict[str, Any]) -> set[str]:
@@ -121,7 +123,7 @@ def done_before(path: Path, key: dict[str, Any]) -> set[str]:
     """
     meta = path.with_suffix(".meta.json")
     if not path.is_file():
-        write_json(meta, key)
+        write_whole(meta, json.dumps(key, indent=1) + "\n")
         return set()
     try:
         found = json.loads(meta.read_text(encoding="utf-8"))
@@ -131,25 +133,14 @@ def done_before(path: Path, key: dict[str, Any]) -> set[str]:
         different = ", ".join(name for name in key if found.get(name) != key[name])
         raise UserError(f"--out: {path} was made with another {different}; name another file or delete this one")
     ids, end = set(), 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                name = json.loads(line)["id"]
-            except (ValueError, KeyError, TypeError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            ids.add(name)
-            end += len(line)
+    for record, start, size in whole_lines(path):
+        try:
+            ids.add(record["id"])
+        except (KeyError, TypeError):
+            break
+        end = start + size
     os.truncate(path, end)
     return ids
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that appears whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from efficient_asr.errors import UserError
+from efficient_asr.files import whole_lines, write_whole
 
 STATES, INDEX, META = "states.f16", "index.jsonl", "meta.json"
 
@@ -54,9 +55,7 @@ class StateStore:
         self.shape = (self.meta["states"], self.meta["dim"])
         if found is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_whole(path, json.dumps(meta, indent=1) + "\n")
         self.places: dict[str, tuple[int, int]] = {}
         self._frames = self._index_bytes = 0
         self._read_index()
@@ -68,17 +67,15 @@ class StateStore:
         frames = states.stat().st_size // self.frame_bytes if states.is_file() else 0
         if not (self.folder / INDEX).is_file():
             return
-        with open(self.folder / INDEX, "rb") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                    first, count = entry["first"], entry["frames"]
-                except (ValueError, KeyError, TypeError):
-                    break
-                if not line.endswith(b"\n") or first + count > frames:
-                    break
-                self.places[entry["id"]] = (first, count)
-                self._frames, self._index_bytes = first + count, self._index_bytes + len(line)
+        for entry, start, size in whole_lines(self.folder / INDEX):
+            try:
+                name, first, count = entry["id"], entry["first"], entry["frames"]
+            except (KeyError, TypeError):
+                break
+            if first + count > frames:
+                break
+            self.places[name] = (first, count)
+            self._frames, self._index_bytes = first + count, start + size
 
     @property
     def frame_bytes(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from efficient_asr import distributed
+from efficient_asr.files import whole_lines
 
 
 class Records(Sequence[dict[str, Any]]):
@@ -86,17 +87,16 @@ class PartFiles:
     def _read(self, path: Path) -> int:
         """Note what a file holds; returns the bytes up to the end of its last whole record."""
         end = 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file):
-                try:
-                    content = json.loads(line)
-                    if not line.endswith(b"\n") or (number == 0 and content != {"key": self.key}):
-                        break
-                    if number:
-                        self.places[content["id"]] = (path, end, len(line))
-                except (ValueError, KeyError, TypeError):
+        for content, start, size in whole_lines(path):
+            if start == 0:
+                if content != {"key": self.key}:
                     break
-                end += len(line)
+            else:
+                try:
+                    self.places[content["id"]] = (path, start, size)
+                except (KeyError, TypeError):
+                    break
+            end = start + size
         return end
 
     def open(self) -> BinaryIO:

@@ -17,6 +17,7 @@ import torch
 
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.records import Records
+from efficient_asr.files import write_whole
 
 PACKAGES = ("torch", "torchaudio", "transformers", "speechbrain", "jiwer", "kenlm", "thop")
 
@@ -71,7 +72,7 @@ class Result:
         partial = utterances.with_name(utterances.name + ".partial")
         self.rows.write(partial)
         os.replace(partial, utterances)
-        _write(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+        write_whole(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
         self.path = path
         return path
 
@@ -124,12 +125,6 @@ class Result:
             f"with LM {show(self.wer_lm_percent)} %, {show(self.macs_g, 3)} GMACs an utterance, "
             f"CPU {show(cpu and cpu['runtime_s'])} s, GPU {show(gpu and gpu['runtime_s'])} s for {self.audio_s:.0f} s of audio"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def provenance(seed: int | None) -> dict[str, Any]:

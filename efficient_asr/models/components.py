@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from efficient_asr.errors import UserError
+from efficient_asr.files import write_whole
 
 _TYPE = re.compile(r"(models|techniques)\.([a-z_0-9]+)\.([A-Z]\w*)")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -80,9 +81,7 @@ def save_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Ten
             f"the model cannot be written to {folder} ({error}); make room, then start the command again"
         ) from None
     os.replace(folder / (WEIGHTS + ".partial"), folder / WEIGHTS)
-    partial = folder / (CONFIG + ".partial")
-    partial.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CONFIG)
+    write_whole(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -30,6 +30,11 @@ from efficient_asr.models.encoder import (
 N_FFT, HOP = 400, 160
 
 
+def encoder_frames(samples: Any) -> Any:
+    """Return Whisper's encoder frames for samples (numbers or tensors): one for every 320, rounded up from whole mel frames."""
+    return (samples // HOP + 1) // 2
+
+
 class LogMel(nn.Module):
     """Whisper's log-mel features, per utterance.
 
@@ -118,8 +123,8 @@ class WhisperEncoder(Encoder):
         return self.model.layers
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return frames [batch] for samples [batch]: one for every 320, rounded up from whole mel frames."""
-        return (lengths // HOP + 1) // 2
+        """Return frames [batch] for samples [batch]."""
+        return encoder_frames(lengths)
 
     def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
         """Compute log-mel features, run the convolutions, add positions."""

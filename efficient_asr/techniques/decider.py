@@ -40,7 +40,7 @@ from efficient_asr.errors import UserError, did_you_mean
 from efficient_asr.models.decoding import compression_ratio
 from efficient_asr.models.encoder import frame_mask
 from efficient_asr.models.routing import LOOKS_AT, Evidence, Router
-from efficient_asr.models.whisper import HOP, LogMel
+from efficient_asr.models.whisper import HOP, LogMel, encoder_frames
 
 
 class MaskedBatchNorm(nn.Module):
@@ -165,7 +165,7 @@ class Decider(Router):
         frames = evidence.hidden_states[0].shape[1]
         lengths = torch.full_like(evidence.lengths, frames)
         if self.frames == "own":
-            lengths = ((evidence.lengths // HOP + 1) // 2).clamp(1, frames)
+            lengths = encoder_frames(evidence.lengths).clamp(1, frames)
             frames = int(lengths.max())
         # summed one by one: a stack of all states of a window would be as large as they are
         mixed = sum(weight * h[:, :frames] for weight, h in zip(self.weights, evidence.hidden_states, strict=True))
