@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -237,16 +238,7 @@ class WhisperBrain(RecipeBrain):
     @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load it with the decoding options of the YAML file."""
-        names = (
-            "task",
-            "num_beams",
-            "length_penalty",
-            "max_tokens_per_s",
-            "timestamps",
-            "temperatures",
-            "no_speech_threshold",
-        )
-        options = {name: hparams[name] for name in names}
+        options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
         return load_transcriber(source, language=hparams["language"], long_audio=hparams["long_audio"], **options)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
@@ -256,9 +248,8 @@ class WhisperBrain(RecipeBrain):
         if stage == sb.Stage.TRAIN:
             wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
             return self.modules["model"](wavs, absolute_lengths(wavs, wav_lens), batch.tokens[0][:, :-1])
-        self.encoded = self.model.encode(
-            wavs, absolute_lengths(wavs, wav_lens)
-        )  # which the texts are searched from, too
+        # noted, because the texts are searched from it, too
+        self.encoded = self.model.encode(wavs, absolute_lengths(wavs, wav_lens))
         return self.model.predict(self.encoded, batch.tokens[0][:, :-1])
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:

@@ -176,6 +176,13 @@ def oracle_curve(pair: Pair, small: np.ndarray, large: np.ndarray) -> Curve:
     return Curve(best.cost[:used], best.wer_percent[:used], best.rate[:used])
 
 
+def random_wer_percent(pair: Pair, small: np.ndarray, large: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """WER of choosing at random at mean costs between always-small and always-large: the straight line between these two."""
+    ends = [100 * values.sum() / max(1.0, pair.words.sum()) for values in pair.values("errors")]
+    rates = np.clip((cost - small.mean()) / (large.mean() - small.mean()), 0.0, 1.0)
+    return ends[0] + rates * (ends[1] - ends[0])
+
+
 def gain_closed(pair: Pair, scores: np.ndarray, costs: Costs, small: np.ndarray, large: np.ndarray) -> float | None:
     """Share of the gap between choosing at random and the oracle that a router closes at equal cost.
 
@@ -183,9 +190,7 @@ def gain_closed(pair: Pair, scores: np.ndarray, costs: Costs, small: np.ndarray,
     too small for the router itself, one would choose at random: no gain. None where the oracle gains nothing.
     """
     budgets = np.linspace(small.mean(), large.mean(), 201)
-    rates = (budgets - small.mean()) / (large.mean() - small.mean())
-    errors = [100 * values.sum() / max(1.0, pair.words.sum()) for values in pair.values("errors")]
-    at_random = errors[0] + rates * (errors[1] - errors[0])
+    at_random = random_wer_percent(pair, small, large, budgets)
     best = at_random - oracle_curve(pair, small, large).at(budgets)
     ours = at_random - curve(pair, scores, costs).at(budgets)
     ours = np.where(np.isnan(ours), 0.0, ours)

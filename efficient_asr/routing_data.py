@@ -23,7 +23,7 @@ from efficient_asr.evaluation.transcriber import fingerprint, load_transcriber
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.models import resolve_source
 from efficient_asr.models.routing import Evidence, Router
-from efficient_asr.routing import CALIBRATIONS, HOW, Costs, Pair, oracle_curve
+from efficient_asr.routing import CALIBRATIONS, HOW, Costs, Pair, oracle_curve, random_wer_percent
 from efficient_asr.techniques.decider import TARGETS, Decider, LogMelDecider, TranscriptDecider
 
 
@@ -84,9 +84,10 @@ def check_settings(hparams: dict[str, Any]) -> None:
         source = resolve_source(hparams[side])
         if not os.path.isdir(source):
             continue  # a hub id
+        model = fingerprint(source)
         for split in (hparams["train_split"], hparams["valid_split"]):
             meta = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.meta.json"
-            if meta.is_file() and json.loads(meta.read_text(encoding="utf-8")).get("model") != fingerprint(source):
+            if meta.is_file() and json.loads(meta.read_text(encoding="utf-8")).get("model") != model:
                 raise UserError(
                     f"{side}: {meta.with_suffix('').with_suffix('.jsonl')} holds what another model than {source} did"
                 )
@@ -228,18 +229,18 @@ def judge(router: Router, rows: Rows, looker: Looker) -> tuple[np.ndarray, np.nd
     return np.array(scores), np.array(macs_g)
 
 
-def encoder_macs_g(source: str, seconds: float = 1.0) -> float:
+def encoder_macs_g(transcriber: WhisperTranscriber) -> float:
     """Return what a Whisper's encoder costs for a window, in GMACs."""
-    transcriber = WhisperTranscriber.from_source(resolve_source(source))
-    return count_macs(transcriber.encode, torch.zeros(1, round(seconds * SAMPLE_RATE)), torch.ones(1)).macs / 1e9
+    return count_macs(transcriber.encode, torch.zeros(1, SAMPLE_RATE), torch.ones(1)).macs / 1e9
 
 
 def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: str, large: str) -> Costs:
-    """Return what each utterance costs in GMACs on both routes, with the encoders that the order pays for."""
-    encoders = {
-        "small_encoder": encoder_macs_g(small) if router.looks_at == "encoder" else 0.0,
-        "large_encoder": encoder_macs_g(large) if router.looks_at == "large_encoder" else 0.0,
-    }
+    """Return what each utterance costs in GMACs on both routes, with the encoder that the order pays for."""
+    side = {"encoder": "small", "large_encoder": "large"}.get(router.looks_at)
+    encoders = {}
+    if side is not None:
+        transcriber = WhisperTranscriber.from_source(resolve_source(small if side == "small" else large))
+        encoders = {f"{side}_encoder": encoder_macs_g(transcriber)}
     return Costs.of(router.looks_at, *pair.values("macs_g"), router=router_macs_g, **encoders)
 
 
@@ -255,11 +256,10 @@ def gain_closed_at(pair: Pair, records: Iterable[dict[str, Any]]) -> float | Non
     errors = 100 * sum(found[name]["errors"] for name in pair.ids) / max(1.0, pair.words.sum())
     cost = float(np.mean([found[name]["macs_g"] for name in pair.ids]))
     small, large = pair.values("macs_g")
-    rate = min(1.0, max(0.0, (cost - small.mean()) / (large.mean() - small.mean())))
-    ends = [100 * values.sum() / max(1.0, pair.words.sum()) for values in pair.values("errors")]
-    at_random = ends[0] + rate * (ends[1] - ends[0])
-    best = float(oracle_curve(pair, small, large).at(np.array([max(cost, small.mean())]))[0])
-    return float((at_random - errors) / (at_random - best)) if at_random - best > 1e-9 else None
+    budget = np.array([max(cost, small.mean())])
+    at_random = float(random_wer_percent(pair, small, large, budget)[0])
+    best = float(oracle_curve(pair, small, large).at(budget)[0])
+    return (at_random - errors) / (at_random - best) if at_random - best > 1e-9 else None
 
 
 def gain_details(cascade: Any, benchmark: Benchmark | None, records: Iterable[dict[str, Any]] | None) -> dict[str, Any]:

@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from efficient_asr import load_transcriber
 from efficient_asr.data import read_manifest
 from efficient_asr.errors import UserError, check_writable, exit_code
-from efficient_asr.evaluation.cascade import CascadeTranscriber
+from efficient_asr.evaluation.cascade import load_routers
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.models import resolve_source
@@ -41,13 +40,17 @@ class Comparison:
     """The models, what they did on every split, and what routers make of it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.sources = args, dict(zip(("small", "large"), args.models, strict=True))
+        self.args = args
         self.splits = [args.dev, *args.tests]
         self.pairs = {split: self.read(split) for split in self.splits}
         self.rows = {split: read_manifest(args.manifests / f"{split}.jsonl") for split in self.splits}
+        self.whispers = {
+            side: WhisperTranscriber.from_source(resolve_source(source))
+            for side, source in zip(("small", "large"), args.models, strict=True)
+        }
         self.encoders = {
-            "macs_g": [encoder_macs_g(source) for source in args.models],
-            "time_s": [encoder_time_s(source) for source in args.models],
+            "macs_g": [encoder_macs_g(whisper) for whisper in self.whispers.values()],
+            "time_s": [encoder_time_s(whisper) for whisper in self.whispers.values()],
         }
 
     def read(self, split: str) -> Pair:
@@ -68,12 +71,11 @@ class Comparison:
                 torch.zeros(len(rows), 0), lengths, None, [row["text"] for row in pair.small], pair.small
             )
             return router(evidence).double().numpy(), np.zeros(len(rows)), 0.0
-        names = {"small": self.args.pair[0], "large": self.args.pair[1]}
-        folders = {"states_folder": self.args.states, "labels_folder": self.args.labels}
-        hparams = folders | self.sources | {f"{side}_name": name for side, name in names.items()}
+        sides = dict(zip(("small", "large"), self.args.models, strict=True))
+        names = dict(zip(("small_name", "large_name"), self.args.pair, strict=True))
+        hparams = {"states_folder": self.args.states, "labels_folder": self.args.labels} | sides | names
         if self.args.states is None and "encoder" in router.looks_at:
-            side = "small" if router.looks_at == "encoder" else "large"
-            router.states_from = WhisperTranscriber.from_source(resolve_source(self.sources[side]))
+            router.states_from = self.whispers["small" if router.looks_at == "encoder" else "large"]
         looker = Looker.of(router, hparams, split)
         scores, macs_g = judge(router, rows, looker)
         place = {row["id"]: i for i, row in enumerate(rows)}
@@ -203,9 +205,9 @@ def mean(values: list[float | None]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def encoder_time_s(source: str) -> float:
+def encoder_time_s(transcriber: WhisperTranscriber) -> float:
     """Return the seconds that a Whisper's encoder takes for a window at batch 1, the median of seven."""
-    transcriber, wavs = WhisperTranscriber.from_source(resolve_source(source)), torch.randn(1, 16000)
+    wavs = torch.randn(1, 16000)
     return timed(lambda: transcriber.encode(wavs, torch.ones(1), hidden_states=True), 7)
 
 
@@ -250,14 +252,14 @@ def main() -> None:
     check_writable(args.out.parent, "--out")
     kinds: dict[str, list[Router]] = {}
     for folder in args.deciders:
-        cascade = getattr(load_transcriber(folder), "transcriber", None)
-        if not isinstance(cascade, CascadeTranscriber) or len(cascade.routers) != 1:
+        routers, _, names = load_routers(Path(folder))
+        if len(routers) != 1:
             raise UserError(f"--deciders: {folder} is not a cascade of two models that the recipe decider left behind")
-        if cascade.names != args.pair:
+        if names != args.pair:
             raise UserError(
-                f"--deciders: {folder} chooses between {' and '.join(cascade.names)}, not {' and '.join(args.pair)}"
+                f"--deciders: {folder} chooses between {' and '.join(names)}, not {' and '.join(args.pair)}"
             )
-        kinds.setdefault(cascade.routers[0].label, []).append(cascade.routers[0])
+        kinds.setdefault(routers[0].label, []).append(routers[0])
     for rule in args.rules:
         kinds[f"rule: {rule}"] = [Rule(rule)]
     comparison = Comparison(args)

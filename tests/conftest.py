@@ -27,15 +27,19 @@ TINY_SSL = {
 }  # fmt: skip
 
 
-TINY = """
-base: !include:{root}/hparams/_base/ctc.yaml
-experiment: tiny
-recipe: finetune_ctc
+PLACES = """
 corpus: jsonl
 data_folder: {corpus}
 prepared_folder: {out}/prepared
 output_folder: {out}/output
 results_folder: {out}/results
+"""
+TINY = (
+    PLACES
+    + """
+base: !include:{root}/hparams/_base/ctc.yaml
+experiment: tiny
+recipe: finetune_ctc
 encoder: !apply:efficient_asr.models.whisper.new_whisper_encoder
     d_model: 32
     layers: 1
@@ -52,6 +56,7 @@ number_of_epochs: 2
 batch_size: 2
 runtime_repeats: 1
 """
+)
 
 
 def write_tiny_yaml(path: Path, corpus: Path, out: Path) -> Path:

@@ -7,22 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PLACES, ROOT
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
 from efficient_asr.brains import WhisperBrain
 from efficient_asr.experiment import run
 
-YAML = """
+YAML = (
+    PLACES
+    + """
 base: !include:{root}/hparams/_base/whisper.yaml
 experiment: tiny_whisper
 recipe: finetune_whisper
-corpus: jsonl
-data_folder: {corpus}
-prepared_folder: {out}/prepared
-output_folder: {out}/output
-results_folder: {out}/results
 source: null
 architecture: {{d_model: 32, encoder_layers: 1, heads: 2, window_s: 2.0, max_tokens: 32, dropout: 0.1}}
 language: en
@@ -31,6 +28,7 @@ batch_size: 2
 lr: 0.003
 runtime_repeats: 1
 """
+)
 
 
 def train(corpus: Path, out: Path, *options: str) -> int:

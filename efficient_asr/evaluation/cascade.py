@@ -83,7 +83,6 @@ class CascadeTranscriber:
         self.batched = all(getattr(t, "batched", True) for t in self.transcribers)
         windows = [t.window_s for t in self.transcribers if getattr(t, "window_s", None)]
         self.window_s = min(windows) if windows else None
-        self.device = "cpu"
         self.history: dict[str, Any] = {}
 
     @property
@@ -203,27 +202,12 @@ class CascadeTranscriber:
             Where the folder is damaged or of another kind.
         """
         folder = Path(folder)
+        routers, thresholds, names = load_routers(folder)
         config = read_config(str(folder))
-        if {key: config.get(key) for key in FORMAT} != FORMAT:
-            raise UserError(f"{folder}/config.json does not describe a cascade of efficient_asr (version 1)")
         try:
-            routers = [build(entry, f"{folder}/config.json, routers") for entry in config["routers"]]
-            thresholds = [float(threshold) for threshold in config["thresholds"]]
-            names, models = list(map(str, config["names"])), list(map(str, config["models"]))
-        except (KeyError, TypeError, ValueError) as error:
+            models = list(map(str, config["models"]))
+        except (KeyError, TypeError) as error:
             raise UserError(f"{folder}/config.json is damaged ({error!r})") from None
-        if not all(isinstance(router, Router) for router in routers):
-            raise UserError(
-                f"{folder}/config.json: not every router is one; the folder is damaged or not to be trusted"
-            )
-        weights = load_weights(folder)
-        for i, router in enumerate(routers):
-            own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{i}.")}
-            try:
-                router.load_state_dict(own)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1].strip()
-                raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
         odd = [name for name in models if not _MODEL.fullmatch(name)]
         if odd:
             raise UserError(
@@ -234,6 +218,35 @@ class CascadeTranscriber:
         history = config.get("history")
         cascade.history = history if isinstance(history, dict) else {}
         return cascade
+
+
+def load_routers(folder: Path) -> tuple[list[Router], list[float], list[str]]:
+    """Load the routers of a cascade's folder, their thresholds and the names of the models, without the models.
+
+    Raises
+    ------
+    UserError
+        Where the folder is damaged or of another kind.
+    """
+    config = read_config(str(folder))
+    if {key: config.get(key) for key in FORMAT} != FORMAT:
+        raise UserError(f"{folder}/config.json does not describe a cascade of efficient_asr (version 1)")
+    try:
+        routers = [build(entry, f"{folder}/config.json, routers") for entry in config["routers"]]
+        thresholds, names = [float(threshold) for threshold in config["thresholds"]], list(map(str, config["names"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/config.json is damaged ({error!r})") from None
+    if not all(isinstance(router, Router) for router in routers):
+        raise UserError(f"{folder}/config.json: not every router is one; the folder is damaged or not to be trusted")
+    weights = load_weights(folder)
+    for i, router in enumerate(routers):
+        own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{i}.")}
+        try:
+            router.load_state_dict(own)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
+    return routers, thresholds, names
 
 
 class _Batch:

@@ -86,7 +86,6 @@ class Whisper(nn.Module):
                 f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
                 "and was not read; take a model with model.safetensors"
             ) from None
-
         missing = [*found["missing_keys"], *found["mismatched_keys"]]
         if missing:
             raise UserError(f"'{source}' lacks {len(missing)} of its weights ({missing[0]}); copy the model again")
@@ -121,8 +120,7 @@ class Whisper(nn.Module):
 
     def predict(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary] of the tokens that follow each of `tokens` [batch, tokens]."""
-        states = encoded.states
-        out = self.network(encoder_outputs=BaseModelOutput(states), decoder_input_ids=tokens, use_cache=False)
+        out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
         return out.logits.float()
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -197,8 +195,7 @@ class Whisper(nn.Module):
     def first_step(self, encoded: Encoded) -> torch.Tensor:
         """Return the logits [batch, vocabulary] behind the start token: they hold language and silence."""
         tokens = torch.full((len(encoded.states), 1), self.start, device=self.device)
-        out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
-        return out.logits[:, -1].float()
+        return self.predict(encoded, tokens)[:, -1]
 
     def detect_languages(self, logits: torch.Tensor) -> list[str]:
         """Return the likeliest language of each row of `first_step` [batch, vocabulary]."""

@@ -15,8 +15,8 @@ the smaller), the loss binary cross-entropy; above a threshold the larger model 
 
 The paper looks at the **large** model's encoder, whose cost is then always paid; with a modern decoder the encoder is most
 of the cost, and next to nothing is saved. The same network on the **small** model's states (`looks_at: encoder`), or a
-light one on the log-mel features, saves it; so do rules without training on what the small model says of its own
-transcript.
+light one on the log-mel features, saves it; so do rules without training, and a learned one (`looks_at: transcript`), on
+what the small model says of its own transcript.
 
 Deviations, each a setting whose other value is the paper's:
 
