@@ -32,8 +32,20 @@ EXTRAS = {
         "pygtrie>=2.5",
     ],  # n-gram language models in CTC beam search, and what SpeechBrain needs for it
     "vad": ["silero-vad>=6.2"],  # finds pauses in long audio better than our energy threshold
+    "lora": ["peft==0.21.2"],  # LoRA, the baseline of language experts
+    "translation": ["sacrebleu>=2.4"],  # BLEU of translations into English
+    "asterisk": ["av>=14"],  # decodes the g722 files of Asterisk's prompts
+    "hub": ["datasets==5.2.0"],  # fetches FLEURS
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
-    "dev": ["pytest>=8", "ruff==0.17.5", "pre-commit>=4", "tensorboard>=2.16"],
+    "dev": [
+        "peft==0.21.2",
+        "sacrebleu>=2.4",
+        "av>=14",
+        "pytest>=8",
+        "ruff==0.17.5",
+        "pre-commit>=4",
+        "tensorboard>=2.16",
+    ],
 }
 
 setup(

@@ -212,7 +212,7 @@ class WhisperBrain(RecipeBrain):
                 raise UserError(
                     f"architecture: {dict(hparams['architecture'] or {})} cannot be built ({error})"
                 ) from None
-        model.default_language = hparams["language"] or "en"
+        model.default_language = hparams["language"] if hparams["language"] not in (None, "manifest") else "en"
         model.check_language(model.default_language)
         model.network.requires_grad_(True)
         model.network.model.encoder.embed_positions.requires_grad_(False)
@@ -247,21 +247,35 @@ class WhisperBrain(RecipeBrain):
         wavs, wav_lens = batch.wav
         if stage == sb.Stage.TRAIN:
             wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
-            return self.modules["model"](wavs, absolute_lengths(wavs, wav_lens), batch.tokens[0][:, :-1])
+            lengths = absolute_lengths(wavs, wav_lens)
+            self.heard = wavs, lengths
+            return self.modules["model"](wavs, lengths, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
         # noted, because the texts are searched from it, too
-        self.encoded = self.model.encode(wavs, absolute_lengths(wavs, wav_lens))
-        return self.model.predict(self.encoded, batch.tokens[0][:, :-1])
+        self.encoded = self.model.encode(wavs, absolute_lengths(wavs, wav_lens), languages=self.languages(batch))
+        return self.model.predict(self.encoded, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
+
+    @staticmethod
+    def token_lengths(batch: Any) -> torch.Tensor:
+        """Return how many tokens are real, with prompt and end, [batch]."""
+        tokens, token_lens = batch.tokens
+        return (token_lens * tokens.shape[1]).round().long()
+
+    def languages(self, batch: Any) -> list[str]:
+        """Return the code of each utterance's language, [batch]."""
+        return [language or self.model.default_language for language in batch.language]
+
+    def predicted(self, batch: Any) -> torch.Tensor:
+        """Return which of the logits belong to real tokens behind the prompt, [batch, tokens - 1]."""
+        place = torch.arange(batch.tokens[0].shape[1], device=batch.tokens[0].device)
+        return ((place < self.token_lengths(batch)[:, None]) & (place >= self.model.prompt_length))[:, 1:]
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return the mean cross-entropy of the tokens behind the prompt, and count errors outside training."""
-        tokens, token_lens = batch.tokens
-        lengths = (token_lens * tokens.shape[1]).round().long()
-        place = torch.arange(tokens.shape[1], device=tokens.device)
-        real = (place < lengths[:, None]) & (place >= self.model.prompt_length)
-        targets = tokens.masked_fill(~real, -100)[:, 1:]
+        targets = batch.tokens[0][:, 1:].masked_fill(~self.predicted(batch), -100)
         if stage != sb.Stage.TRAIN:
-            languages = [language or self.model.default_language for language in batch.language]
-            found = self.model.decode(self.encoded, languages, DecodingOptions())
+            languages = self.languages(batch)
+            options = DecodingOptions(max_tokens_per_s=self.hparams.max_tokens_per_s)
+            found = self.model.decode(self.encoded, languages, options)
             normalise = get_normaliser(self.hparams.test_normaliser)
             pairs = [(a, b.text, language) for a, b, language in zip(batch.text, found, languages, strict=True)]
             self.count(*([normalise(pair[side], pair[2]) or " " for pair in pairs] for side in (0, 1)))

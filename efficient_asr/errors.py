@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rapidfuzz.distance import OSA
+
 
 class UserError(Exception):
     """A mistake in the input; `str(error)` is all a person needs to mend it."""
@@ -21,8 +23,8 @@ class UserError(Exception):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    return f" Did you mean '{min(close, key=lambda other: OSA.distance(name, other))}'?" if close else ""
 
 
 def listing(lines: list[str], most: int = 20) -> str:

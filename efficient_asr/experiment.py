@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import ruamel.yaml
 import speechbrain as sb
 import torch
@@ -175,10 +176,16 @@ def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_fol
             skipped_file=output_folder / f"skipped_{name}.jsonl",
             check_audio=hparams["check_audio"],
             memo=output_folder / f"checked_{name}.json",
-            language=hparams.get("language"),
+            language=one_language(hparams.get("language")),
+            task=hparams.get("task") or "transcribe",
         )
 
     return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
+
+
+def one_language(language: str | None) -> str | None:
+    """Return a setting `language` as that of utterances which do not name theirs: None where it is theirs to name."""
+    return None if language == "manifest" else language
 
 
 def read_language_model(hparams: dict[str, Any], vocabulary: list[str]) -> LanguageModel:
@@ -252,7 +259,7 @@ def train_and_save(
     orders = {
         "train_split": BatchOrder(
             rows["train_split"].durations, hparams["sorting"], hparams["batch_size"], hparams["max_batch_length_s"],
-            hparams["seed"], **shares,
+            hparams["seed"], **shares, groups=language_groups(rows["train_split"]) if hparams["monolingual_batches"] else None,
         ),
         "valid_split": BatchOrder(
             rows["valid_split"].durations, "ascending", hparams["test_batch_size"], repeat=False, **shares
@@ -271,6 +278,11 @@ def train_and_save(
         }
         brain_class.save(model, hparams, output_folder / "model", about)
     distributed.ddp_barrier()
+
+
+def language_groups(rows: Rows) -> np.ndarray:
+    """Return a number for the language of each utterance, [count]."""
+    return np.unique([str(row.get("language")) for row in rows], return_inverse=True)[1]
 
 
 def _digest(rows: Rows) -> str:

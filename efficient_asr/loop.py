@@ -108,6 +108,19 @@ class Loop(sb.Brain):
             print(
                 f"going on from {newest.path}: {self.hparams.epoch_counter.current} epochs and {self.step} batches are done"
             )
+        for name, scheduler in self.schedulers.items():
+            if hasattr(scheduler, "start"):  # its rates depend on how many steps there will be
+                scheduler.start(self.optimizers_dict[name], self.total_steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the optimisers in the whole training."""
+        return max(1, self.hparams.epoch_counter.limit * (self.train_batches // self.grad_accumulation_factor))
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps."""
+        return self.optimizer_step / self.total_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training, and how long the logs were."""

@@ -31,14 +31,16 @@ LIMITS: dict[str, int | float] = {
     "ckpt_interval_minutes": 0.0, "calibration_utterances": 1, "exit_patience": 1, "first_step_epochs": 0, "lr": 0.0,
     "weight_decay": 0.0, "num_beams": 1, "label_smoothing": 0.0, "calibrate_large_share": 0.0, "calibrate_macs_g": 0.0,
     "calibrate_wer_percent": 0.0, "cyclic_lr_steps": 1, "calibrate_mean_layer": 1.0, "calibrate_wer_loss_percent": -100.0,
-    "test_layerdrop_seed": 0,
+    "test_layerdrop_seed": 0, "gate_budget": 0.0, "gate_dim": 1, "expert_rank": 1, "skip_gate_prob": 0.0, "teacher_entries": 1,
+    "lora_rank": 1, "lora_alpha": 0.0, "lora_dropout": 0.0, "warmup_ratio": 0.0, "temperature": 1e-3, "kd_warm_up": 0.0,
+    "lr_gates": 0.0,
 }  # fmt: skip
 
-OPEN_KEYS = ("kept_layers",)  # a number, a word or a list
+OPEN_KEYS = ("kept_layers", "expert_layers")  # a number, a word or a list
 
 # Keys that a training does not depend on: they may change between its start and its end.
 FREE_KEYS = frozenset(
-    "max_tokens_per_s experiment output_folder results_folder test_only train_only go_on skip_bad check_audio corpus_name "
+    "experiment output_folder results_folder test_only train_only go_on skip_bad check_audio corpus_name "
     "prepared_folder test_splits test_normaliser num_workers threads test_batch_size measure_macs measure_runtime "
     "runtime_repeats time_lm lm_path lm_alpha lm_beta lm_beam_size lm_case number_of_epochs ckpt_interval_minutes "
     "nonfinite_patience tensorboard data_folder epoch_counter recipe variant test_layerdrop test_layerdrop_seed "
@@ -285,7 +287,10 @@ def parse_columns(text: str) -> Any:
 def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of Whisper's decoding and of long audio, for models and cascades."""
     group = parser.add_argument_group("Whisper and cascades")
-    group.add_argument("--language", help="language of the audio (ISO 639-1); detected where not given")
+    group.add_argument(
+        "--language",
+        help="language of the audio (ISO 639-1), or 'manifest': what each line says; detected where not given",
+    )
     group.add_argument(
         "--long_audio", choices=("overlap", "pauses", "sequential"), default="overlap", help="how long audio is cut"
     )

@@ -30,6 +30,10 @@ def main() -> None:
     parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
     add_whisper_options(parser)
     args = parser.parse_args()
+    if args.language == "manifest":
+        raise UserError(
+            "--language manifest: these are audio files, without a manifest; name the language or leave it out"
+        )
     transcriber = load_transcriber(args.model, lm_path=args.lm, **whisper_options(args))
     transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     failed = 0

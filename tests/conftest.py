@@ -65,6 +65,29 @@ def write_tiny_yaml(path: Path, corpus: Path, out: Path) -> Path:
     return path
 
 
+def multilingual_whisper(seed: int, texts: list[str] | None = None, layers: int = 2, **options):
+    """Make a tiny random Whisper of four languages; two of equal texts have the same vocabulary."""
+    from efficient_asr.models.new_whisper import new_whisper
+
+    torch.manual_seed(seed)
+    wanted = {
+        "d_model": 16,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "heads": 2,
+        "window_s": 2.0,
+        "max_tokens": 24,
+    }
+    model = new_whisper(texts or TEXTS, languages=["en", "de", "fr", "nl"], **wanted | options)
+    for name, parameter in model.network.named_parameters():
+        if "layer_norm" not in name and "embed_positions" not in name:
+            torch.nn.init.normal_(
+                parameter, std=0.2
+            )  # random weights as small as transformers' say the same of everything
+    model.network.tie_weights()
+    return model.eval()
+
+
 def environment_folder(name: str) -> Path:
     """Return the folder an environment variable names, or skip the test and say why."""
     if not os.environ.get(name):

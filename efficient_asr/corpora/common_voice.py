@@ -4,21 +4,30 @@ Texts are cleaned by the rules of SpeechBrain's recipe (common_voice_prepare.py)
 in the languages below only letters, digits and apostrophes stay, in upper case; without accents if asked for; and sentences
 of fewer than three words (characters, where words are not written apart) are left out. `cleaning: none` keeps texts as they
 are.
+
+Subsets as in arXiv 2311.01070: with `max_train` and `max_valid` the utterances with the most up votes, and of those the
+fewest down votes, are taken (3000, 10000 or 28000 for training, 500 or 1000 for validation). Which ones they are is written
+to `ids.json`, in the layout of the published files, `{language: {"train": [...], "validation": [...]}}` with rows of the tsv
+files counted from 0; `ids_file` reads such a file. With `languages`, `data_folder` holds a folder for each.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, write_manifest
 from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.files import write_whole
 
 SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
@@ -29,6 +38,7 @@ _KEPT = {  # what stays in a text; other languages keep everything but punctuati
 }  # fmt: skip
 _UNSPACED = ("ja", "zh-CN", "zh-TW", "zh-HK", "yue", "th", "lo", "km", "my")
 CLEANINGS = ("speechbrain", "none")
+_ID_SPLITS = {"train": "train", "dev": "validation"}  # names in files of ids
 
 
 def clean(text: str, language: str, accented_letters: bool = True) -> str:
@@ -89,8 +99,12 @@ def prepare(
     cleaning: str = "speechbrain",
     accented_letters: bool = True,
     splits: list[str] | None = None,
+    languages: list[str] | None = None,
+    max_train: int | None = None,
+    max_valid: int | None = None,
+    ids_file: str | None = None,
 ) -> dict[str, Path]:
-    """Write one manifest a split.
+    """Write one manifest a split; with several languages, one for all of them and one for each (`test_ca`).
 
     Arguments
     ---------
@@ -106,6 +120,12 @@ def prepare(
         Whether letters keep their accents.
     splits : list of str, optional
         tsv files to read, without their ending; None for train, dev and test, as far as they are there.
+    languages : list of str, optional
+        Folders of `data_folder` to read, instead of one language.
+    max_train, max_valid : int, optional
+        Most utterances of train and dev, by votes; None for all.
+    ids_file : str, optional
+        Takes the utterances that this file names.
 
     Raises
     ------
@@ -113,6 +133,14 @@ def prepare(
         Where folder or files are missing, or an option is none of these. Missing and damaged clips are reported when the
         manifest is read, or skipped there.
     """
+    if languages:
+        if not data_folder or language:
+            raise UserError("corpus_options: languages are folders of data_folder, and go without language")
+        wanted = [languages] if isinstance(languages, str) else list(languages)
+        options = {"cleaning": cleaning, "accented_letters": accented_letters, "splits": splits}
+        limits = {"max_train": max_train, "max_valid": max_valid, "ids_file": ids_file}
+        parts = {a: prepare(str(Path(data_folder) / a), Path(out_folder) / a, a, **options, **limits) for a in wanted}
+        return _join(parts, Path(out_folder))
     root = Path(data_folder or "")
     if not data_folder or not (root / "clips").is_dir():
         raise UserError(
@@ -127,19 +155,81 @@ def prepare(
     missing = [split for split in wanted if not (root / f"{split}.tsv").is_file()]
     if missing or not wanted:
         raise UserError(f"data_folder: {root} holds no {(missing or SPLITS)[0]}.tsv")
-    manifests = {}
+    manifests, ids = {}, _read_ids(ids_file, language)
     for split in wanted:
         options = {"language": language, "cleaning": cleaning, "accented_letters": accented_letters}
-        manifests[split] = _read_split(root, Path(out_folder), split, options)
+        most = {"train": max_train, "dev": max_valid}.get(split)
+        chosen = ids.get(_ID_SPLITS.get(split)) if ids else None
+        manifests[split] = _read_split(root, Path(out_folder), split, options, most, chosen)
     return manifests
 
 
-def _read_split(root: Path, out_folder: Path, split: str, options: dict[str, object]) -> Path:
-    """Write the manifest of a split, unless it is there."""
+def _read_ids(ids_file: str | None, language: str) -> dict[str, list[int]]:
+    """Return the rows to take, by split.
+
+    Raises
+    ------
+    UserError
+        Where the file is missing or of another kind, or does not name the language.
+    """
+    if not ids_file:
+        return {}
+    try:
+        ids = json.loads(Path(os.path.expandvars(ids_file)).read_text(encoding="utf-8"))[language]
+        if all(isinstance(i, int) and i >= 0 for name in ids for i in ids[name]):
+            return ids
+        raise ValueError("a row is not a whole number")
+    except OSError:
+        raise UserError(f"corpus_options: there is no ids_file at {ids_file}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"corpus_options: {ids_file} names no rows of '{language}' ({error!r})") from None
+
+
+def _join(parts: dict[str, dict[str, Path]], out_folder: Path) -> dict[str, Path]:
+    """Write one manifest a split for several languages, besides those of each; and one file of ids."""
+    manifests = {f"{split}_{language}": path for language, found in parts.items() for split, path in found.items()}
+    for split in dict.fromkeys(split for found in parts.values() for split in found):
+        paths = [found[split] for found in parts.values() if split in found]
+        write_whole(out_folder / f"{split}.jsonl", "".join(path.read_text(encoding="utf-8") for path in paths))
+        manifests[split] = out_folder / f"{split}.jsonl"
+    ids: dict[str, Any] = {}
+    for language in parts:
+        path = out_folder / language / "ids.json"
+        ids |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if ids:
+        write_whole(out_folder / "ids.json", json.dumps(ids) + "\n")
+    return manifests
+
+
+def most_voted(fields: list[dict[str, str]], most: int) -> list[int]:
+    """Return the rows with the most up votes and, of equals, the fewest down votes; the first of those that are still equal."""
+
+    def votes(i: int, key: str) -> int:
+        value = fields[i].get(key) or ""
+        return int(value) if value.isdigit() else 0
+
+    ranked = sorted(range(len(fields)), key=lambda i: (-votes(i, "up_votes"), votes(i, "down_votes")))
+    return ranked[:most] if len(fields) > most else list(range(len(fields)))
+
+
+def _note_ids(path: Path, language: str, split: str, chosen: list[int]) -> None:
+    """Add the rows of a split to a file of ids."""
+    ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ids.setdefault(language, {})[split] = chosen
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(ids) + "\n")
+
+
+def _read_split(
+    root: Path, out_folder: Path, split: str, options: dict[str, object], most: int | None, ids: list[int] | None
+) -> Path:
+    """Write the manifest of a split, or of the `most` voted or named (`ids`) rows of it, unless it is there."""
     source, manifest = root / f"{split}.tsv", out_folder / f"{split}.jsonl"
     about, made_of = (
         out_folder / f"{split}.source.json",
-        {"tsv": str(source.resolve()), "size": source.stat().st_size, **options},
+        {"tsv": str(source.resolve()), "size": source.stat().st_size, **options}
+        | ({"most": most} if most else {})
+        | ({"ids": hashlib.sha256(str(ids).encode()).hexdigest()} if ids is not None else {}),
     )
     if manifest.is_file() and about.is_file() and json.loads(about.read_text(encoding="utf-8")) == made_of:
         if BROKEN not in manifest.read_text(encoding="utf-8"):  # what was broken may have been mended
@@ -151,6 +241,14 @@ def _read_split(root: Path, out_folder: Path, split: str, options: dict[str, obj
         lines = list(enumerate(reader, start=2))
     if not lines:
         raise UserError(f"{source} holds no utterance")
+    if ids is not None or most is not None:
+        chosen = ids if ids is not None else most_voted([fields for _, fields in lines], most)
+        if chosen and max(chosen) >= len(lines):
+            raise UserError(
+                f"corpus_options: ids_file names row {max(chosen)}, but {source} has {len(lines)}; is it of another release?"
+            )
+        lines = [lines[i] for i in sorted(chosen)]
+        _note_ids(out_folder / "ids.json", str(options["language"]), _ID_SPLITS.get(split, split), chosen)
     read = functools.partial(_read_line, root / "clips", origin=str(source), **options)
     found = tqdm(in_parallel(read, lines, len(lines) > 500), total=len(lines), desc=split, unit="clip", leave=False)
     rows = [row for row in found if row is not None]

@@ -1,8 +1,8 @@
 """jsonl: anyone's JSON lines, as they are.
 
 `data_folder` is a folder of manifests: each `<split>.jsonl` is a split, or the rows name theirs in a field `split`. Or list
-the files of every split yourself, from the same folder or by their full path, with `#name` for the rows of one split only
-and `/3` behind it for every third of them:
+the files of every split yourself, from the same folder or by their full path, with `#name` for the rows of one split only (or
+`#language=fr`, or any other field; several with `&`) and `/3` behind it for every third of them:
 
     corpus_options:
         manifests: {train: [a.jsonl#train, more/b.jsonl], dev: [a.jsonl#dev], test: [c.jsonl]}
@@ -25,7 +25,7 @@ from efficient_asr.errors import UserError
 
 
 def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[Row]:
-    """Read `file.jsonl`, `file.jsonl#split` or `file.jsonl#split/3` with mapped columns and absolute audio paths.
+    """Read `file.jsonl`, `file.jsonl#split`, `file.jsonl#field=value&field=value/3` with mapped columns and absolute audio paths.
 
     Broken lines become rows that say so, for the manifest reader to report or skip.
     """
@@ -33,6 +33,8 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
     split, _, every = split.partition("/")
     if every and (not every.isdigit() or int(every) < 1):
         raise UserError(f"'{source}': behind # stand a split and, after a slash, a whole number of at least 1")
+    wishes = [wish if "=" in wish else f"split={wish}" for wish in split.split("&") if wish]
+    fields = [wish.split("=", 1) for wish in wishes]
     path, found = folder / name, 0
     if not path.is_file():
         raise UserError(f"no manifest at {path}")
@@ -41,7 +43,7 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
             row = parse_line(line, str(path.absolute().parent), columns, need_text=False)
         except ValueError as error:
             row = {BROKEN: str(error)}
-        if split and BROKEN not in row and row.get("split") != split:
+        if BROKEN not in row and any(str(row.get(field)) != value for field, value in fields):
             continue
         found += 1
         if every and found % int(every) != 1 % int(every):
@@ -52,7 +54,7 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
         )
         yield row | {ORIGIN: f"{path}:{number}{hint}"}
     if not found:
-        raise UserError(f"{path} has no rows" + (f" of split '{split}'" if split else ""))
+        raise UserError(f"{path} has no rows" + (f" with {' and '.join(wishes)}" if wishes else ""))
 
 
 class _Writers:

@@ -102,6 +102,9 @@ class BatchOrder(Sampler[list[int]]):
     repeat : bool
         Whether batches come twice to make the numbers even (training needs it, validation must not).
 
+    groups : numpy.ndarray, optional
+        A number for each utterance, [count]: only those of equal number share a batch.
+
     Raises
     ------
     UserError
@@ -118,11 +121,13 @@ class BatchOrder(Sampler[list[int]]):
         rank: int = 0,
         processes: int = 1,
         repeat: bool = True,
+        groups: np.ndarray | None = None,
     ) -> None:
         if sorting not in SORTINGS:
             raise UserError(f"sorting: '{sorting}' is not {', '.join(SORTINGS[:-1])} or {SORTINGS[-1]}")
         self.durations, self.sorting, self.batch_size, self.seed = durations, sorting, batch_size, seed
         self.max_batch_length_s, self.rank, self.processes, self.repeat = max_batch_length_s, rank, processes, repeat
+        self.groups = groups
         self.skip = 0
         self.set_epoch(0)
 
@@ -136,7 +141,10 @@ class BatchOrder(Sampler[list[int]]):
             if self.sorting == "random":
                 lengths = lengths * rng.uniform(1 - JITTER, 1 + JITTER, len(lengths))
             order = np.argsort(lengths, kind="stable")
-        batches = self._cut(order)
+        parts = (
+            [order] if self.groups is None else [order[self.groups[order] == group] for group in np.unique(self.groups)]
+        )
+        batches = [batch for part in parts for batch in self._cut(part)]
         groups = [batches[i : i + self.processes] for i in range(0, len(batches), self.processes)]
         if self.repeat and len(groups[-1]) < self.processes:
             groups[-1] = [*groups[-1], *(batches * self.processes)[: self.processes - len(groups[-1])]]

@@ -8,6 +8,7 @@ own, on one process, where nothing is counted. Nothing of either grows with the 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.evaluation.records import PartFiles, Records
 from efficient_asr.evaluation.result import Result, provenance
 from efficient_asr.evaluation.runtime import measure_runtime
-from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_count
+from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_count, transcribe_rows
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
 from efficient_asr.text import get_normaliser
@@ -50,6 +51,8 @@ class Benchmark:
         Applied to references and hypotheses alike.
     language : str
         Of utterances that do not name theirs.
+    task : str
+        `transcribe`, or `translate`: references are then the rows' `translation`, in English, and BLEU is computed too.
     """
 
     corpus: str
@@ -57,10 +60,20 @@ class Benchmark:
     rows: Rows
     normaliser: str = "plain"
     language: str = "en"
+    task: str = "transcribe"
 
     def __post_init__(self) -> None:
         if not isinstance(self.rows, Rows):
             self.rows = Rows.of(self.rows)
+        if self.task == "translate":
+            if importlib.util.find_spec("sacrebleu") is None:
+                raise UserError("task: BLEU of translations needs sacrebleu: pip install 'efficient_asr[translation]'")
+            for row in self.rows:
+                if not row.get("translation"):
+                    raise UserError(
+                        f"task: '{row['id']}' of {self.corpus}/{self.split} has no `translation` to compare with; the corpus "
+                        "fleurs adds them (translations: True)"
+                    )
 
     @classmethod
     def from_manifest(
@@ -75,6 +88,7 @@ class Benchmark:
         check_audio: str = "header",
         memo: Path | None = None,
         language: str | None = None,
+        task: str = "transcribe",
     ) -> Benchmark:
         """Read a manifest, see `read_manifest`; names default to those of its folder and file."""
         get_normaliser(normaliser)
@@ -82,16 +96,21 @@ class Benchmark:
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, memo=memo)
         if len(rows) > MANY:
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, language or "en")
+        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, language or "en", task)
 
     def normalise(self, text: str, row: Row) -> str:
-        """Normalise a text in the language of its utterance."""
-        return get_normaliser(self.normaliser)(text, row.get("language") or self.language)
+        """Normalise a text in the language of its utterance, or in English where that is what is asked for."""
+        language = "en" if self.task == "translate" else row.get("language") or self.language
+        return get_normaliser(self.normaliser)(text, language)
+
+    def reference(self, row: Row) -> str:
+        """Return what should come out, as it is written."""
+        return row["translation"] if self.task == "translate" else row["text"]
 
     @property
     def references(self) -> list[str]:
         """Normalised references, in order."""
-        return [self.normalise(row["text"], row) for row in self.rows]
+        return [self.normalise(self.reference(row), row) for row in self.rows]
 
     @property
     def hash(self) -> str:
@@ -168,6 +187,8 @@ def evaluate(
     macs = sum(record["macs_g"] for record in records) if measure_macs else None
     macs_thop = sum(record["macs_thop_g"] for record in records) if measure_macs and thop_available() else None
     notes = {} if thop_available() else {"note": "thop cannot be imported here"}
+    summary = getattr(transcriber, "summary", lambda records: {})(records)
+    summary |= by_language(benchmark, errors, character_errors) | bleu(benchmark, records)
     return Result(
         experiment=experiment,
         recipe=recipe,
@@ -191,7 +212,7 @@ def evaluate(
         macs_g_per_audio_s=macs / audio_s if measure_macs else None,
         macs_thop_g=macs_thop / len(records) if macs_thop is not None else None,
         runtimes=runtimes,
-        details=(details or {}) | _route_shares(transcriber, records) | notes,
+        details=(details or {}) | _route_shares(transcriber, records) | summary | notes,
         hparams=hparams or {},
         provenance=provenance(seed),
         synthetic=all(row.get("synthetic", False) for row in benchmark.rows),
@@ -211,6 +232,40 @@ def _route_shares(transcriber: Transcriber, records: Iterable[dict[str, Any]]) -
         routes += [record["route"]] if "route" in record else [piece["route"] for piece in record.get("segments", ())]
     shares = {name: routes.count(name) / max(1, len(routes)) for name in names}
     return {"route_shares": shares, "large_model_rate": shares[names[-1]]}
+
+
+def bleu(benchmark: Benchmark, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return sacrebleu's BLEU of translations as they are written, and its signature; nothing of transcripts."""
+    if benchmark.task != "translate":
+        return {}
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU()
+    found = metric.corpus_score(
+        [record["translation"] for record in records], [[benchmark.reference(row) for row in benchmark.rows]]
+    )
+    return {"bleu": found.score, "bleu_signature": str(metric.get_signature())}
+
+
+def by_language(benchmark: Benchmark, errors: list[Errors], character_errors: list[Errors]) -> dict[str, Any]:
+    """Return WER and CER of each language, and their means over languages, where the utterances name several."""
+    languages = [row.get("language") for row in benchmark.rows]
+    if len({*languages}) < 2:
+        return {}
+    found = {}
+    for language in sorted({*languages}, key=str):
+        of_it = [i for i, other in enumerate(languages) if other == language]
+        found[language or "unnamed"] = {
+            "utterances": len(of_it),
+            "wer_percent": error_rate_percent([errors[i] for i in of_it]),
+            "cer_percent": error_rate_percent([character_errors[i] for i in of_it]),
+        }
+    means = {
+        f"macro_{key}": sum(entry[key] for entry in found.values()) / len(found)
+        for key in ("wer_percent", "cer_percent")
+        if None not in [entry[key] for entry in found.values()]
+    }
+    return {"languages": found, **means}
 
 
 def _devices() -> list[str]:
@@ -286,12 +341,14 @@ def _score_one(
         macs_thop_g = counted.macs_thop / 1e9 if thop_available() else None
     else:
         transcript = _transcribe_one(transcriber, row, wavs, wav_lens)
-    reference, hypothesis = benchmark.normalise(row["text"], row), benchmark.normalise(transcript.text, row)
+    reference, hypothesis = (benchmark.normalise(text, row) for text in (benchmark.reference(row), transcript.text))
     record = {
         "id": row["id"], "duration": row["duration"], "reference": reference, "hypothesis": hypothesis,
         "errors": count_errors([reference], [hypothesis])[0].total, "macs_g": macs_g, "macs_thop_g": macs_thop_g,
         **transcript.details,
     }  # fmt: skip
+    if benchmark.task == "translate":
+        record["translation"] = transcript.text
     if lm_transcriber is not None:
         record["hypothesis_lm"] = benchmark.normalise(_transcribe_one(lm_transcriber, row, wavs, wav_lens).text, row)
     return record
@@ -300,7 +357,7 @@ def _score_one(
 def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> Transcript:
     """Transcribe one utterance; what the model refuses is said with its id."""
     try:
-        return transcriber.transcribe(wavs, wav_lens)[0]
+        return transcribe_rows(transcriber, [row], wavs, wav_lens)[0]
     except UserError as error:
         raise UserError(f"utterance '{row['id']}': {error}") from None
 

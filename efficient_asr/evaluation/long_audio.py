@@ -71,25 +71,32 @@ class LongAudio:
     def language(self, language: str | None) -> None:
         self.transcriber.language = language
 
-    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
-        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], of any length."""
+    def transcribe(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+    ) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], of any length.
+
+        `languages` [batch] are for transcribers that take them.
+        """
         lengths = absolute_lengths(wavs, wav_lens)
         short = (lengths <= self.window).nonzero().flatten().tolist()
         out: list[Transcript | None] = [None] * len(wavs)
         if short:
             longest = max(1, int(lengths[short].max()))
-            found = self.transcriber.transcribe(wavs[short, :longest], lengths[short] / longest)
+            known = {"languages": [languages[row] for row in short]} if languages else {}
+            found = self.transcriber.transcribe(wavs[short, :longest], lengths[short] / longest, **known)
             for row, transcript in zip(short, found, strict=True):
                 out[row] = transcript
         for row in range(len(wavs)):
             if out[row] is None:
-                out[row] = self._transcribe_long(wavs[row, : lengths[row]])
+                out[row] = self._transcribe_long(wavs[row, : lengths[row]], languages[row] if languages else None)
         return out
 
-    def _transcribe_long(self, wav: torch.Tensor) -> Transcript:
-        """Transcribe one recording [time]."""
+    def _transcribe_long(self, wav: torch.Tensor, language: str | None) -> Transcript:
+        """Transcribe one recording [time], in a language where it is known for this one."""
+        known = {"language": language} if language else {}
         if self.method == "sequential":
-            return self.transcriber.transcribe_sequentially(wav)
+            return self.transcriber.transcribe_sequentially(wav, **known)
         overlap = min(round(OVERLAP_S * SAMPLE_RATE), self.window // 3)
         if self.method == "overlap":
             spans = list(overlapping(len(wav), self.window, overlap))
@@ -98,7 +105,8 @@ class LongAudio:
         parts: list[Transcript] = []
         for i in range(0, len(spans), self.batch_size):
             pieces = [wav[start:end] for start, end in spans[i : i + self.batch_size]]
-            parts += self.transcriber.transcribe(*pad_wavs(pieces))
+            each = {"languages": [language] * len(pieces)} if language else {}
+            parts += self.transcriber.transcribe(*pad_wavs(pieces), **each)
         texts = [part.text for part in parts]
         if self.method == "overlap":
             text = join_overlapping(texts, [overlap / (end - start) for start, end in spans])

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr.data import Rows, iterate_batches
-from efficient_asr.evaluation.transcriber import Transcriber, move
+from efficient_asr.evaluation.transcriber import Transcriber, move, transcribe_rows
 
 WARM_UP_BATCHES = 2
 
@@ -92,8 +92,8 @@ def measure_runtime(
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    for _, wavs, wav_lens in iterate_batches(rows[-batch_size * WARM_UP_BATCHES :], batch_size):
-        transcriber.transcribe(wavs.to(device), wav_lens)
+    for chunk, wavs, wav_lens in iterate_batches(rows[-batch_size * WARM_UP_BATCHES :], batch_size):
+        transcribe_rows(transcriber, chunk, wavs.to(device), wav_lens)
     _reset_peak_memory(device)
     times = []
     label = f"timing {device}, batch {batch_size}{', LM' if lm else ''}"
@@ -103,7 +103,7 @@ def measure_runtime(
             for chunk, wavs, wav_lens in iterate_batches(rows, batch_size):
                 wavs, wav_lens = wavs.to(device), wav_lens.to(device)
                 start = clock()
-                transcriber.transcribe(wavs, wav_lens)
+                transcribe_rows(transcriber, chunk, wavs, wav_lens)
                 total += clock() - start
                 progress.update(len(chunk))
             times.append(total)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from efficient_asr.data import Row
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.models import read_config, resolve_source
@@ -19,12 +20,23 @@ from efficient_asr.models.ctc import CTCModel, greedy_texts
 class Transcriber(Protocol):
     """The contract between models and the evaluator.
 
-    Three more members are used where a transcriber has them: `to(device)` moves it, `parameters_count()` says how many
-    weights it has, and `batched = False` says that it computes one utterance after the other, so that only batch 1 is timed.
+    More members are used where a transcriber has them: `to(device)` moves it, `parameters_count()` says how many weights it
+    has, `batched = False` says that it computes one utterance after the other, so that only batch 1 is timed,
+    `takes_languages = True` that `transcribe` wants a third argument, `languages` [batch], and
+    `summary(records)` says what a technique did.
     """
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
         """Transcribe `wavs` [batch, time] at 16 kHz with relative lengths `wav_lens` [batch], on any device."""
+
+
+def transcribe_rows(
+    transcriber: Transcriber, rows: list[Row], wavs: torch.Tensor, wav_lens: torch.Tensor
+) -> list[Transcript]:
+    """Transcribe utterances, [batch, time] with relative lengths [batch]; some are told the languages of their rows."""
+    if getattr(transcriber, "takes_languages", False):
+        return transcriber.transcribe(wavs, wav_lens, languages=[row.get("language") for row in rows])
+    return transcriber.transcribe(wavs, wav_lens)
 
 
 def move(transcriber: Transcriber, device: str) -> None:
@@ -180,7 +192,7 @@ def load_transcriber(
     lm_path : str, optional
         Language model for CTC models; `alpha`, `beta`, `beam_size`, `case` go with it.
     language : str, optional
-        Language of the audio, for multilingual Whispers; detected where not given.
+        Language of the audio, for multilingual Whispers; detected where not given, and taken from the rows with `manifest`.
     long_audio : str or None
         How audio longer than a Whisper's window is cut: `overlap`, `pauses` or `sequential`; None refuses it.
     **options
@@ -199,6 +211,8 @@ def load_transcriber(
             raise UserError("language model options go with CTC models; this is a cascade")
         from efficient_asr.evaluation.cascade import CascadeTranscriber
 
+        if language == "manifest":
+            raise UserError("language: a cascade takes one language, or detects it (null); not 'manifest'")
         decoding = config.get("decoding") or {}
 
         def load_model(path: str) -> Transcriber:

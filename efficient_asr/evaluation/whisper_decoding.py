@@ -5,6 +5,7 @@ Every utterance gets a window and a log-mel normalisation of its own, so that a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper import HOP
 from efficient_asr.models.whisper_asr import Whisper
 
+MANIFEST = "manifest"  # the language of an utterance is what its line says
+
 
 class WhisperTranscriber:
     """A Whisper with decoding options; transcribes in one step or in two.
@@ -24,7 +27,8 @@ class WhisperTranscriber:
     model : Whisper
         The model, put into evaluation mode.
     language : str, optional
-        Language of the audio as an ISO 639-1 code; None lets Whisper detect it, utterance by utterance.
+        Language of the audio as an ISO 639-1 code; None lets Whisper detect it, utterance by utterance; `manifest` wants to
+        be told (`languages` of `transcribe`), and detects where it is not.
     options : DecodingOptions, optional
         How to decode; greedily by default.
 
@@ -37,6 +41,8 @@ class WhisperTranscriber:
     batched = True
 
     def __init__(self, model: Whisper, language: str | None = None, options: DecodingOptions | None = None) -> None:
+        self.takes_languages = language == MANIFEST
+        language = None if self.takes_languages else language
         model.check_language(language)
         self.model, self.language, self.options = model.eval(), language, options or DecodingOptions()
         self.window_s = model.window_samples / SAMPLE_RATE
@@ -53,25 +59,38 @@ class WhisperTranscriber:
         options = DecodingOptions.of(options)
         return cls(Whisper.from_source(source), language, options)
 
-    def encode(self, wavs: torch.Tensor, wav_lens: torch.Tensor, hidden_states: bool = False) -> Encoded:
+    def encode(
+        self,
+        wavs: torch.Tensor,
+        wav_lens: torch.Tensor,
+        hidden_states: bool = False,
+        languages: list[str | None] | None = None,
+    ) -> Encoded:
         """First step: run the encoder on [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
+        languages = languages or [self.language] * len(wavs)
         with torch.no_grad():
-            return self.model.encode(zero_padding(wavs, lengths), lengths, hidden_states)
+            return self.model.encode(zero_padding(wavs, lengths), lengths, hidden_states, languages)
 
-    def decode(self, encoded: Encoded) -> list[Transcript]:
+    def decode(self, encoded: Encoded, languages: list[str | None] | None = None) -> list[Transcript]:
         """Second step: search the texts."""
         with torch.no_grad():
-            hypotheses = self.model.decode(encoded, [self.language] * len(encoded.states), self.options)
+            languages = languages or [self.language] * len(encoded.states)
+            hypotheses = self.model.decode(encoded, languages, self.options)
         return [Transcript(hypothesis.text, self._details(hypothesis)) for hypothesis in hypotheses]
 
-    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
-        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
-        return self.decode(self.encode(wavs, wav_lens))
+    def transcribe(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+    ) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most a window each.
+
+        `languages` [batch], where given, stand for the transcriber's own.
+        """
+        return self.decode(self.encode(wavs, wav_lens, languages=languages), languages)
 
     def cost_key(self, transcript: Transcript) -> tuple | None:
         """Return what alone tells MACs apart, where it is known: with greedy decoding of a window, the number of tokens."""
-        greedy = self.options.num_beams == 1 and len(self.options.temperatures) == 1
+        greedy = self.options.num_beams == 1 and len(self.options.temperatures) == 1 and self.model.fixed_cost
         tokens = transcript.details.get("tokens")  # of one window
         return (tokens, self.language is None) if greedy and tokens is not None else None
 
@@ -88,13 +107,17 @@ class WhisperTranscriber:
             details["temperature"] = hypothesis.temperature
         if self.options.timestamps:
             details["segments"] = hypothesis.segments
-        return details
+        return details | hypothesis.details
 
-    def transcribe_sequentially(self, wav: torch.Tensor) -> Transcript:
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the technique did over a whole benchmark."""
+        return getattr(self.model, "summary", lambda records: {})(records)
+
+    def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
         """Transcribe long audio [time] window by window, each starting where the last timestamp of the one before ended.
 
         This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) in transformers' implementation. Without a language
-        it is detected on the first window.
+        (the transcriber's own, where none is given) it is detected on the first window.
         """
         self.model.check_timestamps()
         network, options = self.model.network, self.options
@@ -103,7 +126,7 @@ class WhisperTranscriber:
         features = self.model.log_mel(samples[None], torch.tensor([len(samples)], device=samples.device))
         chosen: dict[str, Any] = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
         if self.model.languages:
-            chosen |= {"language": self.language, "task": options.task}
+            chosen |= {"language": language or self.language, "task": options.task}
         if options.max_new_tokens is not None:
             chosen["max_new_tokens"] = options.max_new_tokens
         devices = [self.model.device] if self.model.device.type == "cuda" else []

@@ -33,6 +33,31 @@ def describe(part: torch.nn.Module) -> dict[str, Any]:
     return {"type": f"{module}.{type(part).__name__}", "config": part.to_config()}
 
 
+def find_class(kind: Any, what: str) -> type[torch.nn.Module]:
+    """Return the class that `<module>.<Class>` names.
+
+    Raises
+    ------
+    UserError
+        Where it names anything but a module of this package.
+    """
+    match = _TYPE.fullmatch(str(kind))
+    if not match:
+        raise UserError(
+            f"{what}: '{kind}' is not a part of efficient_asr; the model folder is damaged or not to be trusted"
+        )
+    try:
+        found = getattr(importlib.import_module(f"efficient_asr.{match[1]}.{match[2]}"), match[3])
+    except (ModuleNotFoundError, AttributeError) as error:
+        missing = getattr(error, "name", None) or ""
+        if isinstance(error, ModuleNotFoundError) and not missing.startswith("efficient_asr"):
+            raise UserError(f"{what}: '{kind}' needs the package {missing}, which is not installed") from None
+        raise UserError(f"{what}: this version of efficient_asr has no '{kind}'") from None
+    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+        raise UserError(f"{what}: '{kind}' is not a part of efficient_asr")
+    return found
+
+
 def build(entry: Any, what: str) -> torch.nn.Module:
     """Build a part from its entry, with random weights.
 
@@ -44,17 +69,8 @@ def build(entry: Any, what: str) -> torch.nn.Module:
     kind = entry.get("type") if isinstance(entry, dict) else None
     if kind == "identity":
         return torch.nn.Identity()
-    match = _TYPE.fullmatch(str(kind))
-    if not match:
-        raise UserError(
-            f"{what}: '{kind}' is not a part of efficient_asr; the model folder is damaged or not to be trusted"
-        )
-    try:
-        module = importlib.import_module(f"efficient_asr.{match[1]}.{match[2]}")
-        part = getattr(module, match[3])
-    except (ModuleNotFoundError, AttributeError):
-        raise UserError(f"{what}: this version of efficient_asr has no '{kind}'") from None
-    if not (isinstance(part, type) and issubclass(part, torch.nn.Module) and hasattr(part, "from_config")):
+    part = find_class(kind, what)
+    if not hasattr(part, "from_config"):
         raise UserError(f"{what}: '{kind}' is not a part of efficient_asr")
     try:
         return part.from_config(entry.get("config", {}))

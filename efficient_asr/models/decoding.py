@@ -99,16 +99,28 @@ class Encoded:
     hidden_states : tuple of torch.Tensor or None
         On request: the input of the first layer and the output of every layer, the last one after the final layer norm
         (transformers' convention), each [batch, frames, dim].
+    languages : list of str or None
+        Code of each utterance's language, where the encoder had to know it.
+    notes : dict of torch.Tensor
+        What a technique noted of each utterance, [batch, ...].
     """
 
     states: torch.Tensor
     lengths: torch.Tensor
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    languages: list[str] | None = None
+    notes: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def select(self, rows: torch.Tensor) -> Encoded:
         """Return some utterances, indices [n]."""
         hidden = self.hidden_states
-        return Encoded(self.states[rows], self.lengths[rows], hidden and tuple(states[rows] for states in hidden))
+        return Encoded(
+            self.states[rows],
+            self.lengths[rows.to(self.lengths.device)],
+            hidden and tuple(states[rows] for states in hidden),
+            self.languages and [self.languages[i] for i in rows.tolist()],
+            {name: note[rows.to(note.device)] for name, note in self.notes.items()},
+        )
 
 
 @dataclass
@@ -133,6 +145,8 @@ class Hypothesis:
         At which it was found.
     segments : list of dict
         `start_s`, `end_s`, `text`, where timestamps were asked for.
+    details : dict
+        What a technique did.
     """
 
     text: str
@@ -143,6 +157,7 @@ class Hypothesis:
     no_speech_prob: float | None = None
     temperature: float = 0.0
     segments: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def compression_ratio(text: str) -> float:

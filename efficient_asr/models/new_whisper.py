@@ -23,8 +23,8 @@ SPECIAL = (
 )
 
 
-def new_tokenizer(texts: list[str], size: int) -> WhisperTokenizer:
-    """Train a byte-level BPE of `size` entries on texts, with Whisper's special tokens for English behind it."""
+def new_tokenizer(texts: list[str], size: int, special: tuple[str, ...] = SPECIAL) -> WhisperTokenizer:
+    """Train a byte-level BPE of `size` entries on texts, with Whisper's special tokens (for English) behind it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -34,7 +34,7 @@ def new_tokenizer(texts: list[str], size: int) -> WhisperTokenizer:
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = WhisperTokenizer(vocab=model["vocab"], merges=merges)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     return tokenizer
 
 
@@ -50,8 +50,9 @@ def new_whisper(
     max_tokens: int = 64,
     dropout: float = 0.0,
     encoder: str | None = None,
+    languages: tuple[str, ...] | list[str] = ("en",),
 ) -> Whisper:
-    """Make a Whisper for English with random weights.
+    """Make a Whisper with random weights.
 
     Arguments
     ---------
@@ -67,9 +68,14 @@ def new_whisper(
         Positions of the decoder.
     encoder : str, optional
         Model folder of this project whose encoder (of Whisper's architecture) to start from; of more layers, the first ones.
+    languages : list of str
+        Codes of its languages.
     """
-    tokenizer = new_tokenizer(texts, vocabulary)
-    special = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    names = tuple(f"<|{language}|>" for language in languages)
+    place = SPECIAL.index("<|en|>")
+    all_special = (*SPECIAL[:place], *names, *SPECIAL[place + 1 :])
+    tokenizer = new_tokenizer(texts, vocabulary, all_special)
+    special = {name: tokenizer.convert_tokens_to_ids(name) for name in all_special}
     end = special[END]
     config = WhisperConfig(
         d_model=d_model, encoder_layers=encoder_layers, decoder_layers=decoder_layers, encoder_attention_heads=heads,
@@ -81,7 +87,7 @@ def new_whisper(
     network = WhisperForConditionalGeneration(config)
     network.generation_config = GenerationConfig(
         pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=special[START], is_multilingual=True,
-        lang_to_id={"<|en|>": special["<|en|>"]}, no_timestamps_token_id=special[NO_TIMESTAMPS], max_length=max_tokens,
+        lang_to_id={name: special[name] for name in names}, no_timestamps_token_id=special[NO_TIMESTAMPS], max_length=max_tokens,
         task_to_id={task: special[f"<|{task}|>"] for task in ("translate", "transcribe")},
     )  # fmt: skip
     if encoder:

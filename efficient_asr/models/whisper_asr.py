@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.models.components import find_class
 from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis, compression_ratio
 from efficient_asr.models.whisper import HOP, LogMel
 
@@ -45,12 +46,21 @@ class Whisper(nn.Module):
     """
 
     technique, label = "none", "baseline"
+    network_class = WhisperForConditionalGeneration
+    fixed_cost = True  # greedy decoding of as many tokens costs the same whatever they are
 
     def __init__(self, network: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer) -> None:
         super().__init__()
         self.network, self.tokenizer = network, tokenizer
         self.log_mel = LogMel(network.config.num_mel_bins)
         self.history: dict[str, Any] = {}
+        about = getattr(network.config, "about", None) or {}  # of a model folder that a recipe left behind
+        if about.get("technique"):
+            self.technique, self.label, self.history = (
+                about["technique"],
+                about["variant"],
+                {"trained": about["details"]},
+            )
         self.default_language = "en"  # of training rows that do not name theirs
         generation = network.generation_config
         self.start, self.end = network.config.decoder_start_token_id, network.config.eos_token_id
@@ -61,7 +71,7 @@ class Whisper(nn.Module):
 
     @classmethod
     def from_source(cls, source: str) -> Whisper:
-        """Load a Hugging Face directory or hub id in float32.
+        """Load a Hugging Face directory or hub id in float32; of a model folder with a technique in it, the class of that.
 
         Raises
         ------
@@ -69,12 +79,16 @@ class Whisper(nn.Module):
             Where it cannot be loaded.
         """
         try:
-            kind = AutoConfig.from_pretrained(source).model_type
-            if kind != "whisper":
-                raise UserError(f"'{source}' is of type '{kind}', not a Whisper")
-            network, found = WhisperForConditionalGeneration.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True
-            )
+            config = AutoConfig.from_pretrained(source)
+            if config.model_type != "whisper":
+                raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper")
+            adapter = getattr(config, "adapter", None)
+            kind = find_class(adapter, source) if adapter else cls
+            if not issubclass(kind, Whisper):
+                raise UserError(
+                    f"{source}: '{adapter}' is not a Whisper; the model folder is damaged or not to be trusted"
+                )
+            network, found = kind.network_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
             tokenizer = WhisperTokenizer.from_pretrained(source)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
@@ -95,7 +109,11 @@ class Whisper(nn.Module):
             raise UserError(
                 f"'{source}' has no tokenizer of a Whisper: {len(tokenizer)} entries; copy its tokenizer files too"
             )
-        return cls(network, tokenizer).eval()
+        return kind(network, tokenizer).complete(source).eval()
+
+    def complete(self, source: str) -> Whisper:
+        """Load what a technique keeps beside the network in a model folder; returns itself."""
+        return self
 
     @property
     def labels(self) -> Whisper:
@@ -114,12 +132,23 @@ class Whisper(nn.Module):
         prompt = self._prompt(language, DecodingOptions())
         return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
 
-    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        tokens: torch.Tensor,
+        token_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens]."""
-        return self.predict(self.encode(wavs, lengths), tokens)
+        return self.predict(self.encode(wavs, lengths), tokens, token_lengths)
 
-    def predict(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits [batch, tokens, vocabulary] of the tokens that follow each of `tokens` [batch, tokens]."""
+    def predict(
+        self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return logits [batch, tokens, vocabulary] of the tokens that follow each of `tokens` [batch, tokens].
+
+        `token_lengths` [batch] say how many are real, for techniques that ask.
+        """
         out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
         return out.logits.float()
 
@@ -127,8 +156,7 @@ class Whisper(nn.Module):
         """Write a directory in Hugging Face's layout, whole or not at all; `about` stands in its config.json."""
         partial = Path(folder).with_name(f".{Path(folder).name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        network = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
-        network.save_pretrained(partial)
+        self.write_network(partial, dtype)
         self.tokenizer.save_pretrained(partial)
         seconds = self.window_samples // SAMPLE_RATE
         WhisperFeatureExtractor(self.network.config.num_mel_bins, chunk_length=seconds).save_pretrained(partial)
@@ -136,6 +164,11 @@ class Whisper(nn.Module):
         (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+
+    def write_network(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the network's weights and configuration."""
+        network = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
+        network.save_pretrained(folder)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,7 +194,13 @@ class Whisper(nn.Module):
             hint = did_you_mean(language, self.languages)
             raise UserError(f"language: this Whisper does not know '{language}'.{hint}")
 
-    def encode(self, wavs: torch.Tensor, lengths: torch.Tensor, hidden_states: bool = False) -> Encoded:
+    def encode(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        hidden_states: bool = False,
+        languages: list[str | None] | None = None,
+    ) -> Encoded:
         """Compute log-mel features of whole windows, each utterance normalised by itself, and run the encoder.
 
         Arguments
@@ -172,6 +211,8 @@ class Whisper(nn.Module):
             Real samples, [batch].
         hidden_states : bool
             Whether to keep the states of all layers.
+        languages : list of str or None, optional
+            Code of each utterance's language, for techniques that ask; a plain Whisper's encoder does not.
 
         Raises
         ------
@@ -214,6 +255,7 @@ class Whisper(nn.Module):
         options : DecodingOptions
             How.
         """
+        languages = encoded.languages or languages
         silence: list[float | None] = [None] * len(languages)
         detect = bool(self.languages) and None in languages
         if detect or options.no_speech_threshold is not None:

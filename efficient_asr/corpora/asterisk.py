@@ -1,0 +1,183 @@
+"""Asterisk's telephone prompts: real speech with texts in English, Spanish, French, Italian and Russian, one package away.
+
+Debian and Ubuntu carry them as `asterisk-core-sounds-<language>-g722` (16 kHz) and, with the texts,
+`asterisk-core-sounds-<language>`; about 27 minutes a language by one professional voice each, CC BY-SA 3.0 (Russian: CC BY
+3.0). `data_folder` holds the packages (`.deb`), or what `dpkg -x` makes of them; with `download: True` they are fetched
+there by `apt-get download`, which needs no root.
+
+Splits are drawn by text, so that no text is in two of them: a sum over the letters of a text decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from efficient_asr.data import ORIGIN, SAMPLE_RATE, Row, in_parallel, write_manifest
+from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.text import normalise_plain
+
+VOICES = {
+    "en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo", "ru": "ru_RU_f_IvrvoiceRU",
+}  # fmt: skip
+SHARES = {"test": 0.15, "dev": 0.1}  # of the texts; the rest is for training
+PACKAGES = ("asterisk-core-sounds-{}-g722", "asterisk-core-sounds-{}")
+
+
+def split_of(text: str) -> str:
+    """Return the split of a text: the same for texts that differ in case, marks and white space only."""
+    place = int(hashlib.sha256(normalise_plain(text).encode()).hexdigest()[:8], 16) / 16**8
+    return "test" if place < SHARES["test"] else "dev" if place < sum(SHARES.values()) else "train"
+
+
+def _unpack(folder: Path, language: str, download: bool) -> Path:
+    """Return the folder that holds `usr/share` of a language's packages, which are fetched and unpacked where need be.
+
+    Raises
+    ------
+    UserError
+        Where they are not there and cannot be fetched.
+    """
+    texts = f"usr/share/doc/asterisk-core-sounds-{language}/core-sounds-{language}.txt.gz"
+    sounds = f"usr/share/asterisk/sounds/{VOICES[language]}"
+    for root in (folder, folder / "unpacked"):
+        if (root / texts).is_file() and (root / sounds).is_dir():
+            return root
+    names = [name.format(language) for name in PACKAGES]
+    if download and not all(list(folder.glob(f"{name}_*.deb")) for name in names):
+        if not shutil.which("apt-get"):
+            raise UserError(
+                "corpus_options: download needs apt-get, which this machine lacks; fetch the packages elsewhere"
+            )
+        print(f"fetching {' and '.join(names)}")
+        done = subprocess.run(["apt-get", "download", *names], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(
+                f"apt-get download {' '.join(names)} failed in {folder}: {done.stderr.strip().splitlines()[-1]}"
+            )
+    for name in names:
+        packages = sorted(folder.glob(f"{name}_*.deb"))
+        if not packages:
+            raise UserError(
+                f"data_folder: {folder} holds neither {name}_*.deb nor what is in it; run "
+                f"`apt-get download {' '.join(names)}` there, or give the corpus option download: True"
+            )
+        done = subprocess.run(
+            ["dpkg", "-x", packages[-1], folder / "unpacked"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UserError(f"{packages[-1]} cannot be unpacked ({done.stderr.strip()}); fetch it again")
+    return folder / "unpacked"
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Return the text of every prompt; those in brackets are sounds, not speech, and left out."""
+    texts = {}
+    for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines():
+        name, colon, text = line.partition(":")
+        text = " ".join(text.split())
+        if colon and not line.startswith(";") and text and not {"[", "<", "("} & set(text):
+            texts[name.strip()] = text
+    return texts
+
+
+def _convert(out_folder: Path, item: tuple[str, str, str, Path]) -> Row | None:
+    """Write one prompt as FLAC and return its row; None where it is too short to be speech."""
+    import av
+
+    language, name, text, source = item
+    target = out_folder / "audio" / language / f"{name.replace('/', '-')}.flac"
+    if not target.is_file():
+        try:
+            with av.open(str(source), format="g722") as container:
+                parts = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{source} cannot be decoded ({error}); fetch its package again") from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        soundfile.write(partial, np.concatenate(parts), SAMPLE_RATE, format="FLAC")
+        partial.replace(target)
+    duration = soundfile.info(target).frames / SAMPLE_RATE
+    if duration < 0.2:
+        return None
+    return {
+        "id": f"{language}-{target.stem}", "audio": str(target.absolute()), "duration": round(duration, 3), "text": text,
+        "language": language, "speaker": VOICES[language], "split": split_of(text), ORIGIN: f"{source}",
+    }  # fmt: skip
+
+
+def prepare(
+    data_folder: str | None,
+    out_folder: Path,
+    languages: list[str] | None = None,
+    min_words: int = 1,
+    download: bool = False,
+) -> dict[str, Path]:
+    """Write one manifest a split, and for each language one of its own (`test_fr`).
+
+    Arguments
+    ---------
+    data_folder : str
+        Packages, or what is in them.
+    out_folder : Path
+        Gets `<split>.jsonl`, `<split>_<language>.jsonl` and the audio as FLAC.
+    languages : list of str, optional
+        Some of en, es, fr, it, ru; None for all.
+    min_words : int
+        Prompts with fewer words are left out.
+    download : bool
+        Fetch packages that are not there.
+
+    Raises
+    ------
+    UserError
+        Where packages are missing or damaged, or PyAV is not installed.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        raise UserError("corpus asterisk: decoding g722 needs PyAV: pip install 'efficient_asr[asterisk]'") from None
+    chosen = list(VOICES) if languages is None else [languages] if isinstance(languages, str) else list(languages)
+    for language in chosen:
+        if language not in VOICES:
+            raise UserError(
+                f"corpus_options: no prompts in '{language}'; there are {', '.join(VOICES)}.{did_you_mean(language, VOICES)}"
+            )
+    if not data_folder or (not Path(data_folder).is_dir() and not download):
+        raise UserError(
+            f"data_folder: '{data_folder}' is no folder; name one for the packages (download: True fetches them)"
+        )
+    folder, out_folder, items = Path(data_folder), Path(out_folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for language in chosen:
+        root = _unpack(folder, language, download)
+        for name, text in read_texts(
+            root / f"usr/share/doc/asterisk-core-sounds-{language}/core-sounds-{language}.txt.gz"
+        ).items():
+            source = root / f"usr/share/asterisk/sounds/{VOICES[language]}/{name}.g722"
+            if source.is_file() and len(text.split()) >= min_words:
+                items.append((language, name, text, source))
+    convert = functools.partial(_convert, out_folder)
+    found = tqdm(
+        in_parallel(convert, items, len(items) > 500), total=len(items), desc="prompts", unit="prompt", leave=False
+    )
+    rows = [row for row in found if row is not None]
+    manifests = {}
+    for split in ("train", "dev", "test"):
+        of_split = [row for row in rows if row["split"] == split]
+        groups = {split: of_split} | {f"{split}_{a}": [row for row in of_split if row["language"] == a] for a in chosen}
+        for name, group in groups.items():
+            if group:
+                manifests[name] = write_manifest(out_folder / f"{name}.jsonl", iter(group))
+    about = {"languages": chosen, "min_words": min_words, "utterances": len(rows)}
+    (out_folder / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    return manifests

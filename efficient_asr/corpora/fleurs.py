@@ -1,0 +1,209 @@
+"""fleurs: the same sentences read in 102 languages (arXiv 2205.12446), for tests out of domain and for translation.
+
+`data_folder` holds a folder for each language in the official layout: `ca_es/train.tsv`, `dev.tsv`, `test.tsv`, without
+headings, and the audio in `ca_es/audio/<split>/` (`ca_es/<split>/` will do). What is not there is fetched with `download:
+True` from the hub, by the package datasets, into that same layout.
+
+A sentence has one number in all languages, so that with `translations: True` every utterance also gets its English text, from
+`en_us`, as `translation`: the reference of `task: translate`.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, write_manifest
+from efficient_asr.errors import UserError, did_you_mean
+
+SPLITS = ("train", "dev", "test")
+COLUMNS = ("id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender")
+# Where Whisper's code is not the first part of the folder's name.
+CODES = {"cmn_hans_cn": "zh", "fil_ph": "tl", "nb_no": "no", "jv_id": "jw", "ckb_iq": "ku"}
+HUB, HUB_SPLITS = "google/fleurs", {"train": "train", "dev": "validation", "test": "test"}
+
+
+def whisper_code(folder: str) -> str:
+    """Return Whisper's code for a language of FLEURS, such as `ca_es`."""
+    return CODES.get(folder, folder.partition("_")[0])
+
+
+def _lines(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield number and fields of the lines of a tsv file.
+
+    Raises
+    ------
+    UserError
+        Where one has other columns.
+    """
+    with open(source, encoding="utf-8", newline="") as file:
+        for number, cells in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+            if len(cells) != len(COLUMNS):
+                raise UserError(
+                    f"{source}, line {number}: {len(cells)} columns instead of {len(COLUMNS)} ({', '.join(COLUMNS)}); "
+                    "is it a file of FLEURS?"
+                )
+            yield number, dict(zip(COLUMNS, cells, strict=True))
+
+
+def _read_line(
+    folder: Path, split: str, raw: bool, translations: dict[str, str], line: tuple[int, dict[str, str]]
+) -> Row:
+    """Return the row of a line; what is wrong with it becomes a row that says so."""
+    number, fields = line
+    origin = {ORIGIN: f"{folder / split}.tsv:{number}"}
+    name = Path(fields["file_name"]).name
+    audio = next((a for a in (folder / "audio" / split / name, folder / split / name) if a.is_file()), None)
+    if audio is None:
+        return {BROKEN: f"no audio {name} in {folder / 'audio' / split} (unpack {split}.tar.gz there)"} | origin
+    report = inspect_audio(str(audio), samples=False)
+    if report.problem is not None:
+        return {BROKEN: report.problem} | origin
+    row = {
+        "id": f"{folder.name}-{split}-{audio.stem}", "audio": str(audio.absolute()), "duration": report.duration_s,
+        "text": fields["raw_transcription" if raw else "transcription"], "language": whisper_code(folder.name),
+        "sentence": fields["id"], "gender": fields["gender"],
+    }  # fmt: skip
+    if fields["id"] in translations:
+        row["translation"] = translations[fields["id"]]
+    return row | origin
+
+
+def from_hub(config: str, split: str) -> Iterable[dict[str, Any]]:
+    """Return the utterances of a split, audio as the bytes of a file.
+
+    Raises
+    ------
+    UserError
+        Where the package datasets is missing or the hub cannot be reached.
+    """
+    try:
+        from datasets import Audio, load_dataset
+    except ImportError:
+        raise UserError(
+            "corpus fleurs: download needs the package datasets: pip install 'efficient_asr[hub]'"
+        ) from None
+    try:
+        found = load_dataset(HUB, config, split=HUB_SPLITS[split], revision="refs/convert/parquet")
+        return found.cast_column("audio", Audio(decode=False))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{HUB}, {config} cannot be fetched ({str(error).splitlines()[0]})") from None
+
+
+def download_split(folder: Path, split: str, fetch: Callable[[str, str], Iterable[dict[str, Any]]] = from_hub) -> None:
+    """Bring a split into the official layout; the tsv file is written last.
+
+    Arguments
+    ---------
+    folder : Path
+        Of one language; its name is the configuration on the hub.
+    split : str
+        train, dev or test.
+    fetch : callable
+        Returns the utterances.
+    """
+    print(f"fetching {HUB}, {folder.name}, {split}")
+    found = fetch(folder.name, split)
+    (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{split}.tsv.partial"
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        for entry in tqdm(found, desc=f"{folder.name} {split}", unit="utt", leave=False):
+            name = Path(entry["audio"]["path"] or f"{entry['id']}-{entry['num_samples']}.wav").name
+            (folder / "audio" / split / name).write_bytes(entry["audio"]["bytes"])
+            texts = [entry["raw_transcription"], entry["transcription"], ""]
+            cells = [entry["id"], name, *texts, entry["num_samples"], entry["gender"]]
+            file.write("\t".join(" ".join(str(cell).split()) for cell in cells) + "\n")
+    partial.replace(folder / f"{split}.tsv")
+
+
+def prepare(
+    data_folder: str | None,
+    out_folder: Path,
+    languages: list[str] | None = None,
+    splits: list[str] | None = None,
+    raw: bool = False,
+    translations: bool = False,
+    download: bool = False,
+) -> dict[str, Path]:
+    """Write one manifest a split for all languages, and one for each (`test_ca_es`).
+
+    Arguments
+    ---------
+    data_folder : str
+        Holds a folder for each language.
+    out_folder : Path
+        Gets the manifests.
+    languages : list of str, optional
+        Such as ca_es; None for all that are there.
+    splits : list of str, optional
+        Some of train, dev, test; None for those that are there (with `download`, all).
+    raw : bool
+        Take the text with case and punctuation.
+    translations : bool
+        Give every utterance its English text.
+    download : bool
+        Fetch what is not there.
+
+    Raises
+    ------
+    UserError
+        Where folders or files are missing, or a file has other columns. Missing and damaged audio is reported when the
+        manifest is read, or skipped there.
+    """
+    root = Path(data_folder or "")
+    if not data_folder or (not root.is_dir() and not download):
+        raise UserError(f"data_folder: '{data_folder}' is no folder; name the one that holds ca_es and the like")
+    there = sorted(path.parent.name for path in root.glob("*/*.tsv")) if root.is_dir() else []
+    wanted = [languages] if isinstance(languages, str) else list(languages or dict.fromkeys(there))
+    for split in splits or ():
+        if split not in SPLITS:
+            raise UserError(
+                f"corpus_options: no split '{split}' in FLEURS; there are {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
+            )
+    english = {}
+    for split in (splits or SPLITS) if translations else ():
+        if _at_hand(root / "en_us", split, download):
+            english |= {
+                f["id"]: f["raw_transcription" if raw else "transcription"]
+                for _, f in _lines(root / "en_us" / f"{split}.tsv")
+            }
+    if translations and not english:
+        raise UserError(
+            f"corpus_options: translations come from {root / 'en_us'}, which is not there; "
+            "the corpus option download: True fetches it"
+        )
+    found: dict[str, list[Row]] = {}
+    for language in wanted:
+        folder = root / language
+        at_hand = [split for split in splits or SPLITS if _at_hand(folder, split, download)]
+        missing = [split for split in splits or () if split not in at_hand]
+        if missing or not at_hand:
+            raise UserError(
+                f"data_folder: {folder} holds no {(missing or SPLITS)[0]}.tsv.{did_you_mean(language, there)}"
+            )
+        for split in at_hand:
+            lines = list(_lines(folder / f"{split}.tsv"))
+            read = functools.partial(_read_line, folder, split, raw, english)
+            rows = list(
+                tqdm(
+                    in_parallel(read, lines, len(lines) > 500), total=len(lines), desc=language, unit="utt", leave=False
+                )
+            )
+            found.setdefault(split, []).extend(rows)
+            found[f"{split}_{language}"] = rows
+    if not found:
+        raise UserError(f"data_folder: {root} holds no language of FLEURS, such as ca_es with test.tsv in it")
+    return {name: write_manifest(Path(out_folder) / f"{name}.jsonl", iter(rows)) for name, rows in found.items()}
+
+
+def _at_hand(folder: Path, split: str, download: bool) -> bool:
+    """Whether a split is there, or was fetched."""
+    path = folder / f"{split}.tsv"
+    if not path.is_file() and download:
+        download_split(folder, split)
+    return path.is_file()

@@ -1,0 +1,146 @@
+r"""A recogniser with language experts: every utterance is answered by the expert of its language.
+
+"Multilingual DistilWhisper" (arXiv 2311.01070): blocks, gates and the equation
+:math:`h = g \, \mathrm{FFN}_l(x) + (1 - g) \, \mathrm{FFN}_{shared}(x)` are in `clsr.py`,
+the network and its files in `clsr_network.py`.
+
+Deviations: an utterance whose language is not known gets a first pass through the shared blocks, which detects it, and a
+second one with the expert where there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis
+from efficient_asr.models.whisper import encoder_frames
+from efficient_asr.models.whisper_asr import Whisper
+from efficient_asr.techniques.clsr import SIDES, ExpertSettings, Routing
+from efficient_asr.techniques.clsr_network import DistilWhisperForConditionalGeneration
+
+
+class ExpertWhisper(Whisper):
+    """A recogniser whose network has experts; each utterance is answered by that of its language."""
+
+    technique, label = "clsr", "experts"
+    network_class = DistilWhisperForConditionalGeneration
+    fixed_cost = False  # what a token costs depends on the gates
+
+    def __init__(self, network: DistilWhisperForConditionalGeneration, tokenizer: Any) -> None:
+        super().__init__(network, tokenizer)
+        network.config.adapter = "techniques.clsr_whisper.ExpertWhisper"
+
+    @property
+    def routing(self) -> Routing:
+        """What the expert layers share."""
+        return self.network.routing
+
+    def _languages_of(self, tokens: torch.Tensor) -> list[str | None]:
+        """Return the language that each row of prompts [batch, tokens] names; None where it names none."""
+        if not self.languages:
+            return ["en"] * len(tokens)
+        if tokens.shape[1] < 2:
+            return [None] * len(tokens)
+        codes = {index: code for code, index in self.languages.items()}
+        return [codes.get(index) for index in tokens[:, 1].tolist()]
+
+    def forward(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        tokens: torch.Tensor,
+        token_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
+        encoded = self.encode(wavs, lengths, languages=self._languages_of(tokens))
+        return self.predict(encoded, tokens, token_lengths)
+
+    def encode(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        hidden_states: bool = False,
+        languages: list[str | None] | None = None,
+    ) -> Encoded:
+        """Run the encoder as `Whisper.encode` does, each utterance with the expert of its language [batch].
+
+        Where a language is None it is detected with the shared blocks, and the utterance is encoded again if it has an expert.
+        """
+        if not self.languages:
+            languages = ["en"] * len(wavs)
+        elif languages is None or None in languages:
+            languages = languages or [None] * len(wavs)
+            self.routing.set("encoder", None)
+            plain = super().encode(wavs, lengths, hidden_states)
+            found = self.detect_languages(self.first_step(plain))
+            languages = [given or detected for given, detected in zip(languages, found, strict=True)]
+            if not {*languages} & {*self.network.languages}:
+                plain.languages = languages
+                return plain
+        self.routing.set("encoder", languages, encoder_frames(lengths))
+        encoded = super().encode(wavs, lengths, hidden_states)
+        encoded.languages = languages
+        counts = self.routing.counts
+        encoded.notes = {f"{side}.{i}": count for (side, i), count in counts.items() if side == "encoder"}
+        return encoded
+
+    def predict(
+        self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
+        self.routing.set("decoder", self._languages_of(tokens), token_lengths)
+        return super().predict(encoded, tokens)
+
+    def _search(
+        self, encoded: Encoded, languages: list[str | None], options: DecodingOptions, temperature: float
+    ) -> list[Hypothesis]:
+        """Search, and note how many frames and tokens each layer's expert answered for."""
+        routed = languages if self.languages else ["en"] * len(languages)
+        self.routing.set("decoder", [None] * len(routed) if options.task == "translate" else routed)
+        found = super()._search(encoded, languages, options, temperature)
+        counts = encoded.notes | {f"{s}.{i}": count for (s, i), count in self.routing.counts.items() if s == "decoder"}
+        for row, hypothesis in enumerate(found):
+            usage = {place: count[row].tolist() for place, count in sorted(counts.items()) if int(count[row, 1])}
+            if usage:
+                hypothesis.details["gate_usage"] = usage
+        return found
+
+    @staticmethod
+    def summary(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what share of frames and tokens went to an expert, by layer, of utterances that have one."""
+        totals: dict[str, list[int]] = {}
+        parts = itertools.chain.from_iterable([record, *record.get("segments", ())] for record in records)
+        for place, (opened, seen) in itertools.chain.from_iterable(
+            part.get("gate_usage", {}).items() for part in parts
+        ):
+            total = totals.setdefault(place, [0, 0])
+            total[0], total[1] = total[0] + opened, total[1] + seen
+        order = sorted(totals, key=lambda place: (SIDES.index(place.split(".")[0]), int(place.split(".")[1])))
+        return {"gate_usage": {place: totals[place][0] / totals[place][1] for place in order}} if totals else {}
+
+
+def add_experts(
+    whisper: Whisper, languages: list[str], settings: ExpertSettings, skip_gate_prob: float
+) -> ExpertWhisper:
+    """Turn a plain Whisper into one with new experts, the only part of it that learns.
+
+    Raises
+    ------
+    UserError
+        Where Whisper has no such language.
+    """
+    with torch.device("meta"):  # no random weights that are thrown away
+        network = DistilWhisperForConditionalGeneration(whisper.network.config)
+    network.load_state_dict(whisper.network.state_dict(), assign=True)
+    network.tie_weights()
+    network.generation_config = whisper.network.generation_config
+    network._wrap()
+    network.requires_grad_(False)
+    network.settings, network.routing.skip_gate_prob = settings, skip_gate_prob
+    for language in languages:
+        network.add_language(language)
+    return ExpertWhisper(network, whisper.tokenizer).eval()

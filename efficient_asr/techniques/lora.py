@@ -1,0 +1,104 @@
+r"""LoRA: small matrices beside frozen ones, the baseline of language experts.
+
+Hu et al.: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by the package peft. A linear layer
+learns a change of rank :math:`r` to its frozen weight,
+
+.. math::
+    h = W x + \frac{\alpha}{r} B A x, \qquad A \sim \text{Kaiming}, \; B = 0 \text{ at first},
+
+here in both matrices of every feed-forward block, with the settings of "Multilingual DistilWhisper" (arXiv 2311.01070): rank
+64, alpha 64, dropout 0.05. Afterwards :math:`W + \frac{\alpha}{r} B A` can be merged, which costs nothing at inference, or
+the matrices kept apart, a few megabytes beside the Whisper that they change.
+
+Deviations: that paper's code adapts its own model of experts and scores with the reference text as input; here a plain
+Whisper is adapted, and scored by real decoding. Computation is in float32 by default.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import WhisperForConditionalGeneration
+
+from efficient_asr.errors import UserError
+from efficient_asr.models.whisper_asr import Whisper
+
+ADAPTER = "lora"
+
+
+class LoraWhisper(Whisper):
+    """A recogniser with LoRA matrices in its network.
+
+    Arguments
+    ---------
+    network : WhisperForConditionalGeneration
+        The network, plain.
+    tokenizer : WhisperTokenizer
+        The tokenizer.
+    """
+
+    technique, label = "lora", "lora"
+
+    def __init__(self, network: WhisperForConditionalGeneration, tokenizer: Any) -> None:
+        super().__init__(network, tokenizer)
+        self.merge = True
+        self._peft: list[PeftModel] = []  # peft's view of the same network; in a list, so that its weights count once
+
+    @classmethod
+    def adapt(
+        cls,
+        whisper: Whisper,
+        rank: int = 64,
+        alpha: float = 64,
+        dropout: float = 0.05,
+        targets: tuple[str, ...] | list[str] = ("fc1", "fc2"),
+        merge: bool = True,
+    ) -> LoraWhisper:
+        """Put new matrices into a plain Whisper, the only part of it that learns; they change nothing yet.
+
+        Arguments
+        ---------
+        whisper : Whisper
+            Is changed.
+        rank, alpha, dropout
+            Of LoRA.
+        targets : list of str
+            Names of the linear layers.
+        merge : bool
+            Whether `save` merges the matrices into the weights, or keeps them apart.
+
+        Raises
+        ------
+        UserError
+            For settings that peft refuses, such as layers that are not there.
+        """
+        model = cls(whisper.network, whisper.tokenizer)
+        try:
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+            model._peft = [get_peft_model(whisper.network, config)]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"lora: {str(error).splitlines()[0]}") from None
+        model.merge = merge
+        return model.eval()
+
+    def complete(self, source: str) -> LoraWhisper:
+        """Load the matrices that `save` kept apart."""
+        try:
+            self._peft, self.merge = [PeftModel.from_pretrained(self.network, str(Path(source) / ADAPTER))], False
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{source}/{ADAPTER} cannot be loaded ({str(error).splitlines()[0]})") from None
+        return self
+
+    def write_network(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write a plain Whisper with the matrices merged into it, or the original one with the matrices beside it."""
+        peft = copy.deepcopy(self._peft[0]).to(dtype)
+        network = peft.merge_and_unload() if self.merge else peft.unload()
+        network.config.adapter = None if self.merge else "techniques.lora.LoraWhisper"
+        network.save_pretrained(folder)
+        if not self.merge:
+            self._peft[0].save_pretrained(folder / ADAPTER)
