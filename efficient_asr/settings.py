@@ -33,7 +33,7 @@ LIMITS: dict[str, int | float] = {
     "calibrate_wer_percent": 0.0, "cyclic_lr_steps": 1, "calibrate_mean_layer": 1.0, "calibrate_wer_loss_percent": -100.0,
     "test_layerdrop_seed": 0, "gate_budget": 0.0, "gate_dim": 1, "expert_rank": 1, "skip_gate_prob": 0.0, "teacher_entries": 1,
     "lora_rank": 1, "lora_alpha": 0.0, "lora_dropout": 0.0, "warmup_ratio": 0.0, "temperature": 1e-3, "kd_warm_up": 0.0,
-    "lr_gates": 0.0,
+    "lr_gates": 0.0, "expert_dropout": 0.0,
 }  # fmt: skip
 
 OPEN_KEYS = ("kept_layers", "expert_layers")  # a number, a word or a list

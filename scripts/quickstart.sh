@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole project in miniature: fine-tune a small encoder with CTC on the synthetic mini corpus, run it on downsampled
 # input in three ways, take a layer out in two ways, let easy utterances leave early; then choose between a
-# small and a large Whisper for each utterance; measure everything alike, print the
+# small and a large Whisper for each utterance; teach the small one with experts and LoRA; measure everything alike, print the
 # table, draw the plot. Under fifteen minutes on 2 CPU cores after the installation. Restartable: what is done is not done again. RESULTS=folder writes the results elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,5 +23,8 @@ for size in small large; do
     label "$size" "efficient_asr:mini_whisper_$size" plain data/mini own output/mini_routing train dev
 done
 run mini_decider decider mini/decider
+# The smaller one again, with an expert that the larger one teaches, and with LoRA.
+run mini_clsr_js clsr_distillation mini/clsr_js
+run mini_lora lora mini/lora
 "$PYTHON" scripts/report.py --runs "$RESULTS"
 echo "results: $RESULTS; a model to try: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

@@ -15,6 +15,7 @@ from pathlib import Path
 from efficient_asr.errors import UserError, exit_code
 from efficient_asr.evaluation.result import Result
 from efficient_asr.evaluation.wer import count_errors, paired_bootstrap
+from efficient_asr.experts_report import draw_gates, render_experts
 from efficient_asr.report import (
     check_comparable,
     group_runs,
@@ -61,9 +62,9 @@ def main() -> None:
     if own:
         pages = {ROOT / "results" / "README.md": results_page(runs, published)}
         for path in [ROOT / "README.md", *ROOT.glob("recipes/*/README.md")]:
-            pages[path] = render_routing(
-                render(path.read_text(encoding="utf-8"), runs, published), ROOT / "results" / "routing"
-            )
+            text = render(path.read_text(encoding="utf-8"), runs, published)
+            text = render_routing(text, ROOT / "results" / "routing")
+            pages[path] = render_experts(text, ROOT / "results" / "experts")
         for path, text in pages.items():
             if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
                 raise UserError(f"{path} does not show the results as they are; run python scripts/report.py")
@@ -76,6 +77,10 @@ def main() -> None:
         if not own:
             print(make_table(name, results, published) + "\n")
         print(f"plot: {plot(name, results, plots / plot_name(name))}")
+    for folder in sorted((ROOT / "results" / "experts").glob("*/")) if own else ():
+        picture = draw_gates(load_runs(folder), ROOT / "results" / "plots" / f"gates-{folder.name}.png")
+        if picture:
+            print(f"plot: {picture}")
     return None
 
 

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 : "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
 export ASTERISK_PROMPTS=${ASTERISK_PROMPTS:-$PWD/data/asterisk}
-RESULTS=${RESULTS:-results/experts} LAST_SPLIT=english SEEDS=${SEEDS:-77 78}
+RESULTS=${RESULTS:-results/experts/tiny} LAST_SPLIT=english SEEDS=${SEEDS:-77 78}
 TEACHER=(--teacher '$EFFICIENT_ASR_MODELS/whisper-small' --teacher_cache output/experts_teacher)
 
 "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
@@ -20,6 +20,7 @@ plain() { # plain <size>: a Whisper as it is
 method() { # method <name> <variant> <recipe> <yaml> [--key value ...]: with every seed
     local name=$1 variant=$2 recipe=$3 yaml=$4 seed
     shift 4
+    [ "$SEED" = "${SEEDS%% *}" ] || set -- "$@" --measure_macs False # as many as with the first seed
     run "experts_${name}_$SEED" "$recipe" "real/$yaml" --experiment "experts_${name}_$SEED" --variant "$variant" --seed "$SEED" \
         --output_folder "output/experts_$name/$SEED" "$@"
 }

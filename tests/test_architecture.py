@@ -13,7 +13,7 @@ LAYERS = {
     "errors": 0, "files": 0, "_torchaudio": 0, "text": 1, "settings": 1, "distributed": 1, "checkpoints": 2, "data": 2,
     "corpora": 3, "augmentation": 3, "models": 3,
     "techniques": 4, "evaluation": 4, "loop": 4, "brains": 5, "sweep": 5, "report": 5,
-    "routing": 2, "routing_data": 5, "routing_report": 6, "experiment": 6, "schedules": 4, "distilling": 5,
+    "routing": 2, "routing_data": 5, "routing_report": 6, "experts_report": 6, "experiment": 6, "schedules": 4, "distilling": 5,
     "app": 7, "recipes": 7, "scripts": 7,
 }  # fmt: skip
 FORBIDDEN = [  # (importer, imported), whatever their layers

@@ -45,7 +45,9 @@ def test_every_key_is_used(path: Path) -> None:
             key.startswith("__")
             or key in options
             or f"<{key}>" in text
-            or re.fullmatch(r"(encoder|head|model)_(optimizer|scheduler)", key)  # getattr(hparams, f"{name}_optimizer")
+            or re.fullmatch(
+                r"(encoder|head|model|gates)_(optimizer|scheduler)", key
+            )  # getattr(hparams, f"{name}_optimizer")
             or re.search(rf"""["']{key}["']|hparams\.{key}\b""", CODE)
         )
         assert used, f"nothing reads '{key}'"

@@ -42,7 +42,7 @@ from efficient_asr.errors import UserError, did_you_mean
 from efficient_asr.models.encoder import frame_mask
 
 SIDES = ("encoder", "decoder")
-GATE_DROPOUT, EXPERT_DROPOUT, NOISE = 0.1, 0.3, 5.0
+GATE_DROPOUT, NOISE = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ class Routing:
         Share of the training that is done, for the noise.
     skip_gate_prob : float
         How often a layer skips its gates in training.
+    expert_dropout : float
+        On the output of experts in training.
     gates : list
         In training: gate values, as (sum, count), of each layer that did not skip.
     counts : dict
@@ -135,7 +137,7 @@ class Routing:
     def __init__(self) -> None:
         self.languages: dict[str, list[str | None] | str | None] = dict.fromkeys(SIDES)
         self.real: dict[str, torch.Tensor | None] = dict.fromkeys(SIDES)
-        self.progress, self.skip_gate_prob = 0.0, 0.2
+        self.progress, self.skip_gate_prob, self.expert_dropout = 0.0, 0.2, 0.3
         self._rows: dict[tuple, dict[str, torch.Tensor]] = {}
         self.gates: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.counts: dict[tuple[str, int], torch.Tensor] = {}
@@ -247,7 +249,7 @@ class ExpertBlock(nn.Module):
         if expert is None:
             return self.fc2(inner)
         out = self.fc2(inner) + expert.fc2(inner) if expert.low_rank else expert.fc2(inner)
-        return nn.functional.dropout(out, EXPERT_DROPOUT, self.training)
+        return nn.functional.dropout(out, self.routing.expert_dropout, self.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [batch, time, dim]."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,21 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                     ExpertBlock(layer, (side, i), self.routing).install(layer)
                 self.blocks[side, i] = layer.fc2
 
-    def _apply_to_plain(self, work: Any) -> Any:
+    def unwrap(self) -> None:
+        """Give every layer back what it had; experts are forgotten."""
+        for (side, i), block in self.blocks.items():
+            block.restore(getattr(self.model, side).layers[i])
+        self.blocks, self.languages, self.chosen = {}, [], {}
+
+    def _apply_to_plain(self, work: Callable[[], Any]) -> Any:
         """Do something while every layer is as it was."""
-        layers = [(layer, layer.fc2) for side in SIDES for layer in getattr(self.model, side).layers]
-        for layer, block in layers:
+        blocks = [(getattr(self.model, side).layers[i], block) for (side, i), block in self.blocks.items()]
+        for layer, block in blocks:
             block.restore(layer)
         try:
             return work()
         finally:
-            for layer, block in layers:
+            for layer, block in blocks:
                 block.install(layer)
 
     # ------------------------------------------------------------ experts

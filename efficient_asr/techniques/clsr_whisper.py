@@ -124,7 +124,11 @@ class ExpertWhisper(Whisper):
 
 
 def add_experts(
-    whisper: Whisper, languages: list[str], settings: ExpertSettings, skip_gate_prob: float
+    whisper: Whisper,
+    languages: list[str],
+    settings: ExpertSettings,
+    skip_gate_prob: float = 0.2,
+    expert_dropout: float = 0.3,
 ) -> ExpertWhisper:
     """Turn a plain Whisper into one with new experts, the only part of it that learns.
 
@@ -140,7 +144,8 @@ def add_experts(
     network.generation_config = whisper.network.generation_config
     network._wrap()
     network.requires_grad_(False)
-    network.settings, network.routing.skip_gate_prob = settings, skip_gate_prob
+    network.settings = settings
+    network.routing.skip_gate_prob, network.routing.expert_dropout = skip_gate_prob, expert_dropout
     for language in languages:
         network.add_language(language)
     return ExpertWhisper(network, whisper.tokenizer).eval()

@@ -41,7 +41,7 @@ class ExpertBrain(DistillingBrain):
         settings = ExpertSettings(
             layers if isinstance(layers, str) else list(layers), hparams["expert_rank"], hparams["gate_dim"]
         )
-        experts = add_experts(model, list(wanted), settings, hparams["skip_gate_prob"])
+        experts = add_experts(model, list(wanted), settings, hparams["skip_gate_prob"], hparams["expert_dropout"])
         experts.default_language = model.default_language
         return experts
 

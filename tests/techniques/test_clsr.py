@@ -253,6 +253,13 @@ def test_switching_back_and_forth_leaves_no_trace(plain: Whisper, wavs: torch.Te
         model.network.set_language_task("de")
 
 
+def test_taken_apart_it_is_a_plain_whisper(plain: Whisper, wavs: torch.Tensor) -> None:
+    model = experts_of(plain, "de", seed=5)
+    model.network.unwrap()
+    assert set(model.network.state_dict()) == set(plain.network.state_dict())
+    assert torch.equal(logits(model, wavs, "de", "de", "de"), logits(plain, wavs, "de", "de", "de"))
+
+
 def published(model: ExpertWhisper, language: str, name: str) -> dict[str, torch.Tensor]:
     """Return an expert in the layout of the published files: keys of the full model."""
     state = {}

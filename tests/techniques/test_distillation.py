@@ -178,3 +178,17 @@ def test_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     multilingual_whisper(seed=2, texts=["entirely other words", "zzz yyy xxx"]).save(tmp_path / "teacher")
     with pytest.raises(UserError, match="vocabulary"):
         Teacher(str(tmp_path / "teacher"), multilingual_whisper(seed=1))
+
+
+def test_teacher_in_lower_precision_says_nearly_the_same(tmp_path: Path) -> None:
+    multilingual_whisper(seed=2).save(tmp_path / "teacher")
+    student, wavs = multilingual_whisper(seed=1), torch.randn(1, 16000) * 0.1
+    tokens, lengths = torch.randint(0, 200, (1, 6)), torch.tensor([16000])
+    full, low = (
+        Teacher(str(tmp_path / "teacher"), student, a)(wavs, lengths, tokens, 1.0).log_probs
+        for a in ("float32", "bfloat16")
+    )
+    assert low.dtype == torch.float32 and not torch.equal(full, low)
+    assert kl_divergence(full, low).max() < 0.01
+    with pytest.raises(UserError, match="teacher_dtype"):
+        Teacher(str(tmp_path / "teacher"), student, "int8")

@@ -1,0 +1,119 @@
+"""Tables and pictures of `scripts/reproduce_experts.sh`: means over seeds, by language."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.errors import UserError
+from efficient_asr.evaluation.result import Result
+from efficient_asr.report import check_comparable, load_runs, markdown_table
+
+MARKER = re.compile(r"(<!-- experts (?P<name>\S+) -->\n).*?(?P<end><!-- /experts -->)", re.DOTALL)
+SPLITS = ("in_domain", "cross_domain", "english")
+
+
+def _spread(values: list[float | None], digits: int = 1) -> str:
+    """Write a mean, and half the distance between lowest and highest where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.fmean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {(max(known) - min(known)) / 2:.{digits}f}"
+
+
+def methods_of(runs: list[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Return the runs by variant and split, one for each seed; plain models come first, the others as they were made.
+
+    Raises
+    ------
+    UserError
+        Where runs of one split were not on the same utterances.
+    """
+    found: dict[str, dict[str, list[Result]]] = {}
+    for split in SPLITS:
+        of_split = [run for run in runs if run.split == split]
+        check_comparable(f"results/experts, {split}", of_split)
+        for run in sorted(of_split, key=lambda run: (run.hparams.get("test_only") is not True, run.provenance["date"])):
+            found.setdefault(run.variant, {}).setdefault(split, []).append(run)
+    return found
+
+
+def experts_table(runs: list[Result]) -> str:
+    """Draw WER by language and test set, with what each method trains and weighs."""
+    methods = methods_of(runs)
+    first = next(run for run in runs if run.split == "in_domain")
+    languages = list(first.details["languages"])
+    words = {split: next((run for run in runs if run.split == split), None) for split in SPLITS}
+    sizes = ", ".join(f"{s} {r.utterances} utterances, {r.reference_words} words" for s, r in words.items() if r)
+    head = ["model", "seeds", "trained, M", "MB a language", "GMACs"]
+    head += [f"{language} WER %" for language in languages]
+    head += ["macro WER %", "macro CER %", "cross-domain WER %", "English WER %"]
+    rows = []
+    for variant, splits in methods.items():
+        inside = splits.get("in_domain", [])
+        details = inside[0].details if inside else {}
+        trained, weight = details.get("trained_parameters"), details.get("megabytes_per_language")
+        cells = [variant, str(len(inside)), "–" if trained is None else f"{trained / 1e6:.2f}"]
+        cells += ["–" if weight is None else f"{weight:.1f}", _spread([run.macs_g for run in inside][:1], 2)]
+        cells += [_spread([run.details["languages"][a]["wer_percent"] for run in inside]) for a in languages]
+        cells += [_spread([run.details[f"macro_{key}"] for run in inside]) for key in ("wer_percent", "cer_percent")]
+        cells += [_spread([run.wer_percent for run in splits.get(split, [])]) for split in SPLITS[1:]]
+        rows.append(cells)
+    return f"Real speech; {sizes}. ± is half the distance between two seeds.\n\n{markdown_table(head, rows)}"
+
+
+def render_experts(text: str, root: Path) -> str:
+    """Fill every `<!-- experts NAME -->` ... `<!-- /experts -->` of a Markdown text from the results in `<root>/NAME`.
+
+    Raises
+    ------
+    UserError
+        Where there are none.
+    """
+
+    def fill(match: re.Match) -> str:
+        runs = load_runs(root / match["name"])
+        if not runs:
+            raise UserError(f"a table '{match['name']}' is asked for, but there is no result in {root / match['name']}")
+        return match[1] + experts_table(runs) + "\n" + match["end"]
+
+    return MARKER.sub(fill, text)
+
+
+def draw_gates(runs: list[Result], path: Path) -> Path | None:
+    """Draw what share of frames and tokens experts answered for, by layer and method; None where no run has experts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    usage: dict[str, dict[str, float]] = {}
+    for variant, splits in methods_of(runs).items():
+        found: list[dict[str, Any]] = [
+            run.details["gate_usage"] for run in splits["in_domain"] if "gate_usage" in run.details
+        ]
+        for run, shares in enumerate(found):
+            usage[variant + (f", run {run + 1}" if len(found) > 1 else "")] = shares
+    if not usage:
+        return None
+    layers = list(next(iter(usage.values())))
+    values = [[100 * shares[layer] for layer in layers] for shares in usage.values()]
+    figure, ax = pyplot.subplots(figsize=(1.5 + 1.0 * len(layers), 1.8 + 0.42 * len(usage)), layout="constrained")
+    image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            ax.text(
+                x, y, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black", fontsize=9
+            )
+    names = [f"{side} {int(number) + 1}" for side, number in (layer.split(".") for layer in layers)]
+    ax.set_xticks(range(len(layers)), names, rotation=30, ha="right")
+    ax.set_yticks(range(len(usage)), list(usage))
+    figure.colorbar(image, label="% of frames or tokens")
+    ax.set_title("Share of real speech that experts answered for, by layer", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,116 @@
+"""What language experts cost at inference: CPU time at batch 1 beside the plain Whisper, and memory with several experts
+loaded.
+
+    python scripts/cost_of_experts.py output/experts_js/77/model --manifest data/real_experts/in_domain.jsonl --out
+    results/experts/cost-tiny.json
+
+Times plain Whisper and experts in turn, utterance by utterance, so that a busy machine disturbs both alike; prints and keeps
+the medians of the passes and their ratio. Gates are as they were trained; with `--gates half` every other token goes to an
+expert, which costs the most. Where the model has fewer than `--experts`, copies for further languages are added, for the
+memory.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr.data import iterate_batches, read_manifest
+from efficient_asr.errors import UserError, check_writable, exit_code
+from efficient_asr.evaluation.result import provenance
+from efficient_asr.evaluation.runtime import device_name
+from efficient_asr.evaluation.transcriber import load_transcriber, transcribe_rows
+from efficient_asr.files import write_whole
+from efficient_asr.settings import at_least
+from efficient_asr.techniques.clsr import ExpertBlock
+
+MORE = ("it", "ru", "pt", "pl", "ca", "tr", "uk", "cs")
+
+
+def resident_bytes() -> int | None:
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), None)
+
+
+def split_every_other(block: ExpertBlock) -> None:
+    """Let a block's gates open for every other token."""
+    for expert in block.experts.values():
+        expert.gate_part = expert.gate
+
+        def gate(x: torch.Tensor, of: torch.nn.Module = expert) -> torch.Tensor:
+            logits = of.gate_part(x)  # paid for, not used
+            return torch.where(torch.arange(logits.shape[1]) % 2 == 0, 1.0, -1.0).expand_as(logits)
+
+        expert.gate = gate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="model folder of recipes/clsr_distillation")
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--utterances", type=at_least(1), default=30, help="at most so many, spread over the manifest")
+    parser.add_argument("--repeats", type=at_least(1), default=5)
+    parser.add_argument("--experts", type=at_least(1), default=5)
+    parser.add_argument("--gates", choices=("trained", "half"), default="trained")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    check_writable(args.out.parent, "--out")
+    rows = read_manifest(args.manifest)
+    rows = rows.select(range(0, len(rows), max(1, len(rows) // args.utterances)))[: args.utterances]
+    with_experts = load_transcriber(args.model, language="manifest", max_tokens_per_s=12.0)
+    network = with_experts.model.network
+    if not getattr(network, "languages", None):
+        raise UserError(f"{args.model} has no language experts")
+    plain = load_transcriber(args.model, language="manifest", max_tokens_per_s=12.0)
+    for language in list(plain.model.network.languages):
+        plain.model.network.remove_experts(language)
+    plain.model.network.unwrap()
+    if args.gates == "half":
+        for block in network.blocks.values():
+            split_every_other(block)
+    utterances = list(iterate_batches(rows, 1))
+    times: dict[str, list[float]] = {"plain": [], "experts": []}
+    for repeat in tqdm(range(args.repeats + 1), desc="timing", unit="pass", leave=False):  # the first warms up
+        totals = dict.fromkeys(times, 0.0)
+        for chunk, wavs, wav_lens in utterances:
+            for name, transcriber in (("plain", plain), ("experts", with_experts)):
+                start = time.perf_counter()
+                transcribe_rows(transcriber, chunk, wavs, wav_lens)
+                totals[name] += time.perf_counter() - start
+        for name, total in totals.items() if repeat else ():
+            times[name].append(total)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    part = sum(p.numel() * p.element_size() for p in network.parameters() if p is not None)
+    one = {
+        a: sum(p.numel() * p.element_size() for e in network.expert(a).values() for p in e.parameters())
+        for a in network.languages
+    }
+    before = resident_bytes()
+    for language in [a for a in MORE if a not in network.languages][: max(0, args.experts - len(network.languages))]:
+        network.add_language(language)
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    result = {
+        "model": args.model, "gates": args.gates, "utterances": len(utterances), "audio_s": float(rows.durations.sum()),
+        "repeats": args.repeats, "threads": torch.get_num_threads(), "device_name": device_name("cpu"),
+        "plain_s": medians["plain"], "experts_s": medians["experts"], "ratio": medians["experts"] / medians["plain"],
+        "all_s": times, "plain_bytes": part - sum(one.values()), "expert_bytes": max(one.values()),
+        "experts": network.languages, "bytes_with_experts": weights,
+        "resident_bytes_added": None if before is None else (resident_bytes() or 0) - before, "provenance": provenance(None),
+    }  # fmt: skip
+    write_whole(args.out, json.dumps(result, indent=1) + "\n")
+    seconds = f"plain {medians['plain']:.2f} s, with experts {medians['experts']:.2f} s ({result['ratio']:.3f} times)"
+    print(f"{seconds} for {result['audio_s']:.0f} s of audio")
+    print(
+        f"weights: {result['plain_bytes'] / 1e6:.0f} MB plain, {weights / 1e6:.0f} MB with {len(network.languages)} experts"
+    )
+    print(f"result: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

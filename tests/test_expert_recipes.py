@@ -1,0 +1,233 @@
+"""The recipes clsr_distillation and lora: they learn, teach, go on exactly, and leave what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import PLACES, ROOT, TEXTS, chirp, multilingual_whisper
+from safetensors.torch import load_file
+
+from efficient_asr import load_transcriber
+from efficient_asr.brains import WhisperBrain
+from efficient_asr.experiment import run
+
+YAML = (
+    PLACES
+    + """
+base:
+    - !include:{root}/hparams/_base/distillation.yaml
+    - !include:{root}/hparams/_base/{kind}.yaml
+experiment: tiny
+source: {source}
+number_of_epochs: 2
+batch_size: 2
+grad_accumulation_factor: 1
+lr: 0.003
+measure_runtime: False
+"""
+)
+LANGUAGES = ("de", "fr", "de", "en")
+
+
+def brain_of(recipe: str) -> type[WhisperBrain]:
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", ROOT / "recipes" / recipe / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ExpertBrain if recipe == "clsr_distillation" else module.LoraBrain
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """Four utterances in three languages, a student and a teacher."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = []
+    for i, (text, language) in enumerate(zip(TEXTS, LANGUAGES, strict=True)):
+        soundfile.write(folder / f"u{i}.wav", chirp(0.8 + i / 10, 100 + 50 * i, 400), 16000)
+        rows.append({"id": f"u{i}", "audio": f"u{i}.wav", "duration": 0.8 + i / 10, "text": text, "language": language})
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    multilingual_whisper(seed=1, layers=1).save(tmp_path / "student")
+    multilingual_whisper(seed=2, layers=2).save(tmp_path / "teacher")
+    return tmp_path
+
+
+def train(places: Path, out: str, *options: str, recipe: str = "clsr_distillation") -> int:
+    (places / out).mkdir(exist_ok=True)
+    kind = {"clsr_distillation": "experts", "lora": "lora"}[recipe]
+    text = YAML.format(root=ROOT, corpus=places / "corpus", out=places / out, source=places / "student", kind=kind)
+    (places / out / "x.yaml").write_text(text)
+    return run(brain_of(recipe), [str(places / out / "x.yaml"), "--device", "cpu", *options])
+
+
+def result_of(places: Path, out: str) -> dict:
+    return json.loads((places / out / "results" / "tiny.json").read_text())
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("kind", ["js", "kl"])
+def test_experts_are_taught(places: Path, kind: str, cached: bool, capsys) -> None:
+    options = ["--languages", "[de, fr]", "--teacher", str(places / "teacher"), "--distillation_loss", kind]
+    options += ["--teacher_cache", str(places / "kept")] if cached else []
+    assert train(places, "a", *options) == 0
+    result = result_of(places, "a")
+    assert set(result["details"]["languages"]) == {"de", "en", "fr"}
+    assert result["details"]["macro_wer_percent"] == pytest.approx(
+        sum(entry["wer_percent"] for entry in result["details"]["languages"].values()) / 3
+    )
+    assert result["details"]["experts"] == ["de", "fr"] and result["technique"] == "clsr"
+    weights = load_file(places / "a" / "output" / "model" / "expert.german.safetensors")
+    assert sum(value.numel() for value in weights.values()) == result["details"]["expert_parameters"]
+    assert result["details"]["trained_parameters"] == 2 * result["details"]["expert_parameters"]
+    assert set(result["details"]["gate_usage"]) == {"encoder.0", "decoder.0"}
+    plain = load_file(places / "student" / "model.safetensors")
+    after = load_file(places / "a" / "output" / "model" / "model.safetensors")
+    assert all(torch.equal(plain[name], value) for name, value in after.items())
+    assert any(
+        not torch.equal(weights["encoder.layers.0.fc1.weight"], plain[f"model.{side}.layers.0.fc1.weight"])
+        for side in ("encoder",)
+    )
+    if cached:
+        assert "asked about 4 utterances" in capsys.readouterr().out
+        assert train(places, "b", *options) == 0
+        assert "asked about 0 utterances" in capsys.readouterr().out
+
+
+def test_what_a_teacher_says_matters(places: Path) -> None:
+    base = ["--languages", "[de]", "--train_only", "True", "--sigma", "[1.0, 1.0]"]
+    assert train(places, "alone", *base) == 0
+    assert train(places, "taught", *base, "--teacher", str(places / "teacher")) == 0
+    one, other = (
+        load_file(places / name / "output" / "model" / "expert.german.safetensors") for name in ("alone", "taught")
+    )
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_experts_learn(places: Path) -> None:
+    """All of the adaptation is in the experts, and it is real generation that is scored."""
+    learn = [
+        "--number_of_epochs",
+        "60",
+        "--lr",
+        "0.01",
+        "--lr_gates",
+        "0.01",
+        "--gate_budget",
+        "1.0",
+        "--label_smoothing",
+        "0.0",
+    ]
+    assert train(places, "a", *learn) == 0
+    assert train(places, "b", "--test_only", "True") == 0
+    before, after = (result_of(places, name)["wer_percent"] for name in ("b", "a"))
+    assert before >= 90 and after < 80, (before, after)
+
+
+def test_learned_weights_of_the_losses_are_kept_and_learned(places: Path) -> None:
+    options = ["--teacher", str(places / "teacher"), "--learn_sigma", "True", "--train_only", "True"]
+    assert train(places, "a", *options) == 0
+    (checkpoint,) = (places / "a" / "output" / "save").glob("CKPT+epoch-0002")
+    learned = load_file(checkpoint / "model.safetensors")["distillation.log_sigma"]
+    assert not torch.allclose(learned, torch.tensor([1.41, 1.0]).log(), atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["clsr_distillation", "lora"])
+def test_going_on_after_a_kill_ends_where_an_uninterrupted_run_ends(places: Path, recipe: str) -> None:
+    options = ["--train_only", "True", "--teacher", str(places / "teacher"), "--teacher_cache", str(places / "kept")]
+    options += ["--ckpt_interval_steps", "1", "--ckpt_interval_minutes", "0"]
+    if recipe == "lora":
+        options += ["--lora_merge", "False"]
+    assert train(places, "whole", *options, recipe=recipe) == 0
+    child = os.fork()
+    if child == 0:
+        kill_at(4)
+        train(places, "parts", *options, recipe=recipe)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert list((places / "parts" / "output" / "save").glob("CKPT+epoch-0001-batch-0000001"))
+    assert train(places, "parts", *options, recipe=recipe) == 0
+    files = sorted(
+        path.relative_to(places / "whole") for path in (places / "whole" / "output" / "model").rglob("*.safetensors")
+    )
+    assert len(files) == {"clsr_distillation": 4, "lora": 2}[recipe]
+    for file in files:
+        one, other = load_file(places / "whole" / file), load_file(places / "parts" / file)
+        assert all(torch.equal(value, other[name]) for name, value in one.items()), file
+
+
+def kill_at(number: int) -> None:
+    """Kill this process at the start of the `number`-th batch."""
+    original, calls = WhisperBrain.fit_batch, [0]
+
+    def fit_batch(self: WhisperBrain, batch: object) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch)
+
+    WhisperBrain.fit_batch = fit_batch
+
+
+@pytest.mark.parametrize("merge", ["True", "False"])
+def test_lora_learns(places: Path, merge: str) -> None:
+    learn = [
+        "--number_of_epochs",
+        "60",
+        "--lr",
+        "0.01",
+        "--label_smoothing",
+        "0.0",
+        "--lora_rank",
+        "8",
+        "--lora_merge",
+        merge,
+    ]
+    assert train(places, "a", *learn, recipe="lora") == 0
+    result = result_of(places, "a")
+    assert result["wer_percent"] < 80 and result["technique"] == "lora"
+    assert result["details"]["trained_parameters"] == 2 * 2 * 8 * (16 + 64)
+    folder = places / "a" / "output" / "model"
+    assert (folder / "lora" / "adapter_model.safetensors").is_file() == (merge == "False")
+    assert load_transcriber(str(folder), language="de").model.technique == "lora"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--languages", "[nl]"], "no training utterance is in 'nl'"),
+        (["--languages", "[xx]"], "does not know 'xx'"),
+        (["--expert_layers", "[encoder.7]"], "encoder.7"),
+        (["--distillation_loss", "jsd"], "js"),
+        (["--teacher", "/nowhere"], "/nowhere"),
+        (["--warmup_ratio", "3"], "warmup_ratio"),
+    ],
+)
+def test_mistakes_are_named(places: Path, options: list[str], message: str, capsys) -> None:
+    assert train(places, "a", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_batch_in_which_nothing_learns_changes_nothing(places: Path) -> None:
+    """English has no expert here, and shares no batch where batches are of one language."""
+    assert (
+        train(
+            places,
+            "a",
+            "--languages",
+            "[de]",
+            "--monolingual_batches",
+            "True",
+            "--train_only",
+            "True",
+            "--batch_size",
+            "1",
+        )
+        == 0
+    )
