@@ -200,11 +200,18 @@ class WhisperBrain(RecipeBrain):
     The checkpoint with the lowest greedy validation WER is kept.
     """
 
+    sources = ("Whisper",)  # classes that a training may start from
+
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load `source`, or make a new Whisper of `architecture`, whose tokenizer comes from the training texts."""
         if hparams["source"]:
             model = Whisper.from_source(resolve_source(hparams["source"]))
+            if type(model).__name__ not in cls.sources:
+                raise UserError(
+                    f"source: '{hparams['source']}' is a Whisper with {model.technique} in it, which this recipe cannot train"
+                )
+            model.forget_origin()
         else:
             try:
                 model = new_whisper([row["text"] for row in rows], **hparams["architecture"] or {})

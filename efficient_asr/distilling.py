@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from efficient_asr import distributed
 from efficient_asr.brains import WhisperBrain
 from efficient_asr.data import BatchOrder, Rows
+from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import resolve_source
 from efficient_asr.models.whisper_asr import Whisper
@@ -29,6 +30,10 @@ class DistillingBrain(WhisperBrain):
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load the student, and give it the loss, whose weights may be learned."""
         model = cls.adapt(super().build(hparams, rows), hparams, rows)
+        if hparams["freeze_encoder"] and type(model) is not Whisper:
+            raise UserError(
+                "freeze_encoder: only new parts are trained here anyway; expert_layers: decoder puts them there alone"
+            )
         if hparams["teacher"]:
             model.distillation = hparams["distillation"]
         learned = [name for name, parameter in model.network.named_parameters() if parameter.requires_grad]

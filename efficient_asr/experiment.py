@@ -337,7 +337,7 @@ def measure(
     brain_class.configure(transcriber.model, hparams)
     lm = read_language_model(hparams, transcriber.model.labels.vocabulary) if hparams["lm_path"] else None
     lm_transcriber = CTCTranscriber(transcriber.model, lm) if lm else None
-    decoding = [getattr(transcriber, name, None) for name in ("language", "options", "method")]
+    decoding = [getattr(transcriber, name, None) for name in ("language", "takes_languages", "options", "method")]
     key = f"{fingerprint(model)} {decoding} {transcriber.model.settings} {lm.config if lm else None}"
     scored = [
         score(

@@ -55,7 +55,10 @@ def experts_table(runs: list[Result]) -> str:
     for variant, splits in methods.items():
         inside = splits.get("in_domain", [])
         details = inside[0].details if inside else {}
-        trained, weight = details.get("trained_parameters"), details.get("megabytes_per_language")
+        trained, weight = (
+            details.get("trained_parameters"),
+            details.get("megabytes_per_language", details.get("megabytes")),
+        )
         cells = [variant, str(len(inside)), "–" if trained is None else f"{trained / 1e6:.2f}"]
         cells += ["–" if weight is None else f"{weight:.1f}", _spread([run.macs_g for run in inside][:1], 2)]
         cells += [_spread([run.details["languages"][a]["wer_percent"] for run in inside]) for a in languages]

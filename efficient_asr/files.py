@@ -11,7 +11,7 @@ from typing import Any
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that appears under its name when it is complete."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 

@@ -55,8 +55,8 @@ class LinearSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position."""
-        return {"step": self.step}
+        return {"step": self.step, "lr": self.lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take a position over."""
-        self.step = state["step"]
+        self.step, self.lr = state["step"], state["lr"]

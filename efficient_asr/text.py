@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -99,6 +100,16 @@ def normalise_multilingual(text: str, language: str = "en") -> str:
         if part and not sign and len(out) > 1 and not part[0].isspace() and unicodedata.category(part[0])[0] != "M":
             out[-1] = f" {part}"  # a word of another script begins
     return " ".join("".join(out).split())
+
+
+def join_signs(text: str) -> str:
+    """Take the spaces out again that `normalise_multilingual` put between signs, for counting characters."""
+    words = text.split()
+    parts = words[:1]
+    for before, word in itertools.pairwise(words):
+        joined = _UNSPACED.match(before) is not None and _UNSPACED.match(word) is not None
+        parts.append(word if joined else f" {word}")
+    return "".join(parts)
 
 
 Normaliser = Callable[[str, str], str]

@@ -4,7 +4,7 @@
 #
 #   bash scripts/reproduce_clsr.sh CV_FOLDER FLEURS_FOLDER LANGUAGE [...] [-- --key value ...]     # one model a language, as in the paper
 #   TOGETHER=1 bash scripts/reproduce_clsr.sh CV_FOLDER FLEURS_FOLDER ca th                        # one model for all of them
-#   METHODS="clsr_js lora" SIZE=3k bash scripts/reproduce_clsr.sh ...                              # some methods; 3k, 10k or 28k
+#   METHODS="clsr_js lora" SIZE=3k bash scripts/reproduce_clsr.sh ...                              # some methods; 3k, 10k or 28k; SEED=78
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 3 ] || { sed -n 2,8p "$0" >&2; exit 2; }
@@ -12,6 +12,8 @@ CV=$1 FLEURS=$2 LANGUAGES=()
 shift 2
 while [ $# -gt 0 ] && [ "$1" != -- ]; do LANGUAGES+=("$1"); shift; done
 [ "${1:-}" != -- ] || shift
+[ ${#LANGUAGES[@]} -gt 0 ] || { echo "error: name at least one language, such as ca" >&2; exit 2; }
+SEED=${SEED:-77}
 source scripts/setup.sh
 SIZE=${SIZE:-10k}
 case $SIZE in
@@ -31,19 +33,19 @@ train_and_test() { # train_and_test <method> <languages> [--key value ...]
     clsr_full) recipe=finetune_whisper ;;
     *) recipe=clsr_distillation ;;
     esac
-    run "$name" "$recipe" "$method" --experiment "$name" --data_folder "$CV" --prepared_folder "data/clsr_common_voice/$SIZE/$name" \
+    run "$name" "$recipe" "$method" --experiment "$name" --seed "$SEED" --data_folder "$CV" --prepared_folder "data/clsr_common_voice/$SIZE/$name" \
         --languages "[$languages]" "${DATA[@]}" "$@"
-    test_on_fleurs "$name" "${languages//, /-}"
+    test_on_fleurs "$name" "${languages//, /,}"
 }
 
 test_on_fleurs() { # test_on_fleurs <experiment> <languages>: transcripts, and translations where English is there
-    local name=$1 manifests="data/fleurs-$2" results=${RESULTS:-results/runs} task out
+    local name=$1 manifests="data/fleurs-${2//,/-}" results=${RESULTS:-results/runs} task out
     "$PYTHON" - "$FLEURS" "$manifests" "$2" <<'PY'
 import sys
 from pathlib import Path
 from efficient_asr.corpora import prepare_corpus
 from efficient_asr.corpora.fleurs import whisper_code
-root, out, codes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split("-")
+root, out, codes = Path(sys.argv[1]), Path(sys.argv[2]), [a.partition("-")[0] for a in sys.argv[3].split(",")]
 folders = sorted(f.name for f in root.iterdir() if f.is_dir() and whisper_code(f.name) in codes)
 if len(folders) < len(codes):
     sys.exit(f"error: {root} holds {', '.join(folders) or 'nothing'} of the languages {', '.join(codes)}")
@@ -53,7 +55,7 @@ PY
     for task in transcribe translate; do
         out="$results/$name-fleurs-$task.json"
         if [ -f "$out" ] || { [ "$task" = translate ] && [ ! -f "$FLEURS/en_us/test.tsv" ]; }; then continue; fi
-        "$PYTHON" scripts/evaluate.py "output/$name/77/model" --manifest "$manifests/test.jsonl" --language manifest --task "$task" \
+        "$PYTHON" scripts/evaluate.py "output/$name/$SEED/model" --manifest "$manifests/test.jsonl" --language manifest --task "$task" \
             --normaliser multilingual --out "$out"
     done
 }

@@ -32,7 +32,7 @@ for SEED in $SEEDS; do
     method kl "CLSR-KL" clsr_distillation experts "${TEACHER[@]}" --distillation_loss kl
     method lora LoRA lora experts_lora
     method full "full fine-tuning" finetune_whisper experts_full
-    method low_rank "CLSR-JS, rank 16" clsr_distillation experts "${TEACHER[@]}" --distillation_loss js --expert_rank 16 --lr 0.001
+    method low_rank "CLSR-JS, rank 16" clsr_distillation experts "${TEACHER[@]}" --distillation_loss js --expert_rank 16 --lr 0.0003
 done
 plain small
 "$PYTHON" scripts/report.py

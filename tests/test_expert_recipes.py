@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,7 @@ def test_learned_weights_of_the_losses_are_kept_and_learned(places: Path) -> Non
     assert not torch.allclose(learned, torch.tensor([1.41, 1.0]).log(), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["clsr_distillation", "lora"])
 def test_going_on_after_a_kill_ends_where_an_uninterrupted_run_ends(places: Path, recipe: str) -> None:
     options = ["--train_only", "True", "--teacher", str(places / "teacher"), "--teacher_cache", str(places / "kept")]
@@ -145,12 +148,13 @@ def test_going_on_after_a_kill_ends_where_an_uninterrupted_run_ends(places: Path
     if recipe == "lora":
         options += ["--lora_merge", "False"]
     assert train(places, "whole", *options, recipe=recipe) == 0
-    child = os.fork()
-    if child == 0:
-        kill_at(4)
-        train(places, "parts", *options, recipe=recipe)
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    arguments = f"Path({str(places)!r}), 'parts', *{options!r}, recipe={recipe!r}"
+    code = f"from test_expert_recipes import *; kill_at(4); train({arguments})"
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "tests")
+    }  # a process of its own: threads do not survive a fork
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     assert list((places / "parts" / "output" / "save").glob("CKPT+epoch-0001-batch-0000001"))
     assert train(places, "parts", *options, recipe=recipe) == 0
     files = sorted(
@@ -207,6 +211,8 @@ def test_lora_learns(places: Path, merge: str) -> None:
         (["--distillation_loss", "jsd"], "js"),
         (["--teacher", "/nowhere"], "/nowhere"),
         (["--warmup_ratio", "3"], "warmup_ratio"),
+        (["--gate_budget", "1.5"], "gate_budget"),
+        (["--freeze_encoder", "True"], "expert_layers"),
     ],
 )
 def test_mistakes_are_named(places: Path, options: list[str], message: str, capsys) -> None:
@@ -231,3 +237,23 @@ def test_a_batch_in_which_nothing_learns_changes_nothing(places: Path) -> None:
         )
         == 0
     )
+
+
+def test_a_model_folder_can_be_trained_on(places: Path, capsys) -> None:
+    """Another language joins; what was there stays as it is, and other recipes refuse such a folder."""
+    assert train(places, "a", "--languages", "[de]", "--train_only", "True") == 0
+    folder = places / "a" / "output" / "model"
+    assert train(places, "b", "--languages", "fr", "--train_only", "True", "--source", str(folder)) == 0
+    both = places / "b" / "output" / "model"
+    before, after = (load_file(path / "expert.german.safetensors") for path in (folder, both))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert (both / "expert.french.safetensors").is_file()
+    assert json.loads((both / "config.json").read_text())["about"]["technique"] == "clsr"
+    assert train(places, "c", "--source", str(folder), recipe="lora") == 2
+    assert "clsr" in capsys.readouterr().err
+
+
+def test_plain_weights_that_a_recipe_left_behind_are_of_no_technique_any_more(places: Path) -> None:
+    assert train(places, "a", "--train_only", "True", recipe="lora") == 0
+    assert train(places, "b", "--source", str(places / "a" / "output" / "model")) == 0
+    assert result_of(places, "b")["technique"] == "clsr"

@@ -16,11 +16,12 @@ from efficient_asr.data import BatchOrder, Rows
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate
 from efficient_asr.evaluation.long_audio import LongAudio
+from efficient_asr.evaluation.records import Records
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.experts_report import draw_gates, experts_table, render_experts
 from efficient_asr.schedules import LinearSchedule
-from efficient_asr.text import get_normaliser
+from efficient_asr.text import get_normaliser, join_signs
 
 
 def test_batches_of_one_language() -> None:
@@ -44,7 +45,7 @@ def test_learning_rate_goes_up_and_down_in_straight_lines() -> None:
     np.testing.assert_allclose(rates, [1 / 3, 2 / 3, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert optimizer.param_groups[0]["lr"] == 0.0
     other = LinearSchedule(1.0, 0.25)
-    other.load_state_dict({"step": 3})
+    other.load_state_dict({"step": 3, "lr": 1.0})
     other.start(optimizer, 8)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(5 / 6)
     with pytest.raises(UserError, match="warmup_ratio"):
@@ -114,6 +115,22 @@ def test_whisper_takes_the_language_of_each_line(rows: list[dict]) -> None:
     (expected,) = LongAudio(WhisperTranscriber(model, "de")).transcribe(torch.cat([wavs[:1]] * 3, dim=1), torch.ones(1))
     (found,) = long.transcribe(torch.cat([wavs[:1]] * 3, dim=1), torch.ones(1), languages=["de"])
     assert found.text == expected.text
+
+
+def test_characters_are_counted_without_the_spaces_between_signs() -> None:
+    rows = [{"id": "u", "audio": "x", "duration": 1.0, "text": "你好世界", "language": "zh"}]
+    benchmark = Benchmark("x", "test", Rows.of(rows), normaliser="multilingual")
+    assert benchmark.references == ["你 好 世 界"]
+    assert [join_signs(a) for a in ("你 好 good 世 界", "one two", "ที่ นี่", "")] == [
+        "你好 good 世界",
+        "one two",
+        "ที่นี่",
+        "",
+    ]
+    records = Records()
+    records.append({"id": "u", "duration": 1.0, "reference": "你 好 世 界", "hypothesis": "你 好 世 间", "errors": 1})
+    result = evaluate(Translator(), benchmark, repeats=0, measure_macs=False, records=records)
+    assert (result.wer_percent, result.cer_percent) == (25.0, 25.0)
 
 
 class Translator:

@@ -71,6 +71,10 @@ def _unpack(folder: Path, language: str, download: bool) -> Path:
                 f"data_folder: {folder} holds neither {name}_*.deb nor what is in it; run "
                 f"`apt-get download {' '.join(names)}` there, or give the corpus option download: True"
             )
+        if not shutil.which("dpkg"):
+            raise UserError(
+                f"{packages[-1]} must be unpacked, and there is no dpkg here; unpack it elsewhere into {folder}"
+            )
         done = subprocess.run(
             ["dpkg", "-x", packages[-1], folder / "unpacked"], capture_output=True, text=True, check=False
         )
@@ -99,12 +103,12 @@ def _convert(out_folder: Path, item: tuple[str, str, str, Path]) -> Row | None:
     if not target.is_file():
         try:
             with av.open(str(source), format="g722") as container:
-                parts = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+                samples = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
         except (OSError, ValueError) as error:
             raise UserError(f"{source} cannot be decoded ({error}); fetch its package again") from None
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        soundfile.write(partial, np.concatenate(parts), SAMPLE_RATE, format="FLAC")
+        soundfile.write(partial, samples, SAMPLE_RATE, format="FLAC")
         partial.replace(target)
     duration = soundfile.info(target).frames / SAMPLE_RATE
     if duration < 0.2:

@@ -89,7 +89,8 @@ def from_hub(config: str, split: str) -> Iterable[dict[str, Any]]:
             "corpus fleurs: download needs the package datasets: pip install 'efficient_asr[hub]'"
         ) from None
     try:
-        found = load_dataset(HUB, config, split=HUB_SPLITS[split], revision="refs/convert/parquet")
+        files = f"{config}/{HUB_SPLITS[split]}/*.parquet"
+        found = load_dataset(HUB, revision="refs/convert/parquet", data_files=files, split="train")
         return found.cast_column("audio", Audio(decode=False))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{HUB}, {config} cannot be fetched ({str(error).splitlines()[0]})") from None

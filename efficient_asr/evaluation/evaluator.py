@@ -29,7 +29,7 @@ from efficient_asr.evaluation.runtime import measure_runtime
 from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_count, transcribe_rows
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
-from efficient_asr.text import get_normaliser
+from efficient_asr.text import get_normaliser, join_signs
 
 # torch's convolutions on a CPU keep compiled code for the last 1024 shapes, which can take a gigabyte. Over more utterances than
 # this, each of a length of its own, a shape is gone from there before it comes again, so a smaller store costs no time.
@@ -365,9 +365,10 @@ def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_
 def _count(records: Iterable[dict[str, Any]], key: str, characters: bool = False) -> list[Errors]:
     """Count the errors of all records, a thousand at a time."""
     errors, references, hypotheses = [], [], []
+    change = join_signs if characters else str
     for record in records:
-        references.append(record["reference"])
-        hypotheses.append(record[key])
+        references.append(change(record["reference"]))
+        hypotheses.append(change(record[key]))
         if len(references) == 1000:
             errors += count_errors(references, hypotheses, characters)
             references, hypotheses = [], []

@@ -124,9 +124,11 @@ class WhisperTranscriber:
         samples = torch.nn.functional.pad(wav.to(self.model.device), (0, -len(wav) % HOP))
         samples = torch.nn.functional.pad(samples, (0, max(0, self.model.window_samples - len(samples))))
         features = self.model.log_mel(samples[None], torch.tensor([len(samples)], device=samples.device))
+        with torch.no_grad():
+            language = language or self.language or self.model.language_of(wav.to(self.model.device))
         chosen: dict[str, Any] = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
         if self.model.languages:
-            chosen |= {"language": language or self.language, "task": options.task}
+            chosen |= {"language": language, "task": options.task}
         if options.max_new_tokens is not None:
             chosen["max_new_tokens"] = options.max_new_tokens
         devices = [self.model.device] if self.model.device.type == "cuda" else []

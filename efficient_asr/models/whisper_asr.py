@@ -23,6 +23,7 @@ from transformers.generation import GenerationMixin, StoppingCriteria, WhisperTi
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
+from efficient_asr import distributed
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.errors import UserError, did_you_mean
 from efficient_asr.models.components import find_class
@@ -140,7 +141,29 @@ class Whisper(nn.Module):
         token_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens]."""
-        return self.predict(self.encode(wavs, lengths), tokens, token_lengths)
+        return self.anchored(self.predict(self.encode(wavs, lengths), tokens, token_lengths))
+
+    def anchors(self) -> list[nn.Parameter]:
+        """Return parameters that are learned but not part of every forward pass."""
+        loss = getattr(self, "distillation", None)
+        return [p for p in loss.parameters() if p.requires_grad] if loss is not None else []
+
+    def anchored(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits that depend, by nothing, on `anchors`: DistributedDataParallel must see each of them in every step."""
+        if self.training and distributed.processes() > 1:
+            for parameter in self.anchors():
+                logits = logits + 0 * parameter.sum()
+        return logits
+
+    def forget_origin(self) -> None:
+        """Forget what recipe and technique the weights came from, since another begins."""
+        self.network.config.about, self.history = None, {}
+        for name in ("technique", "label"):
+            self.__dict__.pop(name, None)
+
+    def language_of(self, wav: torch.Tensor) -> str | None:
+        """Return the language of a recording [time] where a technique must know it before encoding; None where it need not."""
+        return None
 
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None

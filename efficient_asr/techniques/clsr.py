@@ -106,7 +106,7 @@ def language_code(language: str) -> str:
     UserError
         Where Whisper has no such language.
     """
-    lower = str(language).lower()
+    lower = str(language).lower().strip("<|>")
     code = TO_LANGUAGE_CODE.get(lower, lower)
     if code not in LANGUAGES:
         raise UserError(f"Whisper has no language '{language}'.{did_you_mean(lower, [*TO_LANGUAGE_CODE, *LANGUAGES])}")
@@ -139,12 +139,14 @@ class Routing:
         self.real: dict[str, torch.Tensor | None] = dict.fromkeys(SIDES)
         self.progress, self.skip_gate_prob, self.expert_dropout = 0.0, 0.2, 0.3
         self._rows: dict[tuple, dict[str, torch.Tensor]] = {}
-        self.gates: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.gates: list[tuple[torch.Tensor, int]] = []
         self.counts: dict[tuple[str, int], torch.Tensor] = {}
 
     def set(self, side: str, languages: list[str | None] | str | None, real: torch.Tensor | None = None) -> None:
         """Say what comes next on one side, and forget what its gates did."""
         self.languages[side], self.real[side] = languages, real
+        if side == "encoder":  # a new step: what nobody asked about must not pile up
+            self.gates = []
         self.counts = {place: count for place, count in self.counts.items() if place[0] != side}
         self._rows = {}
 
@@ -166,18 +168,21 @@ class Routing:
             }
         return self._rows[key]
 
-    def mask(self, side: str, rows: torch.Tensor, size: int) -> torch.Tensor | None:
-        """Return which of `size` frames or tokens are real, [rows, size]; None for all."""
+    def mask(self, side: str, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Return which of the frames or tokens of some rows are real, like `values` [rows, size]."""
         real = self.real[side]
-        return None if real is None else frame_mask(real[rows.to(real.device)], size)
+        if real is None:
+            return torch.ones_like(values, dtype=torch.bool)
+        return frame_mask(real[rows.to(real.device)], values.shape[1]).to(values.device)
 
     def count(self, place: tuple[str, int], rows: torch.Tensor, is_open: torch.Tensor, batch: int) -> None:
         """Note hard gates [rows, size] of a batch."""
-        mask = self.mask(place[0], rows, is_open.shape[1])
-        mask = torch.ones_like(is_open) if mask is None else mask
+        mask = self.mask(place[0], rows, is_open)
         found = torch.stack([(is_open & mask).sum(dim=1), mask.sum(dim=1)], dim=1)
         beams = batch // len(self.languages[place[0]]) if isinstance(self.languages[place[0]], list) else 1
-        before = self.counts.setdefault(place, torch.zeros(batch // beams, 2, dtype=torch.long, device=found.device))
+        before = self.counts.get(place)
+        if before is None or len(before) != batch // beams or before.device != found.device:
+            before = self.counts[place] = torch.zeros(batch // beams, 2, dtype=torch.long, device=found.device)
         before.index_add_(0, rows.to(found.device) // beams, found)
 
 
@@ -260,15 +265,17 @@ class ExpertBlock(nn.Module):
         if len(groups) == 1 and len(next(iter(groups.values()))) == len(x):
             ((language, rows),) = groups.items()
             return self._mix(x, rows, self.experts[language], len(x))
-        out, rest = torch.empty_like(x), torch.ones(len(x), dtype=torch.bool)
+        rest = torch.ones(len(x), dtype=torch.bool)
         for rows in groups.values():
             rest[rows] = False
         parts = [(rest.nonzero()[:, 0], None), *((rows, self.experts[a]) for a, rows in groups.items())]
+        out = None
         for rows, expert in parts:
             if len(rows):
                 part = x[rows.to(x.device)]
                 part = self.ffn(part) if expert is None else self._mix(part, rows, expert, len(x))
-                out = out.index_copy(0, rows.to(x.device), part)
+                out = torch.empty_like(x, dtype=part.dtype) if out is None else out  # autocast chooses the type
+                out = out.index_copy(0, rows.to(x.device), part.to(out.dtype))
         return out
 
     def _mix(self, x: torch.Tensor, rows: torch.Tensor, expert: Expert, batch: int) -> torch.Tensor:
@@ -277,17 +284,17 @@ class ExpertBlock(nn.Module):
         if self.training:
             noise = NOISE * min(self.routing.progress, 1.0) * torch.randn_like(logits)
             gate = torch.sigmoid(logits + noise)
-            mask = self.routing.mask(self.place[0], rows, x.shape[1])
-            real = gate.float() if mask is None else gate.float()[mask]
-            self.routing.gates.append((real.sum(), torch.tensor(float(real.numel()))))
+            real = gate.float()[self.routing.mask(self.place[0], rows, gate)]
+            self.routing.gates.append((real.sum(), real.numel()))
             return gate[..., None] * self.ffn(x, expert) + (1 - gate)[..., None] * self.ffn(x)
         is_open = logits >= 0
         self.routing.count(self.place, rows, is_open, batch)
         share = int(is_open.sum())
         if share in (0, is_open.numel()):
             return self.ffn(x, expert if share else None)
-        out = torch.empty_like(x)
-        out[is_open], out[~is_open] = self.ffn(x[is_open], expert), self.ffn(x[~is_open])
+        own, shared = self.ffn(x[is_open], expert), self.ffn(x[~is_open])
+        out = torch.empty_like(x, dtype=own.dtype)
+        out[is_open], out[~is_open] = own, shared.to(own.dtype)
         return out
 
     def restore(self, layer: nn.Module) -> None:

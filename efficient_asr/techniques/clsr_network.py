@@ -202,17 +202,20 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as transformers does, in the language and task of `set_language_task` where none are given.
 
-        With a `language` that has an expert, that one answers this call. `config.forced_decoder_ids`, which transformers has
-        given up and would refuse, is dropped: it says the same.
+        With a `language` (or one for each utterance) that has an expert, that one answers this call.
+        `config.forced_decoder_ids`, which transformers has given up and would refuse, is dropped: it says the same.
         """
         self.config.__dict__.pop("forced_decoder_ids", None)
-        before, language = dict(self.routing.languages), kwargs.get("language")
-        if language is not None:
-            code = language_code(language)
-            self.routing.set("encoder", code)
-            self.routing.set("decoder", None if kwargs.get("task") == "translate" else code)
-        elif getattr(self.generation_config, "is_multilingual", False):
+        before = dict(self.routing.languages)
+        language = kwargs.get("language") or self.chosen.get("language")
+        if getattr(self.generation_config, "is_multilingual", False):
             kwargs |= {key: value for key, value in self.chosen.items() if kwargs.get(key) is None}
+        else:
+            language = "en"
+        codes = [language_code(a) for a in language] if isinstance(language, (list, tuple)) else language
+        codes = language_code(codes) if isinstance(codes, str) else codes
+        self.routing.set("encoder", codes)
+        self.routing.set("decoder", None if kwargs.get("task") == "translate" else codes)
         try:
             return super().generate(*args, **kwargs)
         finally:
@@ -278,6 +281,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             code = language_code(language)
             path = self._find_expert(code, str(expert_local_dir or self.config._name_or_path))
             tensors, settings = read_expert(path, code)
+            before = self.expert(code) if code in self.languages else None
             try:
                 self.add_language(code, settings)
                 for (side, i), part in self.expert(code).items():
@@ -286,6 +290,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             except (RuntimeError, UserError) as error:
                 if code in self.languages:
                     self.remove_experts(code)
+                for place, part in (before or {}).items():
+                    self.blocks[place].experts[code] = part
+                self.languages += [code] if before else []
                 reason = str(error).splitlines()[-1].strip()
                 raise UserError(f"{path} is no expert for this Whisper ({reason})") from None
             self.set_language_task(code)
@@ -322,7 +329,9 @@ def read_expert(path: Path, code: str) -> tuple[dict[str, torch.Tensor], ExpertS
         if not tensors:
             raise UserError(f"{path} holds no expert for {LANGUAGES[code]} in the published layout")
         places = sorted({tuple(key.split(".")[:3:2]) for key in tensors}, key=lambda p: (SIDES.index(p[0]), int(p[1])))
-        width = next(value.shape[0] for key, value in tensors.items() if key.endswith("gate_in.weight"))
+        width = next((value.shape[0] for key, value in tensors.items() if key.endswith("gate_in.weight")), None)
+        if width is None:
+            raise UserError(f"{path} holds no gates for {LANGUAGES[code]}; it is not whole")
         return tensors, ExpertSettings([f"{side}.{int(i) + 1}" for side, i in places], None, width)
     try:
         with safe_open(path, "pt") as file:

@@ -34,6 +34,11 @@ class ExpertWhisper(Whisper):
         super().__init__(network, tokenizer)
         network.config.adapter = "techniques.clsr_whisper.ExpertWhisper"
 
+    def anchors(self) -> list[torch.nn.Parameter]:
+        """Return parameters that every step must touch where several processes train: an expert may have nothing to do."""
+        learned = (parameter for parameter in self.network.parameters() if parameter.requires_grad)
+        return [*super().anchors(), *itertools.islice(learned, 1)]
+
     @property
     def routing(self) -> Routing:
         """What the expert layers share."""
@@ -57,7 +62,16 @@ class ExpertWhisper(Whisper):
     ) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
         encoded = self.encode(wavs, lengths, languages=self._languages_of(tokens))
-        return self.predict(encoded, tokens, token_lengths)
+        return self.anchored(self.predict(encoded, tokens, token_lengths))
+
+    def language_of(self, wav: torch.Tensor) -> str | None:
+        """Return the language of a recording [time], detected on its first window: its expert must be known before."""
+        if not self.languages:
+            return None
+        first = wav[None, : self.window_samples]
+        self.routing.set("encoder", None)
+        plain = super().encode(first, torch.tensor([first.shape[1]]))
+        return self.detect_languages(self.first_step(plain))[0]
 
     def encode(
         self,
@@ -132,20 +146,30 @@ def add_experts(
 ) -> ExpertWhisper:
     """Turn a plain Whisper into one with new experts, the only part of it that learns.
 
+    One that has experts keeps them; those of `languages` go on learning, the others stay as they are.
+
     Raises
     ------
     UserError
         Where Whisper has no such language.
     """
-    with torch.device("meta"):  # no random weights that are thrown away
-        network = DistilWhisperForConditionalGeneration(whisper.network.config)
-    network.load_state_dict(whisper.network.state_dict(), assign=True)
-    network.tie_weights()
-    network.generation_config = whisper.network.generation_config
-    network._wrap()
+    if isinstance(whisper, ExpertWhisper):
+        network = whisper.network
+    else:
+        with torch.device("meta"):  # no random weights that are thrown away
+            network = DistilWhisperForConditionalGeneration(whisper.network.config)
+        network.load_state_dict(whisper.network.state_dict(), assign=True)
+        network.tie_weights()
+        network.generation_config = whisper.network.generation_config
+        network._wrap()
     network.requires_grad_(False)
     network.settings = settings
     network.routing.skip_gate_prob, network.routing.expert_dropout = skip_gate_prob, expert_dropout
     for language in languages:
-        network.add_language(language)
-    return ExpertWhisper(network, whisper.tokenizer).eval()
+        if language not in network.languages:
+            network.add_language(language)
+        for part in network.expert(language).values():
+            part.requires_grad_(True)
+    model = ExpertWhisper(network, whisper.tokenizer)
+    model.forget_origin()
+    return model.eval()

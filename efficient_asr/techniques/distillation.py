@@ -29,6 +29,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,9 @@ class TeacherCache:
             raise UserError(
                 f"teacher_cache: {folder} differs in {', '.join(keys)}; name another folder or delete this one"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(about, indent=1) + "\n")
+        if found is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(about, indent=1) + "\n")
 
     def path(self, name: str, tokens: list[int]) -> Path:
         """Return the file of an utterance with these tokens."""
@@ -240,7 +242,7 @@ class TeacherCache:
         kept = {"log_probs": with_rest(log_probs, indices).half().cpu(), "indices": indices.int().cpu()}
         path = self.path(row["id"], tokens)
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".partial-{os.getpid()}")
         save_file(kept, partial)
         partial.replace(path)
 

@@ -78,8 +78,14 @@ class LoraWhisper(Whisper):
             For settings that peft refuses, such as layers that are not there.
         """
         model = cls(whisper.network, whisper.tokenizer)
+        model.forget_origin()
         try:
-            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                lora_dropout=dropout,
+                target_modules=[targets] if isinstance(targets, str) else list(targets),
+            )
             model._peft = [get_peft_model(whisper.network, config)]
         except (ValueError, TypeError) as error:
             raise UserError(f"lora: {str(error).splitlines()[0]}") from None

@@ -28,11 +28,19 @@ from efficient_asr.techniques.clsr_whisper import ExpertWhisper, add_experts
 class ExpertBrain(DistillingBrain):
     """Trains experts and gates only; the loss has a term for the share of tokens that experts answer for."""
 
+    sources = ("Whisper", "ExpertWhisper")
+
     @classmethod
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> ExpertWhisper:
         """Add an expert for each of `languages`, or for each that the training utterances name."""
         spoken = sorted({row.get("language") or model.default_language for row in rows})
-        wanted = hparams["languages"] or spoken
+        named = hparams["languages"] or spoken
+        named = [named] if isinstance(named, str) else named
+        wanted = list(
+            dict.fromkeys(str(language).partition("-")[0] for language in named)
+        )  # zh-CN of Common Voice is zh here
+        if not 0 <= hparams["gate_budget"] <= 1 or not 0 <= hparams["skip_gate_prob"] <= 1:
+            raise UserError("gate_budget and skip_gate_prob are shares: numbers from 0 to 1")
         for language in wanted:
             model.check_language(language)
             if language not in spoken:
@@ -41,7 +49,7 @@ class ExpertBrain(DistillingBrain):
         settings = ExpertSettings(
             layers if isinstance(layers, str) else list(layers), hparams["expert_rank"], hparams["gate_dim"]
         )
-        experts = add_experts(model, list(wanted), settings, hparams["skip_gate_prob"], hparams["expert_dropout"])
+        experts = add_experts(model, wanted, settings, hparams["skip_gate_prob"], hparams["expert_dropout"])
         experts.default_language = model.default_language
         return experts
 
@@ -77,7 +85,7 @@ class ExpertBrain(DistillingBrain):
         """Return the loss; of a batch in which nothing learns, one that changes nothing."""
         loss = super().compute_objectives(predictions, batch, stage)
         if stage == sb.Stage.TRAIN and not loss.requires_grad:
-            loss = loss + 0 * sum(parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad)
+            loss = loss + torch.zeros((), requires_grad=True)
         return loss
 
 

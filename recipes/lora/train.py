@@ -39,7 +39,7 @@ class LoraBrain(DistillingBrain):
     def about(model: LoraWhisper) -> dict[str, Any]:
         """Return what the matrices weigh, for all languages together."""
         weights = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
-        return {"megabytes_per_language": weights * 4 / 1e6}
+        return {"megabytes": weights * 4 / 1e6}
 
 
 if __name__ == "__main__":

@@ -157,6 +157,12 @@ def test_prompts_say_what_is_missing(prompts: Path, tmp_path: Path) -> None:
         prepare_corpus("asterisk", str(prompts), tmp_path / "out", {"languages": ["it"]})
 
 
+def test_a_prompt_without_sound_is_named(prompts: Path, tmp_path: Path) -> None:
+    (prompts / "usr/share/asterisk/sounds/fr_CA_f_June/activated.g722").write_bytes(b"")
+    with pytest.raises(UserError, match=r"activated\.g722 cannot be decoded"):
+        prepare_corpus("asterisk", str(prompts), tmp_path / "out", {"languages": ["fr"]})
+
+
 def test_texts_and_splits(prompts: Path) -> None:
     texts = read_texts(prompts / "usr/share/doc/asterisk-core-sounds-fr/core-sounds-fr.txt.gz")
     assert texts == {"activated": "Activé maintenant ici", "digits/7": "sept", "lost": "Sans fichier du tout"}

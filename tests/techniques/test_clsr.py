@@ -253,6 +253,55 @@ def test_switching_back_and_forth_leaves_no_trace(plain: Whisper, wavs: torch.Te
         model.network.set_language_task("de")
 
 
+def test_generate_does_not_remember_who_spoke_before(plain: Whisper, wavs: torch.Tensor) -> None:
+    model = experts_of(plain, "de", "fr", seed=5)
+    features = model.features(wavs, LENGTHS)
+    with torch.no_grad():
+        fresh = model.network.generate(features[:1], max_new_tokens=6)
+        model.decode(
+            model.encode(wavs, LENGTHS, languages=["de", "fr", "en"]),
+            ["de", "fr", "en"],
+            DecodingOptions(max_new_tokens=4),
+        )
+        assert torch.equal(model.network.generate(features[:1], max_new_tokens=6), fresh)
+        each = [
+            model.network.generate(features[i : i + 1], language=a, max_new_tokens=6)[0]
+            for i, a in enumerate(("de", "fr", "en"))
+        ]
+        together = model.network.generate(features, language=["de", "<|fr|>", "english"], max_new_tokens=6)
+        assert [row.tolist() for row in together] == [row.tolist() for row in each]
+        model.network.set_language_task("de")
+        model.network.generate(features, task="translate", max_new_tokens=4)
+        assert {side for side, _ in model.routing.counts} <= {"encoder", "decoder"}
+
+
+def test_a_plain_forward_takes_batches_of_any_size(plain: Whisper, wavs: torch.Tensor) -> None:
+    model = experts_of(plain, "de", seed=5)
+    model.network.set_language_task("german")
+    features, tokens = model.features(wavs, LENGTHS), prompts(model, "de", "de", "de")
+    with torch.no_grad():
+        alone = model.network(features[:1], decoder_input_ids=tokens[:1]).logits
+        together = model.network(features, decoder_input_ids=tokens).logits
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=2e-5)
+
+
+def test_autocast_chooses_one_type_for_a_mixed_batch(plain: Whisper, wavs: torch.Tensor) -> None:
+    model = experts_of(plain, "de", "fr", seed=5)
+    for training in (False, True):
+        model.train(training)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(wavs, LENGTHS, prompts(model, "de", "fr", "en")).isfinite().all()
+
+
+def test_a_failed_load_leaves_the_old_expert(plain: Whisper, wavs: torch.Tensor, tmp_path: Path) -> None:
+    model = experts_of(plain, "de", seed=5)
+    before = logits(model, wavs, "de", "de", "de")
+    experts_of(multilingual_whisper(seed=1, d_model=24), "de").network.save_expert("de", tmp_path)
+    with pytest.raises(UserError, match="no expert for this Whisper"):
+        model.network.load_experts("de", tmp_path)
+    assert torch.equal(logits(model, wavs, "de", "de", "de"), before)
+
+
 def test_taken_apart_it_is_a_plain_whisper(plain: Whisper, wavs: torch.Tensor) -> None:
     model = experts_of(plain, "de", seed=5)
     model.network.unwrap()
