@@ -27,6 +27,7 @@ train_and_test() { # train_and_test <method> <languages> [--key value ...]
     local method=$1 name languages recipe
     languages=${2// /, }
     name="${method}_${SIZE}_${2// /_}"
+    [ "$SEED" = 77 ] || name="${name}_seed$SEED"
     shift 2
     case $method in
     lora) recipe=lora ;;
@@ -67,4 +68,4 @@ for method in ${METHODS:-lora clsr_ft clsr_js clsr_kl clsr_full}; do
         for language in "${LANGUAGES[@]}"; do train_and_test "$method" "$language" "$@"; done
     fi
 done
-"$PYTHON" scripts/report.py
+if [ -z "${RESULTS:-}" ]; then "$PYTHON" scripts/report.py; fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,3 +258,93 @@ def test_plain_weights_that_a_recipe_left_behind_are_of_no_technique_any_more(pl
     assert train(places, "a", "--train_only", "True", recipe="lora") == 0
     assert train(places, "b", "--source", str(places / "a" / "output" / "model")) == 0
     assert result_of(places, "b")["technique"] == "clsr"
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(("recipe", "yaml"), [("clsr_distillation", "clsr_js"), ("lora", "lora")])
+def test_mini_recipes_as_a_user_calls_them(recipe: str, yaml: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable, f"recipes/{recipe}/train.py", f"hparams/mini/{yaml}.yaml", "--device", "cpu", "--number_of_epochs", "1",
+        "--corpus_options", "{minutes: 1}", "--prepared_folder", str(tmp_path / "data"), "--output_folder", str(tmp_path / "out"),
+        "--results_folder", str(tmp_path / "runs"), "--runtime_repeats", "1",
+    ]  # fmt: skip
+    command += ["--teacher_cache", str(tmp_path / "kept")] if yaml == "clsr_js" else []
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = (tmp_path / "runs").glob("*.json")
+    result = json.loads(path.read_text())
+    assert (
+        result["synthetic"] is True and result["wer_percent"] < 60 and result["technique"] == recipe.partition("_")[0]
+    )
+    command = [
+        sys.executable, "scripts/evaluate.py", str(tmp_path / "out" / "model"), "--manifest",
+        str(tmp_path / "data" / "test.jsonl"), "--language", "en", "--repeats", "0", "--out", str(tmp_path / "again.json"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["wer_percent"] == result["wer_percent"] and again["technique"] == result["technique"]
+    assert again["macs_g"] == pytest.approx(result["macs_g"])
+    if yaml == "clsr_js":
+        assert again["details"]["gate_usage"] == result["details"]["gate_usage"]
+
+
+@pytest.mark.recipe
+def test_the_papers_script_from_common_voice_to_fleurs(places: Path) -> None:
+    """scripts/reproduce_clsr.sh on generated files in the official layouts, with tiny models."""
+    head = "client_id\tpath\tsentence\tup_votes\tdown_votes\n"
+    for language in ("de", "fr"):
+        (places / "cv" / language / "clips").mkdir(parents=True)
+        lines = "".join(f"s{i}\t{language}{i}.mp3\t{text}\t{i}\t0\n" for i, text in enumerate(TEXTS))
+        for i in range(len(TEXTS)):
+            soundfile.write(
+                places / "cv" / language / "clips" / f"{language}{i}.mp3", chirp(0.8, 100 + 50 * i, 400), 16000
+            )
+        for split in ("train", "dev", "test"):
+            (places / "cv" / language / f"{split}.tsv").write_text(head + lines)
+    for language in ("de_de", "fr_fr", "en_us"):
+        (places / "fleurs" / language / "audio" / "test").mkdir(parents=True)
+        soundfile.write(places / "fleurs" / language / "audio" / "test" / "a.wav", chirp(0.9, 100, 400), 16000)
+        (places / "fleurs" / language / "test.tsv").write_text("1\ta.wav\tOne two.\tone two\to|n\t1\tMALE\n")
+    options = [
+        "--source",
+        str(places / "student"),
+        "--batch_size",
+        "2",
+        "--number_of_epochs",
+        "1",
+        "--num_workers",
+        "0",
+    ]
+    options += ["--prepared_folder", str(places / "prepared"), "--measure_runtime", "False"]
+    environment = os.environ | {
+        "METHODS": "clsr_ft lora",
+        "TOGETHER": "1",
+        "RESULTS": str(places / "runs"),
+        "VENV": sys.prefix,
+    }
+    folders = [ROOT / "data" / "fleurs-de-fr", *(ROOT / "output" / f"{m}_10k_de_fr" for m in ("clsr_ft", "lora"))]
+    command = [
+        "bash",
+        "scripts/reproduce_clsr.sh",
+        str(places / "cv"),
+        str(places / "fleurs"),
+        "de",
+        "fr",
+        "--",
+        *options,
+    ]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        for method in ("clsr_ft", "lora"):
+            name = f"{method}_10k_de_fr"
+            assert set(json.loads((places / "runs" / f"{name}.json").read_text())["details"]["languages"]) == {
+                "de",
+                "fr",
+            }
+            assert "bleu" not in json.loads((places / "runs" / f"{name}-fleurs-transcribe.json").read_text())["details"]
+            assert json.loads((places / "runs" / f"{name}-fleurs-translate.json").read_text())["details"]["bleu"] >= 0
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
