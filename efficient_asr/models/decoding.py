@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from transformers.generation import StoppingCriteria
 
 from efficient_asr.errors import UserError, did_you_mean
 
@@ -164,3 +165,20 @@ def compression_ratio(text: str) -> float:
     """Bytes of a text to bytes that zlib makes of it: high where it repeats itself."""
     content = text.encode()
     return len(content) / len(zlib.compress(content))
+
+
+def entropy(scores: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of each row of [batch, vocabulary]; forbidden tokens stand at minus infinity."""
+    log_probs = scores.float().log_softmax(dim=1)
+    return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=1)
+
+
+class Limits(StoppingCriteria):
+    """Ends each utterance at a length of its own; beam search asks about several candidates of each."""
+
+    def __init__(self, lengths: torch.Tensor) -> None:
+        self.lengths = lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return which rows have come to their end, [rows]."""
+        return input_ids.shape[1] >= self.lengths.repeat_interleave(len(input_ids) // len(self.lengths))

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
-from transformers.generation import GenerationMixin, StoppingCriteria, WhisperTimeStampLogitsProcessor
+from transformers.generation import GenerationMixin, WhisperTimeStampLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
@@ -27,7 +27,7 @@ from efficient_asr import distributed
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.errors import UserError, did_you_mean
 from efficient_asr.models.components import find_class
-from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis, compression_ratio
+from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis, Limits, compression_ratio, entropy
 from efficient_asr.models.whisper import HOP, LogMel
 
 # transformers warns of what is meant here, and shows bars for what takes a second
@@ -145,8 +145,7 @@ class Whisper(nn.Module):
 
     def anchors(self) -> list[nn.Parameter]:
         """Return parameters that are learned but not part of every forward pass."""
-        loss = getattr(self, "distillation", None)
-        return [p for p in loss.parameters() if p.requires_grad] if loss is not None else []
+        return [p for p in getattr(self, "distillation", nn.Module()).parameters() if p.requires_grad]
 
     def anchored(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits that depend, by nothing, on `anchors`: DistributedDataParallel must see each of them in every step."""
@@ -162,16 +161,12 @@ class Whisper(nn.Module):
             self.__dict__.pop(name, None)
 
     def language_of(self, wav: torch.Tensor) -> str | None:
-        """Return the language of a recording [time] where a technique must know it before encoding; None where it need not."""
-        return None
+        """Return the language of a recording [time] where a technique must know it beforehand; None where it need not."""
 
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return logits [batch, tokens, vocabulary] of the tokens that follow each of `tokens` [batch, tokens].
-
-        `token_lengths` [batch] say how many are real, for techniques that ask.
-        """
+        """Return logits [batch, tokens, vocabulary] behind each of `tokens` [batch, tokens]; lengths for who asks."""
         out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
         return out.logits.float()
 
@@ -366,7 +361,7 @@ class Whisper(nn.Module):
             logits_processor=processors,
             max_length=None,
             max_new_tokens=int(limits.max()),
-            stopping_criteria=[_Limits(size + limits.to(self.device))],
+            stopping_criteria=[Limits(size + limits.to(self.device))],
             num_beams=beam_count,
             length_penalty=options.length_penalty,
             do_sample=sampling,
@@ -382,7 +377,7 @@ class Whisper(nn.Module):
             scores = tuple(step * temperature for step in scores)
         chosen = self.network.compute_transition_scores(out.sequences, scores, beams, normalize_logits=True)
         rows = [slice(None)] * len(scores) if beams is None else beams.clamp(min=0).T
-        entropies = torch.stack([_entropy(step[of]) for step, of in zip(scores, rows, strict=False)], dim=1)
+        entropies = torch.stack([entropy(step[of]) for step, of in zip(scores, rows, strict=False)], dim=1)
         hypotheses = []
         for i, tokens in enumerate(out.sequences[:, size:].tolist()):
             count = tokens.index(self.end) + 1 if self.end in tokens else len(tokens)
@@ -403,19 +398,3 @@ class Whisper(nn.Module):
                 )
             )  # fmt: skip
         return hypotheses
-
-
-def _entropy(scores: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of each row of [batch, vocabulary]; forbidden tokens stand at minus infinity."""
-    log_probs = scores.float().log_softmax(dim=1)
-    return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=1)
-
-
-class _Limits(StoppingCriteria):
-    """Ends each utterance at a length of its own; beam search asks about several candidates of each."""
-
-    def __init__(self, lengths: torch.Tensor) -> None:
-        self.lengths = lengths
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] >= self.lengths.repeat_interleave(len(input_ids) // len(self.lengths))

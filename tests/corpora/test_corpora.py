@@ -108,7 +108,7 @@ def test_jsonl_broken_lines_of_a_file_with_splits_are_not_lost(corpus: Path, tmp
     ("kwargs", "message"),
     [
         ({"manifests": {"train": "none.jsonl"}}, "no manifest at"),
-        ({"manifests": {"train": "train.jsonl#other"}}, "no rows of split 'other'"),
+        ({"manifests": {"train": "train.jsonl#other"}}, "no rows with split=other"),
         ({"columns": {"sound": "x"}}, "'sound' is not a manifest field"),
     ],
 )
