@@ -129,7 +129,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         code, settings = language_code(language), settings or self.settings
         places = settings.places(self.config)
         for place, block in self.blocks.items():
-            block.experts.pop(code) if code in block.experts else None
+            if code in block.experts:
+                del block.experts[code]
             if place in places:
                 block.experts[code] = Expert(block.fc1, block.fc2, settings).train(self.training)
         self.languages = [*(other for other in self.languages if other != code), code]
