@@ -225,6 +225,8 @@ class WhisperBrain(RecipeBrain):
         model.network.model.encoder.embed_positions.requires_grad_(False)
         if hparams["freeze_encoder"]:
             model.network.model.encoder.requires_grad_(False)
+        trained = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
+        model.history = {"training": {"trained_parameters": trained}}
         return model
 
     @staticmethod

@@ -36,10 +36,9 @@ class DistillingBrain(WhisperBrain):
             )
         if hparams["teacher"]:
             model.distillation = hparams["distillation"]
-        learned = [name for name, parameter in model.network.named_parameters() if parameter.requires_grad]
-        counts = {name: parameter.numel() for name, parameter in model.network.named_parameters() if name in {*learned}}
-        print(f"{sum(counts.values()) / 1e6:.2f} M parameters are trained")
-        model.history = {"training": {"trained_parameters": sum(counts.values())} | cls.about(model)}
+        trained = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
+        print(f"{trained / 1e6:.2f} M parameters are trained")
+        model.history = {"training": {"trained_parameters": trained} | cls.about(model)}
         return model
 
     @classmethod
