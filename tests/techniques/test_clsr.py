@@ -187,7 +187,7 @@ def test_only_experts_learn_and_each_from_its_language(plain: Whisper, wavs: tor
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     optimizer.step()
     model.eval()
-    assert torch.equal(logits(model, wavs, "en", "nl", "fr"), logits(plain, wavs, "en", "nl", "fr"))
+    assert torch.equal(logits(model, wavs, "en", "nl", "en"), logits(plain, wavs, "en", "nl", "en"))
     assert all(torch.equal(before[name], value) for name, value in plain.network.state_dict().items())
 
 
