@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, make_loader, report_skipped
 from efficient_asr.errors import UserError, listing
 from efficient_asr.evaluation.evaluator import Benchmark
-from efficient_asr.evaluation.transcriber import Transcriber, load_transcriber
+from efficient_asr.evaluation.transcriber import MANIFEST, Transcriber, load_transcriber
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
@@ -219,15 +219,27 @@ class WhisperBrain(RecipeBrain):
                 raise UserError(
                     f"architecture: {dict(hparams['architecture'] or {})} cannot be built ({error})"
                 ) from None
-        model.default_language = hparams["language"] if hparams["language"] not in (None, "manifest") else "en"
+        model.default_language = hparams["language"] if hparams["language"] not in (None, MANIFEST) else "en"
         model.check_language(model.default_language)
         model.network.requires_grad_(True)
         model.network.model.encoder.embed_positions.requires_grad_(False)
         if hparams["freeze_encoder"]:
             model.network.model.encoder.requires_grad_(False)
-        trained = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
-        model.history = {"training": {"trained_parameters": trained}}
+        adapted = cls.adapt(model, hparams, rows)
+        adapted.default_language = model.default_language
+        trained = sum(parameter.numel() for parameter in adapted.network.parameters() if parameter.requires_grad)
+        adapted.history = {"training": {"trained_parameters": trained} | cls.about(adapted)}
+        return adapted
+
+    @classmethod
+    def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
+        """Put a technique into the model."""
         return model
+
+    @staticmethod
+    def about(model: Any) -> dict[str, Any]:
+        """Return what is worth noting of the technique."""
+        return {}
 
     @staticmethod
     def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:

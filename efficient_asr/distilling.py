@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from efficient_asr import distributed
 from efficient_asr.brains import WhisperBrain
-from efficient_asr.data import BatchOrder, Rows
+from efficient_asr.data import Rows
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import resolve_source
@@ -29,53 +29,38 @@ class DistillingBrain(WhisperBrain):
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load the student, and give it the loss, whose weights may be learned."""
-        model = cls.adapt(super().build(hparams, rows), hparams, rows)
+        model = super().build(hparams, rows)
         if hparams["freeze_encoder"] and type(model) is not Whisper:
             raise UserError(
                 "freeze_encoder: only new parts are trained here anyway; expert_layers: decoder puts them there alone"
             )
         if hparams["teacher"]:
             model.distillation = hparams["distillation"]
-        trained = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
-        print(f"{trained / 1e6:.2f} M parameters are trained")
-        model.history = {"training": {"trained_parameters": trained} | cls.about(model)}
+        print(f"{model.history['training']['trained_parameters'] / 1e6:.2f} M parameters are trained")
         return model
 
-    @classmethod
-    def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
-        """Put a technique into the student."""
-        return model
+    def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
+        """Load the teacher, or ask it for what is not kept yet; then train."""
+        self.teacher = self._open_teacher(train_loader.dataset.rows) if self.hparams.teacher else None
+        super().train(train_loader, valid_loader)
 
-    @staticmethod
-    def about(model: Any) -> dict[str, Any]:
-        """Return what is worth noting of the technique."""
-        return {}
-
-    @staticmethod
-    def loader(model: Whisper, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
-        """Return the loader; before that of the training split, ask the teacher for what is not kept yet."""
-        if key == "train_split" and hparams["teacher"] and hparams["teacher_cache"]:
-            cache = open_cache(hparams)
-            if distributed.if_main_process():
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-                teacher = Teacher(resolve_source(hparams["teacher"]), model, hparams["teacher_dtype"])
-                asked = cache.fill(teacher, model, rows, device)
-                print(
-                    f"{cache.folder}: the teacher was asked about {asked} utterances, the other {len(rows) - asked} were there"
-                )
-            distributed.ddp_barrier()
-        return WhisperBrain.loader(model, rows, hparams, order, key)
-
-    def on_fit_start(self) -> None:
-        """Open what is kept of the teacher, or load it."""
-        super().on_fit_start()
-        self.teacher: Teacher | TeacherCache | None = None
-        if self.hparams.teacher:
-            settings = vars(self.hparams)
-            if settings["teacher_cache"]:
-                self.teacher = open_cache(settings)
-            else:
-                self.teacher = Teacher(resolve_source(self.hparams.teacher), self.model, self.hparams.teacher_dtype)
+    def _open_teacher(self, rows: Rows) -> Teacher | TeacherCache:
+        source, dtype = resolve_source(self.hparams.teacher), self.hparams.teacher_dtype
+        if not self.hparams.teacher_cache:
+            return Teacher(source, self.model, dtype)
+        about = {
+            "teacher": fingerprint(source), "dtype": dtype, "temperature": float(self.hparams.temperature),
+            "entries": self.hparams.teacher_entries,
+        }  # fmt: skip
+        cache = TeacherCache(Path(self.hparams.teacher_cache), about)
+        if distributed.if_main_process():
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            asked = cache.fill(Teacher(source, self.model, dtype), self.model, rows, device)
+            print(
+                f"{cache.folder}: the teacher was asked about {asked} utterances, the other {len(rows) - asked} were there"
+            )
+        distributed.ddp_barrier()
+        return cache
 
     def ask(self, batch: Any) -> TeacherDistribution:
         """Return what the teacher thinks of a batch."""
@@ -98,13 +83,3 @@ class DistillingBrain(WhisperBrain):
             weigh = self.model.distillation
             loss = weigh(loss, weigh.divergence(self.ask(batch), predictions, self.predicted(batch)), self.progress)
         return loss
-
-
-def open_cache(hparams: dict[str, Any]) -> TeacherCache:
-    """Open what is kept of a teacher, as the YAML file has it."""
-    source = resolve_source(hparams["teacher"])
-    about = {
-        "teacher": fingerprint(source), "dtype": hparams["teacher_dtype"],
-        "temperature": float(hparams["temperature"]), "entries": hparams["teacher_entries"],
-    }  # fmt: skip
-    return TeacherCache(Path(hparams["teacher_cache"]), about)

@@ -176,16 +176,11 @@ def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_fol
             skipped_file=output_folder / f"skipped_{name}.jsonl",
             check_audio=hparams["check_audio"],
             memo=output_folder / f"checked_{name}.json",
-            language=one_language(hparams.get("language")),
+            language=hparams.get("language"),
             task=hparams.get("task") or "transcribe",
         )
 
     return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
-
-
-def one_language(language: str | None) -> str | None:
-    """Return a setting `language` as that of utterances which do not name theirs: None where it is theirs to name."""
-    return None if language == "manifest" else language
 
 
 def read_language_model(hparams: dict[str, Any], vocabulary: list[str]) -> LanguageModel:

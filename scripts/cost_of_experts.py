@@ -32,10 +32,8 @@ from efficient_asr.techniques.clsr import ExpertBlock
 MORE = ("it", "ru", "pt", "pl", "ca", "tr", "uk", "cs")
 
 
-def resident_bytes() -> int | None:
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), None)
+def weight_bytes(*modules: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
 def split_every_other(block: ExpertBlock) -> None:
@@ -68,8 +66,6 @@ def main() -> None:
     if not getattr(network, "languages", None):
         raise UserError(f"{args.model} has no language experts")
     plain = load_transcriber(args.model, language="manifest", max_tokens_per_s=12.0)
-    for language in list(plain.model.network.languages):
-        plain.model.network.remove_experts(language)
     plain.model.network.unwrap()
     if args.gates == "half":
         for block in network.blocks.values():
@@ -86,22 +82,17 @@ def main() -> None:
         for name, total in totals.items() if repeat else ():
             times[name].append(total)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    part = sum(p.numel() * p.element_size() for p in network.parameters() if p is not None)
-    one = {
-        a: sum(p.numel() * p.element_size() for e in network.expert(a).values() for p in e.parameters())
-        for a in network.languages
-    }
-    before = resident_bytes()
+    one = max(weight_bytes(*network.expert(a).values()) for a in network.languages)
     for language in [a for a in MORE if a not in network.languages][: max(0, args.experts - len(network.languages))]:
         network.add_language(language)
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    weights = weight_bytes(network)
     result = {
         "model": args.model, "gates": args.gates, "utterances": len(utterances), "audio_s": float(rows.durations.sum()),
         "repeats": args.repeats, "threads": torch.get_num_threads(), "device_name": device_name("cpu"),
         "plain_s": medians["plain"], "experts_s": medians["experts"], "ratio": medians["experts"] / medians["plain"],
-        "all_s": times, "plain_bytes": part - sum(one.values()), "expert_bytes": max(one.values()),
+        "all_s": times, "plain_bytes": weight_bytes(plain.model.network), "expert_bytes": one,
         "experts": network.languages, "bytes_with_experts": weights,
-        "resident_bytes_added": None if before is None else (resident_bytes() or 0) - before, "provenance": provenance(None),
+        "provenance": provenance(None),
     }  # fmt: skip
     write_whole(args.out, json.dumps(result, indent=1) + "\n")
     seconds = f"plain {medians['plain']:.2f} s, with experts {medians['experts']:.2f} s ({result['ratio']:.3f} times)"

@@ -49,7 +49,7 @@ def main() -> None:
         skip_bad=args.skip_bad,
         skipped_file=args.out.with_suffix(".skipped.jsonl"),
         check_audio="samples",
-        language=None if args.language == "manifest" else args.language,
+        language=args.language,
         task=args.task or "transcribe",
     )
     with_lm = None

@@ -18,7 +18,7 @@ plain() { # plain <size>: a Whisper as it is
     run "experts_plain_$1" finetune_whisper real/experts_full --student "$1" --experiment "experts_plain_$1" --variant "whisper-$1" --test_only True
 }
 method() { # method <name> <variant> <recipe> <yaml> [--key value ...]: with every seed
-    local name=$1 variant=$2 recipe=$3 yaml=$4 seed
+    local name=$1 variant=$2 recipe=$3 yaml=$4
     shift 4
     [ "$SEED" = "${SEEDS%% *}" ] || set -- "$@" --measure_macs False # as many as with the first seed
     run "experts_${name}_$SEED" "$recipe" "real/$yaml" --experiment "experts_${name}_$SEED" --variant "$variant" --seed "$SEED" \

@@ -240,7 +240,7 @@ def slow_validation() -> None:
     CTCBrain.evaluate_batch = evaluate_batch
 
 
-def wait_for(condition: object, seconds: float = 30.0) -> None:
+def wait_for(condition: object, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"

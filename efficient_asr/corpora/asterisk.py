@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -182,6 +181,4 @@ def prepare(
         for name, group in groups.items():
             if group:
                 manifests[name] = write_manifest(out_folder / f"{name}.jsonl", iter(group))
-    about = {"languages": chosen, "min_words": min_words, "utterances": len(rows)}
-    (out_folder / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return manifests

@@ -26,7 +26,7 @@ from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.evaluation.records import PartFiles, Records
 from efficient_asr.evaluation.result import Result, provenance
 from efficient_asr.evaluation.runtime import measure_runtime
-from efficient_asr.evaluation.transcriber import Transcriber, move, parameters_count, transcribe_rows
+from efficient_asr.evaluation.transcriber import MANIFEST, Transcriber, move, parameters_count, transcribe_rows
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
 from efficient_asr.text import get_normaliser, join_signs
@@ -96,7 +96,8 @@ class Benchmark:
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, memo=memo)
         if len(rows) > MANY:
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, language or "en", task)
+        unnamed = "en" if language in (None, MANIFEST) else language
+        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, unnamed, task)
 
     def normalise(self, text: str, row: Row) -> str:
         """Normalise a text in the language of its utterance, or in English where that is what is asked for."""

@@ -15,6 +15,8 @@ from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.models import read_config, resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 
+MANIFEST = "manifest"  # as a language: what the line of each utterance says
+
 
 @runtime_checkable
 class Transcriber(Protocol):
@@ -211,7 +213,7 @@ def load_transcriber(
             raise UserError("language model options go with CTC models; this is a cascade")
         from efficient_asr.evaluation.cascade import CascadeTranscriber
 
-        if language == "manifest":
+        if language == MANIFEST:
             raise UserError("language: a cascade takes one language, or detects it (null); not 'manifest'")
         decoding = config.get("decoding") or {}
 

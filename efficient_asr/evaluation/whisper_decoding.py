@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from efficient_asr.data import SAMPLE_RATE, absolute_lengths, zero_padding
+from efficient_asr.evaluation.transcriber import MANIFEST
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper import HOP
 from efficient_asr.models.whisper_asr import Whisper
-
-MANIFEST = "manifest"  # the language of an utterance is what its line says
 
 
 class WhisperTranscriber:

@@ -55,13 +55,9 @@ class Whisper(nn.Module):
         self.network, self.tokenizer = network, tokenizer
         self.log_mel = LogMel(network.config.num_mel_bins)
         self.history: dict[str, Any] = {}
-        about = getattr(network.config, "about", None) or {}  # of a model folder that a recipe left behind
-        if about.get("technique"):
-            self.technique, self.label, self.history = (
-                about["technique"],
-                about["variant"],
-                {"trained": about["details"]},
-            )
+        if (about := getattr(network.config, "about", None) or {}).get("technique"):  # a folder that a recipe left
+            self.technique, self.label = about["technique"], about["variant"]
+            self.history = {"trained": about["details"]}
         self.default_language = "en"  # of training rows that do not name theirs
         generation = network.generation_config
         self.start, self.end = network.config.decoder_start_token_id, network.config.eos_token_id
@@ -141,7 +137,11 @@ class Whisper(nn.Module):
         token_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens]."""
-        return self.anchored(self.predict(self.encode(wavs, lengths), tokens, token_lengths))
+        encoded = self.encode(wavs, lengths, languages=self.prompt_languages(tokens))
+        return self.anchored(self.predict(encoded, tokens, token_lengths))
+
+    def prompt_languages(self, tokens: torch.Tensor) -> list[str | None] | None:
+        """Return the language that each row of prompts [batch, tokens] names, for an encoder that asks; None where none does."""
 
     def anchors(self) -> list[nn.Parameter]:
         """Return parameters that are learned but not part of every forward pass."""

@@ -148,7 +148,7 @@ class Routing:
         if side == "encoder":  # a new step: what nobody asked about must not pile up
             self.gates = []
         self.counts = {place: count for place, count in self.counts.items() if place[0] != side}
-        self._rows = {}
+        self.forget()
 
     def forget(self) -> None:
         """Forget which rows went where, after experts have changed."""

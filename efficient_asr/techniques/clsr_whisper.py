@@ -44,7 +44,7 @@ class ExpertWhisper(Whisper):
         """What the expert layers share."""
         return self.network.routing
 
-    def _languages_of(self, tokens: torch.Tensor) -> list[str | None]:
+    def prompt_languages(self, tokens: torch.Tensor) -> list[str | None]:
         """Return the language that each row of prompts [batch, tokens] names; None where it names none."""
         if not self.languages:
             return ["en"] * len(tokens)
@@ -52,17 +52,6 @@ class ExpertWhisper(Whisper):
             return [None] * len(tokens)
         codes = {index: code for code, index in self.languages.items()}
         return [codes.get(index) for index in tokens[:, 1].tolist()]
-
-    def forward(
-        self,
-        wavs: torch.Tensor,
-        lengths: torch.Tensor,
-        tokens: torch.Tensor,
-        token_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
-        encoded = self.encode(wavs, lengths, languages=self._languages_of(tokens))
-        return self.anchored(self.predict(encoded, tokens, token_lengths))
 
     def language_of(self, wav: torch.Tensor) -> str | None:
         """Return the language of a recording [time], detected on its first window: its expert must be known before."""
@@ -106,7 +95,7 @@ class ExpertWhisper(Whisper):
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
-        self.routing.set("decoder", self._languages_of(tokens), token_lengths)
+        self.routing.set("decoder", self.prompt_languages(tokens), token_lengths)
         return super().predict(encoded, tokens)
 
     def _search(

@@ -168,10 +168,9 @@ class Teacher:
     def __init__(self, source: str, student: Whisper, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
             raise UserError(f"teacher_dtype: '{dtype}' is not {', '.join(DTYPES)}")
-        self.source = source
         self.model = Whisper.from_source(source).requires_grad_(False).eval()
         sizes = [len(model.tokenizer) for model in (self.model, student)]
-        if sizes[0] != sizes[1] or self.model.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        if self.model.tokenizer.get_vocab() != student.tokenizer.get_vocab():
             raise UserError(
                 f"teacher: '{source}' has another vocabulary than the student ({sizes[0]} and {sizes[1]} entries); "
                 "token by token they cannot be compared (large-v3 goes with students of its own vocabulary only)"

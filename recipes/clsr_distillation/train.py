@@ -36,9 +36,8 @@ class ExpertBrain(DistillingBrain):
         spoken = sorted({row.get("language") or model.default_language for row in rows})
         named = hparams["languages"] or spoken
         named = [named] if isinstance(named, str) else named
-        wanted = list(
-            dict.fromkeys(str(language).partition("-")[0] for language in named)
-        )  # zh-CN of Common Voice is zh here
+        # zh-CN of Common Voice is zh here
+        wanted = list(dict.fromkeys(str(language).partition("-")[0] for language in named))
         if not 0 <= hparams["gate_budget"] <= 1 or not 0 <= hparams["skip_gate_prob"] <= 1:
             raise UserError("gate_budget and skip_gate_prob are shares: numbers from 0 to 1")
         for language in wanted:
@@ -49,9 +48,7 @@ class ExpertBrain(DistillingBrain):
         settings = ExpertSettings(
             layers if isinstance(layers, str) else list(layers), hparams["expert_rank"], hparams["gate_dim"]
         )
-        experts = add_experts(model, wanted, settings, hparams["skip_gate_prob"], hparams["expert_dropout"])
-        experts.default_language = model.default_language
-        return experts
+        return add_experts(model, wanted, settings, hparams["skip_gate_prob"], hparams["expert_dropout"])
 
     @staticmethod
     def about(model: ExpertWhisper) -> dict[str, Any]:

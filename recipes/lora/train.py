@@ -24,7 +24,7 @@ class LoraBrain(DistillingBrain):
     @classmethod
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> LoraWhisper:
         """Put new matrices into the student."""
-        adapted = LoraWhisper.adapt(
+        return LoraWhisper.adapt(
             model,
             hparams["lora_rank"],
             hparams["lora_alpha"],
@@ -32,8 +32,6 @@ class LoraBrain(DistillingBrain):
             hparams["lora_targets"],
             hparams["lora_merge"],
         )
-        adapted.default_language = model.default_language
-        return adapted
 
     @staticmethod
     def about(model: LoraWhisper) -> dict[str, Any]:

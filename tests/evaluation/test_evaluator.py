@@ -108,7 +108,8 @@ def test_macs_of_a_result_are_those_of_each_forward_pass(corpus: Path, tiny_ctc:
 def test_runtime_measures_the_transcriber_only(corpus: Path) -> None:
     rows = Benchmark.from_manifest(corpus / "test.jsonl").rows
     entry = measure_runtime(Parrot(TEXTS, seconds=0.02), rows, "cpu", 1, 3, False)
-    assert 0.08 <= entry["runtime_min_s"] <= entry["runtime_s"] <= entry["runtime_max_s"] < 0.5
+    assert 0.08 <= entry["runtime_min_s"] <= entry["runtime_s"] <= entry["runtime_max_s"]
+    assert entry["runtime_min_s"] < 0.5  # the longest of three may have waited for another process
     assert entry["rtfx"] == pytest.approx(sum(r["duration"] for r in rows) / entry["runtime_s"])
     assert entry["peak_memory_bytes"] > 1e7 and entry["threads"] == torch.get_num_threads()
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from efficient_asr.data import load_audio
 from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.models.ssl import SSLEncoder
 from efficient_asr.models.whisper import WhisperEncoder
@@ -300,7 +303,11 @@ def test_thop_convention_agrees_with_thop(kind: str) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_data: Path) -> None:
-    """An evaluation as users run it, timing included, with the smallest real encoder."""
+    """Of one as users run it, timing included, with the smallest real encoder.
+
+    What counting adds is found utterance by utterance, with and without it in turn and the least disturbed of three each: whole
+    evaluations, one after the other, differ by a tenth on a busy machine whether anything is counted or not.
+    """
     from efficient_asr.evaluation.evaluator import Benchmark, evaluate
     from efficient_asr.evaluation.transcriber import CTCTranscriber
     from efficient_asr.models import load_encoder
@@ -309,12 +316,24 @@ def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_d
 
     labels = CharacterLabels.from_texts(["abcdefghijklmnopqrstuvwxyz'"])
     encoder = load_encoder(str(real_models / "whisper-tiny"), output_norm=False)
-    transcriber = CTCTranscriber(CTCModel(nn.Identity(), encoder, CTCHead(384, len(labels), "none"), labels))
+    transcriber = CTCTranscriber(CTCModel(nn.Identity(), encoder, CTCHead(384, len(labels), "none"), labels).eval())
     benchmark = Benchmark.from_manifest(real_data / "librispeech_test_other" / "manifest.jsonl")
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(3):
-        for macs in (False, True):
-            start = time.perf_counter()
-            evaluate(transcriber, benchmark, measure_macs=macs, repeats=3)
-            seconds[macs].append(time.perf_counter() - start)
-    assert min(seconds[True]) < 1.1 * min(seconds[False])  # the least disturbed of three
+    start = time.perf_counter()
+    evaluate(transcriber, benchmark, measure_macs=False, repeats=3)
+    whole_s = time.perf_counter() - start
+
+    def seconds(call: Callable[..., Any], *args: Any) -> float:
+        start = time.perf_counter()
+        call(*args)
+        return time.perf_counter() - start
+
+    added_s = 0.0
+    for row in benchmark.rows:
+        wav, length = load_audio(row["audio"])[None], torch.ones(1)
+        turns = [
+            (seconds(transcriber.transcribe, wav, length), seconds(count_macs, transcriber.transcribe, wav, length))
+            for _ in range(3)
+        ]
+        bare_s, counted_s = (min(times) for times in zip(*turns, strict=True))
+        added_s += counted_s - bare_s
+    assert added_s < 0.1 * whole_s
