@@ -92,7 +92,7 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
                 f"test_only: there is no trained model at {model_folder}; run the same command without it first"
             )
         model = resolve_source(untrained)
-        print(f"nothing was trained at {model_folder}: measuring {untrained} as it is")
+        print(f"nothing was trained at {model_folder}: measuring {model} as it is")
     if hparams["lm_path"] and not brain_class.takes_language_model:
         raise UserError("lm_path: language models go with CTC models; leave it at null")
     check_writable(Path(hparams["results_folder"]), "results_folder")

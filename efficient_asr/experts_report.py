@@ -1,4 +1,4 @@
-"""Tables and pictures of `scripts/reproduce_experts.sh`: means over seeds, by language."""
+"""Tables and pictures of `scripts/reproduce_experts.sh` and `scripts/tune_experts.sh`: means over seeds, by language."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from efficient_asr.evaluation.result import Result
 from efficient_asr.report import check_comparable, load_runs, markdown_table
 
 MARKER = re.compile(r"(<!-- experts (?P<name>\S+) -->\n).*?(?P<end><!-- /experts -->)", re.DOTALL)
-SPLITS = ("in_domain", "cross_domain", "english")
+BY_LANGUAGE = ("in_domain", "whole_dev")  # a folder holds one of them
+WHOLE = {"cross_domain": "cross-domain WER %", "english": "English WER %"}
+SPLITS = (*BY_LANGUAGE, *WHOLE)
 
 
 def _spread(values: list[float | None], digits: int = 1) -> str:
@@ -43,29 +45,31 @@ def methods_of(runs: list[Result]) -> dict[str, dict[str, list[Result]]]:
 
 def experts_table(runs: list[Result]) -> str:
     """Draw WER by language and test set, with what each method trains and weighs."""
-    methods = methods_of(runs)
-    first = next(run for run in runs if run.split == "in_domain")
-    languages = list(first.details["languages"])
-    words = {split: next((run for run in runs if run.split == split), None) for split in SPLITS}
-    sizes = ", ".join(f"{s} {r.utterances} utterances, {r.reference_words} words" for s, r in words.items() if r)
+    present = [split for split in SPLITS if any(run.split == split for run in runs)]
+    main, rest = present[0], present[1:]
+    languages = list(next(run for run in runs if run.split == main).details["languages"])
+    sizes = ", ".join(
+        f"{run.split} {run.utterances} utterances, {run.reference_words} words"
+        for run in (next(run for run in runs if run.split == split) for split in present)
+    )
     head = ["model", "seeds", "trained, M", "MB a language", "GMACs"]
     head += [f"{language} WER %" for language in languages]
-    head += ["macro WER %", "macro CER %", "cross-domain WER %", "English WER %"]
-    rows = []
-    for variant, splits in methods.items():
-        inside = splits.get("in_domain", [])
+    head += ["macro WER %", "macro CER %", *(WHOLE[split] for split in rest)]
+    rows, seeds = [], 1
+    for variant, splits in methods_of(runs).items():
+        inside = splits.get(main, [])
+        seeds = max(seeds, len(inside))
         details = inside[0].details if inside else {}
-        trained, weight = (
-            details.get("trained_parameters"),
-            details.get("megabytes_per_language", details.get("megabytes")),
-        )
+        trained = details.get("trained_parameters")
+        weight = details.get("megabytes_per_language", details.get("megabytes"))
         cells = [variant, str(len(inside)), "–" if trained is None else f"{trained / 1e6:.2f}"]
         cells += ["–" if weight is None else f"{weight:.1f}", _spread([run.macs_g for run in inside][:1], 2)]
         cells += [_spread([run.details["languages"][a]["wer_percent"] for run in inside]) for a in languages]
         cells += [_spread([run.details[f"macro_{key}"] for run in inside]) for key in ("wer_percent", "cer_percent")]
-        cells += [_spread([run.wer_percent for run in splits.get(split, [])]) for split in SPLITS[1:]]
+        cells += [_spread([run.wer_percent for run in splits.get(split, [])]) for split in rest]
         rows.append(cells)
-    return f"Real speech; {sizes}. ± is half the distance between two seeds.\n\n{markdown_table(head, rows)}"
+    spread = " ± is half the distance between two seeds." if seeds > 1 else ""
+    return f"Real speech; {sizes}.{spread}\n\n{markdown_table(head, rows)}"
 
 
 def render_experts(text: str, root: Path) -> str:
@@ -79,8 +83,10 @@ def render_experts(text: str, root: Path) -> str:
 
     def fill(match: re.Match) -> str:
         runs = load_runs(root / match["name"])
-        if not runs:
-            raise UserError(f"a table '{match['name']}' is asked for, but there is no result in {root / match['name']}")
+        if not any(run.split in SPLITS for run in runs):
+            raise UserError(
+                f"a table '{match['name']}' is asked for, but there is no result on {', '.join(SPLITS)} in {root / match['name']}"
+            )
         return match[1] + experts_table(runs) + "\n" + match["end"]
 
     return MARKER.sub(fill, text)
@@ -96,7 +102,7 @@ def draw_gates(runs: list[Result], path: Path) -> Path | None:
     usage: dict[str, dict[str, float]] = {}
     for variant, splits in methods_of(runs).items():
         found: list[dict[str, Any]] = [
-            run.details["gate_usage"] for run in splits["in_domain"] if "gate_usage" in run.details
+            run.details["gate_usage"] for run in splits.get("in_domain", []) if "gate_usage" in run.details
         ]
         for run, shares in enumerate(found):
             usage[variant + (f", run {run + 1}" if len(found) > 1 else "")] = shares

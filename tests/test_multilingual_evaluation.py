@@ -189,14 +189,26 @@ def test_table_of_methods_by_language(tmp_path: Path) -> None:
 
     runs = load_runs(tmp_path / "tiny")
     table = experts_table(runs)
-    assert "| JS | 2 | 2.00 | 4.0 | 21.00 | 21.0 ± 1.0 | 23.0 ± 1.0 | 22.0 ± 1.0 | 3.0 ± 0.0 | – | 6.0 ± 0.0 |" in table
+    assert "| JS | 2 | 2.00 | 4.0 | 21.00 | 21.0 ± 1.0 | 23.0 ± 1.0 | 22.0 ± 1.0 | 3.0 ± 0.0 | 6.0 ± 0.0 |" in table
     text = render_experts("a\n<!-- experts tiny -->\nold\n<!-- /experts -->\nb", tmp_path)
     assert table in text and "old" not in text
     with pytest.raises(UserError, match="nothing"):
         render_experts("<!-- experts nothing -->\n<!-- /experts -->", tmp_path)
     assert draw_gates(runs, tmp_path / "gates.png").stat().st_size > 1000
     write_run(tmp_path / "tiny", "KL", 1, "in_domain", 9.0)
+    assert "| KL | 1 | – | – | 21.00 | 9.0 | 11.0 | 10.0 | 3.0 | – |" in experts_table(load_runs(tmp_path / "tiny"))
     path = tmp_path / "tiny" / "KL_1-in_domain.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"benchmark_hash": "another"}))
     with pytest.raises(UserError, match="KL_1"):
         experts_table(load_runs(tmp_path / "tiny"))
+
+
+def test_table_of_settings_on_the_validation_split(tmp_path: Path) -> None:
+    from efficient_asr.report import load_runs
+
+    write_run(tmp_path / "tuning", "LoRA, lr 0.1", 1, "whole_dev", 9.0)
+    runs = load_runs(tmp_path / "tuning")
+    table = experts_table(runs)
+    assert table.startswith("Real speech; whole_dev 3 utterances, 9 words.\n") and "English" not in table
+    assert "| LoRA, lr 0.1 | 1 | – | – | 21.00 | 9.0 | 11.0 | 10.0 | 3.0 |" in table
+    assert draw_gates(runs, tmp_path / "gates.png") is None

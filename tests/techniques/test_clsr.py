@@ -333,6 +333,21 @@ def test_published_expert_files_are_read(plain: Whisper, wavs: torch.Tensor, tmp
     )
 
 
+def test_published_experts_make_a_folder_for_the_scripts(plain: Whisper, wavs: torch.Tensor, tmp_path: Path) -> None:
+    """The three lines of recipes/clsr_distillation/README.md."""
+    model = experts_of(plain, "de", seed=5)
+    torch.save(published(model, "de", "german"), tmp_path / "expert.german.bin")
+    plain.save(tmp_path / "plain")
+    own = ExpertWhisper.from_source(str(tmp_path / "plain"))
+    own.network.load_experts(["german"], tmp_path)
+    own.save(tmp_path / "own")
+    found = Whisper.from_source(str(tmp_path / "own"))
+    assert type(found) is ExpertWhisper and found.network.languages == ["de"]
+    torch.testing.assert_close(
+        logits(model, wavs, "de", "fr", "de"), logits(found, wavs, "de", "fr", "de"), rtol=0, atol=1e-5
+    )
+
+
 def test_a_pickle_in_an_expert_file_is_not_executed(plain: Whisper, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Learning rates of scripts/reproduce_experts.sh: three for each kind of method, seed 77, compared on the validation split, which is
+# no part of its table. Needs what that script needs; restartable; about an hour on 2 CPU cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+: "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
+export ASTERISK_PROMPTS=${ASTERISK_PROMPTS:-$PWD/data/asterisk}
+RESULTS=${RESULTS:-results/experts/tuning}
+TEACHER=(--teacher '$EFFICIENT_ASR_MODELS/whisper-small' --teacher_cache output/experts_teacher --distillation_loss js)
+
+trial() { # trial <name> <variant> <recipe> <yaml> <lr> [--key value ...]
+    local name=$1 variant=$2 recipe=$3 yaml=$4 lr=$5
+    shift 5
+    run "${name}_$lr" "$recipe" "real/$yaml" --experiment "${name}_$lr" --variant "$variant, lr $lr" --lr "$lr" \
+        --output_folder "output/experts_tuning/${name}_$lr" --test_splits '[whole_dev]' --measure_macs False "$@"
+}
+
+run plain finetune_whisper real/experts_full --experiment plain --variant whisper-tiny --test_only True --test_splits '[whole_dev]' \
+    --measure_macs False
+for lr in 0.00005 0.0002 0.0008; do trial lora LoRA lora experts_lora "$lr"; done
+for lr in 0.000003 0.00001 0.00003; do trial full "full fine-tuning" finetune_whisper experts_full "$lr"; done
+for lr in 0.0001 0.0003 0.001; do trial low_rank "CLSR-JS, rank 16" clsr_distillation experts "$lr" "${TEACHER[@]}" --expert_rank 16; done
+for lr in 0.00001 0.00003 0.0001; do trial ft CLSR-FT clsr_distillation experts "$lr"; done
+"$PYTHON" scripts/report.py
