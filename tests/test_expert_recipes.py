@@ -16,6 +16,7 @@ import soundfile
 import torch
 from conftest import PLACES, ROOT, TEXTS, chirp, multilingual_whisper
 from safetensors.torch import load_file
+from test_distributed import torchrun
 
 from efficient_asr import load_transcriber
 from efficient_asr.brains import WhisperBrain
@@ -165,6 +166,27 @@ def test_going_on_after_a_kill_ends_where_an_uninterrupted_run_ends(places: Path
     for file in files:
         one, other = load_file(places / "whole" / file), load_file(places / "parts" / file)
         assert all(torch.equal(value, other[name]) for name, value in one.items()), file
+
+
+@pytest.mark.slow
+def test_two_processes_train_experts_where_one_has_nothing_to_learn(places: Path) -> None:
+    """English has no expert: a process whose batch is English only must still take part in every step."""
+    assert train(places, "a", "--languages", "[de]", "--train_only", "True") == 0  # writes the YAML file
+    options = ["--languages", "[de]", "--monolingual_batches", "True", "--teacher", str(places / "teacher")]
+    done = torchrun(
+        ["recipes/clsr_distillation/train.py"], places / "two", places / "a" / "x.yaml", *options,
+        "--teacher_cache", str(places / "kept"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("asked about 4 utterances") == 1
+    result = json.loads((places / "two" / "results" / "tiny.json").read_text())
+    assert result["utterances"] == 4 and result["details"]["experts"] == ["de"]
+    plain = load_file(places / "student" / "model.safetensors")
+    after = load_file(places / "two" / "output" / "model" / "model.safetensors")
+    assert all(torch.equal(plain[name], value) for name, value in after.items())
+    expert = load_file(places / "two" / "output" / "model" / "expert.german.safetensors")
+    name = "layers.0.fc1.weight"
+    assert any(not torch.equal(expert[f"{s}.{name}"], plain[f"model.{s}.{name}"]) for s in ("encoder", "decoder"))
 
 
 def kill_at(number: int) -> None:
