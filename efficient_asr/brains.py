@@ -18,6 +18,7 @@ from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, 
 from efficient_asr.errors import UserError, listing
 from efficient_asr.evaluation.evaluator import Benchmark
 from efficient_asr.evaluation.transcriber import MANIFEST, Transcriber, load_transcriber
+from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
@@ -32,6 +33,7 @@ class RecipeBrain(Loop):
     """What `experiment.run` asks of a Brain, with answers that fit most."""
 
     takes_language_model = False
+    validates_by: tuple[str, ...] = ()  # keys of the evaluation that the choice of the best checkpoint depends on
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> nn.Module:
@@ -61,6 +63,10 @@ class RecipeBrain(Loop):
     def save(model: nn.Module, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
         """Write the model folder."""
         model.save(folder, about)
+
+    @staticmethod
+    def check_benchmark(model: Any, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
+        """Refuse, before the training, what the trained model could not be measured on."""
 
     @staticmethod
     def untrained(hparams: dict[str, Any]) -> str | None:
@@ -201,10 +207,16 @@ class WhisperBrain(RecipeBrain):
     """
 
     sources = ("Whisper",)  # classes that a training may start from
+    distils = False  # whether a teacher is asked
+    validates_by = ("test_normaliser",)
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load `source`, or make a new Whisper of `architecture`, whose tokenizer comes from the training texts."""
+        if hparams.get("teacher") and not cls.distils:
+            raise UserError(
+                "teacher: this recipe learns from transcripts alone; recipes/clsr_distillation and lora take one"
+            )
         if hparams["source"]:
             model = Whisper.from_source(resolve_source(hparams["source"]))
             if type(model).__name__ not in cls.sources:
@@ -250,6 +262,11 @@ class WhisperBrain(RecipeBrain):
     def check_valid_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """The same, at the speed they have."""
         return _fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
+
+    @staticmethod
+    def check_benchmark(model: Whisper, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
+        """Refuse utterances in a language that the model does not know."""
+        WhisperTranscriber(model, hparams["language"]).check_rows(benchmark.rows, benchmark.split)
 
     @staticmethod
     def untrained(hparams: dict[str, Any]) -> str | None:

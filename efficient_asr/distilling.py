@@ -26,6 +26,13 @@ class DistillingBrain(WhisperBrain):
     augmented audio too.
     """
 
+    distils = True
+
+    @staticmethod
+    def untrained(hparams: dict[str, Any]) -> str | None:
+        """Return None: a student as it is would stand under the name of the technique."""
+        return None
+
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load the student, and give it the loss, whose weights may be learned."""

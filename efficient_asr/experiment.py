@@ -81,6 +81,7 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
     if not distributed.if_main_process():
         sys.stdout = open(os.devnull, "w")
     hparams, plain = load_hparams(path, overrides, run_opts)
+    check_recipe(path, hparams["recipe"])
     output_folder = Path(hparams["output_folder"])
     model_folder = output_folder / "model"
     test_only = run_opts.test_only or hparams["test_only"]
@@ -103,7 +104,7 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
     benchmarks = read_benchmarks(hparams, splits, output_folder)
     if not test_only:
         settings = training_settings(path, overrides, run_opts)
-        train_and_save(brain_class, hparams, run_opts, splits, output_folder, settings)
+        train_and_save(brain_class, hparams, run_opts, splits, benchmarks, output_folder, settings)
     train_only = hparams["train_only"] and not test_only
     results = [] if train_only else measure(hparams, plain, benchmarks, model, output_folder, brain_class)
     print(f"model: {model}")
@@ -111,6 +112,22 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
         print(f"{result.summary()}\nresult: {result.path}")
     if lock is not None:
         lock.release()
+
+
+def check_recipe(path: Path, recipe: str) -> None:
+    """Refuse a YAML file of another recipe: it would train something else than it says.
+
+    Raises
+    ------
+    UserError
+        Naming the recipe that the file belongs to.
+    """
+    script = Path(sys.argv[0]).resolve()
+    if script.name == "train.py" and script.parent.parent.name == "recipes" and script.parent.name != recipe:
+        raise UserError(
+            f"{path} belongs to recipes/{recipe}/train.py, not to recipes/{script.parent.name}; for a recipe of your own say "
+            f"--recipe {script.parent.name}"
+        )
 
 
 def main_first(work: Callable[[], Anything]) -> Anything:
@@ -225,6 +242,7 @@ def train_and_save(
     hparams: dict[str, Any],
     run_opts: RunOptions,
     splits: dict[str, Path],
+    benchmarks: list[Benchmark],
     output_folder: Path,
     settings: dict[str, str],
 ) -> None:
@@ -237,17 +255,20 @@ def train_and_save(
         for key in ("train_split", "valid_split")
     }
     model = brain_class.build(hparams, rows["train_split"])
+    for benchmark in benchmarks:
+        brain_class.check_benchmark(model, benchmark, hparams)
     rows["train_split"] = brain_class.check_rows(
         model, rows["train_split"], hparams, output_folder / "skipped_training.jsonl"
     )
     rows["valid_split"] = brain_class.check_valid_rows(
         model, rows["valid_split"], hparams, output_folder / "skipped_validation.jsonl"
     )
+    language = getattr(model, "default_language", None)
     settings |= {
         "processes": str(distributed.processes()),
-        "training utterances": _digest(rows["train_split"]),
-        "validation utterances": _digest(rows["valid_split"]),
-    }
+        "training utterances": _digest(rows["train_split"], language),
+        "validation utterances": _digest(rows["valid_split"], language),
+    } | {f"{key} of the validation": str(hparams[key]) for key in brain_class.validates_by}
     checkpointer = Checkpointer(output_folder / "save", model, settings)
     brain = make_brain(brain_class, hparams, run_opts, model, checkpointer)
     shares = {"rank": distributed.rank(), "processes": distributed.processes()}
@@ -280,11 +301,11 @@ def language_groups(rows: Rows) -> np.ndarray:
     return np.unique([str(row.get("language")) for row in rows], return_inverse=True)[1]
 
 
-def _digest(rows: Rows) -> str:
-    """Return how many utterances there are, and a sum over them."""
+def _digest(rows: Rows, language: str | None) -> str:
+    """Return how many utterances there are, and a sum over them; `language` is of those that do not name theirs."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row['id']}\0{row['duration']}\0{row['text']}\n".encode())
+        digest.update(f"{row['id']}\0{row['duration']}\0{row['text']}\0{row.get('language') or language}\n".encode())
     return f"{len(rows)}, sum {digest.hexdigest()[:12]}"
 
 

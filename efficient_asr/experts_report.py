@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.result import Result
 from efficient_asr.report import check_comparable, load_runs, markdown_table
+from efficient_asr.techniques.clsr import SIDES
 
 MARKER = re.compile(r"(<!-- experts (?P<name>\S+) -->\n).*?(?P<end><!-- /experts -->)", re.DOTALL)
 BY_LANGUAGE = ("in_domain", "whole_dev")  # a folder holds one of them
@@ -92,6 +94,12 @@ def render_experts(text: str, root: Path) -> str:
     return MARKER.sub(fill, text)
 
 
+def _place(layer: str) -> tuple[int, int]:
+    """Return where a layer such as `encoder.0` stands."""
+    side, _, number = layer.partition(".")
+    return SIDES.index(side), int(number)
+
+
 def draw_gates(runs: list[Result], path: Path) -> Path | None:
     """Draw what share of frames and tokens experts answered for, by layer and method; None where no run has experts."""
     import matplotlib
@@ -108,16 +116,15 @@ def draw_gates(runs: list[Result], path: Path) -> Path | None:
             usage[variant + (f", run {run + 1}" if len(found) > 1 else "")] = shares
     if not usage:
         return None
-    layers = list(next(iter(usage.values())))
-    values = [[100 * shares[layer] for layer in layers] for shares in usage.values()]
+    layers = sorted({layer for shares in usage.values() for layer in shares}, key=_place)
+    values = [[100 * shares.get(layer, math.nan) for layer in layers] for shares in usage.values()]
     figure, ax = pyplot.subplots(figsize=(1.5 + 1.0 * len(layers), 1.8 + 0.42 * len(usage)), layout="constrained")
     image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            ax.text(
-                x, y, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black", fontsize=9
-            )
-    names = [f"{side} {int(number) + 1}" for side, number in (layer.split(".") for layer in layers)]
+            text, colour = ("–", "black") if math.isnan(value) else (f"{value:.0f}", "white" if value < 60 else "black")
+            ax.text(x, y, text, ha="center", va="center", color=colour, fontsize=9)
+    names = [f"{SIDES[side]} {number + 1}" for side, number in map(_place, layers)]
     ax.set_xticks(range(len(layers)), names, rotation=30, ha="right")
     ax.set_yticks(range(len(usage)), list(usage))
     figure.colorbar(image, label="% of frames or tokens")

@@ -16,6 +16,12 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def file_state(path: str | Path) -> str:
+    """Return size and time of a file, which change when it is exchanged."""
+    state = os.stat(path)
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
 def whole_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
     """Yield content, first byte and size of the lines of a file of JSON lines, up to the first that is cut off or broken."""
     start = 0

@@ -215,6 +215,13 @@ class Loop(sb.Brain):
             if any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
         }
 
+    def optimizers_step(self) -> None:
+        """Take a step; one in which nothing learns counts, too, but a gradient scaler would refuse it."""
+        if self.freeze_optimizers(self.optimizers_dict):
+            super().optimizers_step()
+        else:
+            self.optimizer_step += 1
+
     def _answer_problems(self, batch: Any) -> None:
         """Stop at utterances that could not be read, or note them where they may be left out."""
         for problem in batch.problems:

@@ -76,8 +76,6 @@ def check_settings(hparams: dict[str, Any]) -> None:
     """
     if sum(hparams[key] is not None for key in CALIBRATIONS) > 1:
         raise UserError(f"give one of {', '.join(CALIBRATIONS)}, not several")
-    if not 0 <= (hparams["calibrate_large_share"] or 0) <= 1:
-        raise UserError(f"calibrate_large_share: {hparams['calibrate_large_share']} is not between 0 and 1")
     if hparams["target"] not in TARGETS:
         raise UserError(f"target: '{hparams['target']}' is not {' or '.join(TARGETS)}")
     for side in ("small", "large"):

@@ -36,6 +36,12 @@ LIMITS: dict[str, int | float] = {
     "lr_gates": 0.0, "expert_dropout": 0.0,
 }  # fmt: skip
 
+# Those that are shares, so that 1 is the most.
+SHARES = frozenset(
+    "gate_budget skip_gate_prob expert_dropout head_dropout lora_dropout label_smoothing augment_probability warmup_ratio "
+    "kd_warm_up calibrate_large_share".split()
+)
+
 OPEN_KEYS = ("kept_layers", "expert_layers")  # a number, a word or a list
 
 # Keys that a training does not depend on: they may change between its start and its end.
@@ -222,6 +228,8 @@ def _check_limit(key: str, value: Any) -> None:
             or not least <= value < math.inf
         ):
             raise UserError(f"{key}: {value!r} is not a {'whole ' if whole else ''}number of at least {least}")
+        if key in SHARES and value > 1:
+            raise UserError(f"{key}: {value!r} is not a share, a number from 0 to 1")
 
 
 # ---------------------------------------------------------------- the commands that measure a model on a manifest

@@ -5,7 +5,8 @@ loaded.
     results/experts/cost-tiny.json
 
 Times plain Whisper and experts in turn, utterance by utterance, so that a busy machine disturbs both alike; prints and keeps
-the medians of the passes and their ratio. Gates are as they were trained; with `--gates half` every other token goes to an
+the medians of the passes and their ratio, once with the language of each utterance said and once with it detected, for which
+an utterance with an expert is encoded twice. Gates are as they were trained; with `--gates half` every other token goes to an
 expert, which costs the most. Where the model has fewer than `--experts`, copies for further languages are added, for the
 memory.
 """
@@ -39,11 +40,13 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
 def split_every_other(block: ExpertBlock) -> None:
     """Let a block's gates open for every other token."""
     for expert in block.experts.values():
-        expert.gate_part = expert.gate
+        expert.gate_part, expert.seen = expert.gate, 0
 
         def gate(x: torch.Tensor, of: torch.nn.Module = expert) -> torch.Tensor:
             logits = of.gate_part(x)  # paid for, not used
-            return torch.where(torch.arange(logits.shape[1]) % 2 == 0, 1.0, -1.0).expand_as(logits)
+            places = torch.arange(of.seen, of.seen + logits.shape[1])  # the decoder comes with one token at a time
+            of.seen += logits.shape[1]
+            return torch.where(places % 2 == 0, 1.0, -1.0).expand_as(logits)
 
         expert.gate = gate
 
@@ -61,21 +64,27 @@ def main() -> None:
     check_writable(args.out.parent, "--out")
     rows = read_manifest(args.manifest)
     rows = rows.select(range(0, len(rows), max(1, len(rows) // args.utterances)))[: args.utterances]
-    with_experts = load_transcriber(args.model, language="manifest", max_tokens_per_s=12.0)
-    network = with_experts.model.network
+    # the language of an utterance is said, or detected: then one with an expert is encoded twice
+    transcribers = {
+        name + suffix: load_transcriber(args.model, language=language, max_tokens_per_s=12.0)
+        for suffix, language in (("", "manifest"), ("_detecting", None))
+        for name in ("plain", "experts")
+    }
+    network = transcribers["experts"].model.network
     if not getattr(network, "languages", None):
         raise UserError(f"{args.model} has no language experts")
-    plain = load_transcriber(args.model, language="manifest", max_tokens_per_s=12.0)
-    plain.model.network.unwrap()
-    if args.gates == "half":
-        for block in network.blocks.values():
-            split_every_other(block)
+    for name, transcriber in transcribers.items():
+        if name.startswith("plain"):
+            transcriber.model.network.unwrap()
+        elif args.gates == "half":
+            for block in transcriber.model.network.blocks.values():
+                split_every_other(block)
     utterances = list(iterate_batches(rows, 1))
-    times: dict[str, list[float]] = {"plain": [], "experts": []}
+    times: dict[str, list[float]] = {name: [] for name in transcribers}
     for repeat in tqdm(range(args.repeats + 1), desc="timing", unit="pass", leave=False):  # the first warms up
         totals = dict.fromkeys(times, 0.0)
         for chunk, wavs, wav_lens in utterances:
-            for name, transcriber in (("plain", plain), ("experts", with_experts)):
+            for name, transcriber in transcribers.items():
                 start = time.perf_counter()
                 transcribe_rows(transcriber, chunk, wavs, wav_lens)
                 totals[name] += time.perf_counter() - start
@@ -89,14 +98,18 @@ def main() -> None:
     result = {
         "model": args.model, "gates": args.gates, "utterances": len(utterances), "audio_s": float(rows.durations.sum()),
         "repeats": args.repeats, "threads": torch.get_num_threads(), "device_name": device_name("cpu"),
-        "plain_s": medians["plain"], "experts_s": medians["experts"], "ratio": medians["experts"] / medians["plain"],
-        "all_s": times, "plain_bytes": weight_bytes(plain.model.network), "expert_bytes": one,
-        "experts": network.languages, "bytes_with_experts": weights,
-        "provenance": provenance(None),
+        **{f"{name}_s": median for name, median in medians.items()}, "ratio": medians["experts"] / medians["plain"],
+        "ratio_detecting": medians["experts_detecting"] / medians["plain_detecting"], "all_s": times,
+        "plain_bytes": weight_bytes(transcribers["plain"].model.network), "expert_bytes": one,
+        "experts": network.languages, "bytes_with_experts": weights, "provenance": provenance(None),
     }  # fmt: skip
     write_whole(args.out, json.dumps(result, indent=1) + "\n")
-    seconds = f"plain {medians['plain']:.2f} s, with experts {medians['experts']:.2f} s ({result['ratio']:.3f} times)"
-    print(f"{seconds} for {result['audio_s']:.0f} s of audio")
+    for suffix, what in (("", "said"), ("_detecting", "detected")):
+        plain_s, experts_s = medians[f"plain{suffix}"], medians[f"experts{suffix}"]
+        print(
+            f"language {what}: plain {plain_s:.2f} s, with experts {experts_s:.2f} s ({experts_s / plain_s:.3f} times) for "
+            f"{result['audio_s']:.0f} s of audio"
+        )
     print(
         f"weights: {result['plain_bytes'] / 1e6:.0f} MB plain, {weights / 1e6:.0f} MB with {len(network.languages)} experts"
     )

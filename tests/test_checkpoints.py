@@ -260,7 +260,7 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
     wait_for(lambda: console.is_file() and ("| 1/4" if where == "batch" else "| 4/4") in console.read_text())
     time.sleep(0.1)
     os.kill(process.pid, number)
-    process.join(30)
+    process.join(120)
     assert process.exitcode == 130
     text = console.read_text()
     assert "The same command goes on from there" in text and "Traceback" not in text
@@ -278,7 +278,7 @@ def test_two_runs_in_one_folder(yaml: Path, tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "output" / "save").is_dir())
     code, console = train(yaml, tmp_path)
     assert code == 2 and f"is in use by process {process.pid} on" in console
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0  # and the first was not disturbed
 
 

@@ -20,7 +20,9 @@ from test_distributed import torchrun
 
 from efficient_asr import load_transcriber
 from efficient_asr.brains import WhisperBrain
+from efficient_asr.evaluation.evaluator import Benchmark, evaluate
 from efficient_asr.experiment import run
+from efficient_asr.models.whisper_asr import Whisper
 
 YAML = (
     PLACES
@@ -129,9 +131,13 @@ def test_experts_learn(places: Path) -> None:
         "0.0",
     ]
     assert train(places, "a", *learn) == 0
-    assert train(places, "b", "--test_only", "True") == 0
-    before, after = (result_of(places, name)["wer_percent"] for name in ("b", "a"))
+    found = [load_transcriber(str(places / name), language="manifest") for name in ("student", "a/output/model")]
+    benchmark = Benchmark.from_manifest(
+        places / "corpus" / "test.jsonl", normaliser="multilingual", language="manifest"
+    )
+    before, after = (evaluate(each, benchmark, measure_macs=False, repeats=0).wer_percent for each in found)
     assert before >= 90 and after < 80, (before, after)
+    assert result_of(places, "a")["wer_percent"] == after
 
 
 def test_learned_weights_of_the_losses_are_kept_and_learned(places: Path) -> None:
@@ -230,36 +236,24 @@ def test_lora_learns(places: Path, merge: str) -> None:
     [
         (["--languages", "[nl]"], "no training utterance is in 'nl'"),
         (["--languages", "[xx]"], "does not know 'xx'"),
+        (["--languages", "3"], "does not know '3'"),
         (["--expert_layers", "[encoder.7]"], "encoder.7"),
+        (["--expert_layers", "4"], "'4' is not all, encoder"),
+        (["--expert_layers", "null"], "expert_layers"),
+        (["--expert_dropout", "1.5"], "expert_dropout: 1.5 is not a share"),
+        (["--label_smoothing", "1.5"], "label_smoothing: 1.5 is not a share"),
         (["--distillation_loss", "jsd"], "js"),
         (["--teacher", "/nowhere"], "/nowhere"),
         (["--warmup_ratio", "3"], "warmup_ratio"),
-        (["--gate_budget", "1.5"], "gate_budget"),
+        (["--gate_budget", "1.5"], "gate_budget: 1.5 is not a share"),
+        (["--teacher", "teacher", "--teacher_cache", "corpus/train.jsonl"], "teacher_cache: cannot write"),
         (["--freeze_encoder", "True"], "expert_layers"),
     ],
 )
 def test_mistakes_are_named(places: Path, options: list[str], message: str, capsys) -> None:
+    options = [str(places / option) if (places / option).exists() else option for option in options]
     assert train(places, "a", *options) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_batch_in_which_nothing_learns_changes_nothing(places: Path) -> None:
-    """English has no expert here, and shares no batch where batches are of one language."""
-    assert (
-        train(
-            places,
-            "a",
-            "--languages",
-            "[de]",
-            "--monolingual_batches",
-            "True",
-            "--train_only",
-            "True",
-            "--batch_size",
-            "1",
-        )
-        == 0
-    )
 
 
 def test_a_model_folder_can_be_trained_on(places: Path, capsys) -> None:
@@ -280,6 +274,168 @@ def test_plain_weights_that_a_recipe_left_behind_are_of_no_technique_any_more(pl
     assert train(places, "a", "--train_only", "True", recipe="lora") == 0
     assert train(places, "b", "--source", str(places / "a" / "output" / "model")) == 0
     assert result_of(places, "b")["technique"] == "clsr"
+
+
+# ---------------------------------------------------------------- what a step is made of
+
+
+def steps(
+    places: Path, out: str, *options: str, recipe: str = "clsr_distillation", scaled: bool = False
+) -> tuple[list[dict], int]:
+    """Train; return of each batch its loss and what went into it, and the exit code."""
+    base, seen = brain_of(recipe), []
+
+    class Spy(base):
+        def on_fit_start(self) -> None:
+            super().on_fit_start()
+            if scaled:
+                self.scaler = torch.amp.GradScaler("cpu", enabled=True)
+
+        def fit_batch(self, batch: object) -> torch.Tensor:
+            before = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+            loss = super().fit_batch(batch)
+            changed = {n for n, value in self.model.named_parameters() if not torch.equal(before[n], value)}
+            seen.append({"loss": float(loss), "changed": changed, "languages": list(batch.language)} | self.noted)
+            return loss
+
+        def compute_objectives(self, predictions: torch.Tensor, batch: object, stage: object) -> torch.Tensor:
+            if stage.name == "TRAIN":
+                routing = getattr(self.model, "routing", None)
+                self.noted = {
+                    "heard": self.heard, "tokens": batch.tokens[0], "real": self.predicted(batch),
+                    "progress": routing.progress if routing else None,
+                }  # fmt: skip
+            return super().compute_objectives(predictions, batch, stage)
+
+    (places / out).mkdir(exist_ok=True)
+    kind = {"clsr_distillation": "experts", "lora": "lora"}[recipe]
+    text = YAML.format(root=ROOT, corpus=places / "corpus", out=places / out, source=places / "student", kind=kind)
+    (places / out / "x.yaml").write_text(text)
+    code = run(Spy, [str(places / out / "x.yaml"), "--device", "cpu", "--train_only", "True", *options])
+    return seen, code
+
+
+STILL = ("--expert_dropout", "0.0", "--skip_gate_prob", "0.0")  # nothing is drawn that changes the first step
+
+
+def test_the_noise_grows_with_the_true_step(places: Path) -> None:
+    seen, _ = steps(places, "a")
+    assert [step["progress"] for step in seen] == [0.0, 0.25, 0.5, 0.75]
+    seen, _ = steps(places, "b", "--grad_accumulation_factor", "2")
+    assert [step["progress"] for step in seen] == [0.0, 0.0, 0.5, 0.5]
+
+
+def test_the_loss_has_the_distance_of_the_gates_from_their_budget(places: Path) -> None:
+    """Gates start at a half, so that the first step's distance is known."""
+    first = [steps(places, f"budget{b}", *STILL, "--gate_budget", b)[0][0]["loss"] for b in ("0.5", "1.0", "0.2")]
+    assert first[1] - first[0] == pytest.approx(0.5, abs=1e-5)
+    assert first[2] - first[0] == pytest.approx(0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["js", "kl"])
+def test_the_loss_has_the_teachers_divergence(places: Path, kind: str) -> None:
+    """Against both formulas in float64, from the two models as they were before."""
+    alone, _ = steps(places, "alone", *STILL)
+    teach = ("--teacher", str(places / "teacher"), "--distillation_loss", kind, "--sigma", "[2.0, 0.5]")
+    taught, _ = steps(places, "taught", *STILL, *teach)
+    step = taught[0]
+    tokens, real = step["tokens"][:, :-1], step["real"]
+    with torch.no_grad():
+        p, q = (
+            Whisper.from_source(str(places / name))(*step["heard"], tokens)[real].double().softmax(dim=-1)
+            for name in ("teacher", "student")
+        )
+    middle = (p + q) / 2
+    divergence = {
+        "kl": (p * (p / q).log()).sum(dim=-1),
+        "js": ((p * (p / middle).log()).sum(dim=-1) + (q * (q / middle).log()).sum(dim=-1)) / 2,
+    }[kind].mean()
+    expected = 0.5 * (alone[0]["loss"] / 2.0**2 + float(divergence) / 0.5**2)
+    assert step["loss"] == pytest.approx(expected, rel=1e-4)
+    assert float(divergence) > 1e-3
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_batch_in_which_nothing_learns_changes_nothing(places: Path, scaled: bool) -> None:
+    """French and English have no expert here, and share no batch with German; a gradient scaler (float16) minds neither."""
+    options = ("--languages", "[de]", "--monolingual_batches", "True", "--batch_size", "1", "--skip_gate_prob", "0.0")
+    seen, code = steps(places, "a", *options, scaled=scaled)
+    assert code == 0 and len(seen) == 8
+    learned = [bool(step["changed"]) for step in seen]
+    assert not any(changed for changed, step in zip(learned, seen, strict=True) if step["languages"] != ["de"])
+    # the learning rate is 0 in the last step
+    assert [changed for changed, step in zip(learned, seen, strict=True) if step["languages"] == ["de"]].count(
+        True
+    ) >= 3
+
+
+def test_a_step_in_which_every_layer_skips_its_gates(places: Path) -> None:
+    options = ("--expert_layers", "[decoder.1]", "--skip_gate_prob", "1.0")
+    seen, code = steps(places, "a", *options, scaled=True)
+    assert code == 0 and len(seen) == 4 and not any(step["changed"] for step in seen)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_another_language_is_no_going_on(places: Path, capsys) -> None:
+    for split in ("train", "dev", "test"):
+        path = places / "corpus" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**row, "language": None}) + "\n" for row in rows))
+    options = ("--train_only", "True", "--language", "de")
+    assert train(places, "a", *options, "--number_of_epochs", "1", recipe="lora") == 0
+    assert train(places, "a", "--train_only", "True", "--language", "fr", recipe="lora") == 2
+    assert "training utterances" in capsys.readouterr().err
+    assert train(places, "a", *options, "--test_normaliser", "plain", recipe="lora") == 2
+    assert "test_normaliser" in capsys.readouterr().err
+    assert train(places, "a", *options, recipe="lora") == 0
+
+
+def test_a_test_language_that_whisper_lacks_is_named_before_training(places: Path, capsys) -> None:
+    path = places / "corpus" / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "language": "xx"}) + "\n" for row in rows))
+    assert train(places, "a", recipe="lora") == 2
+    assert "utterance 'u0' of 'test'" in capsys.readouterr().err
+    assert not list((places / "a" / "output" / "save").glob("CKPT*"))
+
+
+def test_a_student_as_it_is_does_not_stand_under_the_techniques_name(places: Path, capsys) -> None:
+    assert train(places, "a", "--test_only", "True", "--variant", "CLSR-JS") == 2
+    assert "without it first" in capsys.readouterr().err
+
+
+def test_a_yaml_file_of_another_recipe_is_refused(places: Path) -> None:
+    assert train(places, "a", "--train_only", "True") == 0  # writes the YAML file
+    command = [sys.executable, "recipes/finetune_whisper/train.py", str(places / "a" / "x.yaml"), "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "belongs to recipes/clsr_distillation" in done.stderr, done.stderr
+
+
+def test_a_teacher_is_refused_where_nobody_asks_it(places: Path, capsys) -> None:
+    assert train(places, "a", "--train_only", "True") == 0
+    yaml = str(places / "a" / "x.yaml")
+    assert run(WhisperBrain, [yaml, "--device", "cpu", "--teacher", str(places / "teacher"), "--go_on", "True"]) == 2
+    assert "teacher: this recipe" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gates", ["trained", "half"])
+def test_the_cost_of_experts(places: Path, gates: str) -> None:
+    assert train(places, "a", "--languages", "[de, fr]", "--train_only", "True") == 0
+    command = [
+        sys.executable, "scripts/cost_of_experts.py", str(places / "a" / "output" / "model"), "--manifest",
+        str(places / "corpus" / "test.jsonl"), "--repeats", "2", "--gates", gates, "--out", str(places / "cost.json"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cost = json.loads((places / "cost.json").read_text())
+    assert cost["utterances"] == 4 and len(cost["experts"]) == 5 and len(cost["all_s"]["experts_detecting"]) == 2
+    assert cost["ratio"] == cost["experts_s"] / cost["plain_s"]
+    plain = load_file(places / "student" / "model.safetensors")
+    assert cost["plain_bytes"] == sum(value.numel() * 4 for value in plain.values())
+    assert cost["bytes_with_experts"] == cost["plain_bytes"] + 5 * cost["expert_bytes"]
 
 
 @pytest.mark.recipe

@@ -26,7 +26,7 @@ MANIFESTS, AUDIO_FILES = 2000, 1500
 
 
 @contextmanager
-def no_hang(seconds: int = 10) -> Iterator[None]:
+def no_hang(seconds: int = 60) -> Iterator[None]:
     def give_up(*_: object) -> None:
         raise AssertionError(f"still at work after {seconds} s")
 

@@ -138,7 +138,7 @@ class Translator:
         return [Transcript("Good day.") for _ in wavs]
 
 
-def test_translations_are_scored_with_bleu(rows: list[dict]) -> None:
+def test_translations_are_scored_with_bleu(rows: list[dict], capsys) -> None:
     benchmark = Benchmark("x", "test", Rows.of(rows), normaliser="whisper", task="translate")
     assert benchmark.references[1] == "good day madam"
     result = evaluate(Translator(), benchmark, repeats=0, measure_macs=False)
@@ -147,8 +147,10 @@ def test_translations_are_scored_with_bleu(rows: list[dict]) -> None:
     assert "version" in result.details["bleu_signature"]
     assert benchmark.hash != Benchmark("x", "test", Rows.of(rows), normaliser="whisper").hash
     del rows[1]["translation"]
-    with pytest.raises(UserError, match="u1"):
-        Benchmark("x", "test", Rows.of(rows), task="translate")
+    part = Benchmark("x", "test", Rows.of(rows), task="translate")
+    assert [row["id"] for row in part.rows] == ["u0", "u2"] and "1 of 3 utterances" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no utterance of x/test"):
+        Benchmark("x", "test", Rows.of(rows[1:2]), task="translate")
 
 
 # ---------------------------------------------------------------- the table of reproduce_experts.sh
@@ -201,6 +203,14 @@ def test_table_of_methods_by_language(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"benchmark_hash": "another"}))
     with pytest.raises(UserError, match="KL_1"):
         experts_table(load_runs(tmp_path / "tiny"))
+
+
+def test_experts_in_other_layers_share_a_picture(tmp_path: Path) -> None:
+    from efficient_asr.report import load_runs
+
+    for order in (("decoder.0",), ("encoder.0", "encoder.1", "decoder.0")):
+        write_run(tmp_path / "tiny", f"{len(order)} layers", 1, "in_domain", 9.0, gate_usage=dict.fromkeys(order, 0.5))
+    assert draw_gates(load_runs(tmp_path / "tiny"), tmp_path / "gates.png").stat().st_size > 1000
 
 
 def test_table_of_settings_on_the_validation_split(tmp_path: Path) -> None:

@@ -155,12 +155,14 @@ def prepare(
     missing = [split for split in wanted if not (root / f"{split}.tsv").is_file()]
     if missing or not wanted:
         raise UserError(f"data_folder: {root} holds no {(missing or SPLITS)[0]}.tsv")
-    manifests, ids = {}, _read_ids(ids_file, language)
+    manifests, taken, ids = {}, {}, _read_ids(ids_file, language)
     for split in wanted:
         options = {"language": language, "cleaning": cleaning, "accented_letters": accented_letters}
         most = {"train": max_train, "dev": max_valid}.get(split)
         chosen = ids.get(_ID_SPLITS.get(split)) if ids else None
-        manifests[split] = _read_split(root, Path(out_folder), split, options, most, chosen)
+        manifests[split], rows = _read_split(root, Path(out_folder), split, options, most, chosen)
+        taken |= {_ID_SPLITS.get(split, split): rows} if rows is not None else {}
+    _write_ids(Path(out_folder), {language: taken} if taken else {})
     return manifests
 
 
@@ -196,9 +198,17 @@ def _join(parts: dict[str, dict[str, Path]], out_folder: Path) -> dict[str, Path
     for language in parts:
         path = out_folder / language / "ids.json"
         ids |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if ids:
-        write_whole(out_folder / "ids.json", json.dumps(ids) + "\n")
+    _write_ids(out_folder, ids)
     return manifests
+
+
+def _write_ids(folder: Path, ids: dict[str, dict[str, list[int]]]) -> None:
+    """Write the rows that were taken, by language and split; where all were, there is no such file."""
+    path = folder / "ids.json"
+    if ids:
+        write_whole(path, json.dumps(ids) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def most_voted(fields: list[dict[str, str]], most: int) -> list[int]:
@@ -212,18 +222,13 @@ def most_voted(fields: list[dict[str, str]], most: int) -> list[int]:
     return ranked[:most] if len(fields) > most else list(range(len(fields)))
 
 
-def _note_ids(path: Path, language: str, split: str, chosen: list[int]) -> None:
-    """Add the rows of a split to a file of ids."""
-    ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ids.setdefault(language, {})[split] = chosen
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(ids) + "\n")
-
-
 def _read_split(
     root: Path, out_folder: Path, split: str, options: dict[str, object], most: int | None, ids: list[int] | None
-) -> Path:
-    """Write the manifest of a split, or of the `most` voted or named (`ids`) rows of it, unless it is there."""
+) -> tuple[Path, list[int] | None]:
+    """Write the manifest of a split, or of the `most` voted or named (`ids`) rows of it, unless it is there.
+
+    Returns it and the rows that were taken, None for all.
+    """
     source, manifest = root / f"{split}.tsv", out_folder / f"{split}.jsonl"
     about, made_of = (
         out_folder / f"{split}.source.json",
@@ -231,9 +236,10 @@ def _read_split(
         | ({"most": most} if most else {})
         | ({"ids": hashlib.sha256(str(ids).encode()).hexdigest()} if ids is not None else {}),
     )
-    if manifest.is_file() and about.is_file() and json.loads(about.read_text(encoding="utf-8")) == made_of:
+    before = json.loads(about.read_text(encoding="utf-8")) if manifest.is_file() and about.is_file() else {}
+    if before.get("made_of") == made_of:
         if BROKEN not in manifest.read_text(encoding="utf-8"):  # what was broken may have been mended
-            return manifest
+            return manifest, before["rows"]
     with open(source, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         if not {"path", "sentence"} <= set(reader.fieldnames or ()):
@@ -241,6 +247,7 @@ def _read_split(
         lines = list(enumerate(reader, start=2))
     if not lines:
         raise UserError(f"{source} holds no utterance")
+    chosen = None
     if ids is not None or most is not None:
         chosen = ids if ids is not None else most_voted([fields for _, fields in lines], most)
         if chosen and max(chosen) >= len(lines):
@@ -248,13 +255,12 @@ def _read_split(
                 f"corpus_options: ids_file names row {max(chosen)}, but {source} has {len(lines)}; is it of another release?"
             )
         lines = [lines[i] for i in sorted(chosen)]
-        _note_ids(out_folder / "ids.json", str(options["language"]), _ID_SPLITS.get(split, split), chosen)
     read = functools.partial(_read_line, root / "clips", origin=str(source), **options)
     found = tqdm(in_parallel(read, lines, len(lines) > 500), total=len(lines), desc=split, unit="clip", leave=False)
     rows = [row for row in found if row is not None]
     out_folder.mkdir(parents=True, exist_ok=True)
     write_manifest(manifest, iter(rows))
-    about.write_text(json.dumps(made_of), encoding="utf-8")
+    write_whole(about, json.dumps({"made_of": made_of, "rows": chosen}) + "\n")
     if len(rows) < len(lines):
         print(f"{split}: {len(lines) - len(rows)} of {len(lines)} sentences are shorter than three words and left out")
-    return manifest
+    return manifest, chosen

@@ -146,7 +146,8 @@ def prepare(
     raw : bool
         Take the text with case and punctuation.
     translations : bool
-        Give every utterance its English text.
+        Give every utterance its English text where there is one; with case and punctuation, since BLEU compares with what a
+        model writes.
     download : bool
         Fetch what is not there.
 
@@ -169,10 +170,7 @@ def prepare(
     english = {}
     for split in (splits or SPLITS) if translations else ():
         if _at_hand(root / "en_us", split, download):
-            english |= {
-                f["id"]: f["raw_transcription" if raw else "transcription"]
-                for _, f in _lines(root / "en_us" / f"{split}.tsv")
-            }
+            english |= {f["id"]: f["raw_transcription"] for _, f in _lines(root / "en_us" / f"{split}.tsv")}
     if translations and not english:
         raise UserError(
             f"corpus_options: translations come from {root / 'en_us'}, which is not there; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from efficient_asr.data.audio import AudioReport, inspect_audio
 from efficient_asr.data.parallel import in_parallel
+from efficient_asr.files import file_state
 
 PARALLEL_FROM = 1000  # utterances; below, starting processes takes longer than checking
 _CHUNK, _REMEMBERED = 250, 20000
@@ -114,10 +114,10 @@ def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
     for i in range(count):
         row = get(i)
         try:
-            state = os.stat(row["audio"])
+            state = file_state(row["audio"])
         except (OSError, ValueError):
             return None
-        digest.update(f"{row['audio']}\0{state.st_size}\0{state.st_mtime_ns}\0{row.get('duration')}\n".encode())
+        digest.update(f"{row['audio']}\0{state}\0{row.get('duration')}\n".encode())
     return digest.hexdigest()
 
 

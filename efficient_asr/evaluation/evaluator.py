@@ -53,6 +53,7 @@ class Benchmark:
         Of utterances that do not name theirs.
     task : str
         `transcribe`, or `translate`: references are then the rows' `translation`, in English, and BLEU is computed too.
+        Utterances without one are left out.
     """
 
     corpus: str
@@ -68,12 +69,18 @@ class Benchmark:
         if self.task == "translate":
             if importlib.util.find_spec("sacrebleu") is None:
                 raise UserError("task: BLEU of translations needs sacrebleu: pip install 'efficient_asr[translation]'")
-            for row in self.rows:
-                if not row.get("translation"):
-                    raise UserError(
-                        f"task: '{row['id']}' of {self.corpus}/{self.split} has no `translation` to compare with; the corpus "
-                        "fleurs adds them (translations: True)"
-                    )
+            known = [i for i, row in enumerate(self.rows) if row.get("translation")]
+            if not known:
+                raise UserError(
+                    f"task: no utterance of {self.corpus}/{self.split} has a `translation` to compare with; the corpus "
+                    "fleurs adds them (translations: True)"
+                )
+            if len(known) < len(self.rows):
+                without = len(self.rows) - len(known)
+                print(
+                    f"{self.corpus}/{self.split}: {without} of {len(self.rows)} utterances have no `translation`, left out"
+                )
+                self.rows = self.rows.select(known)
 
     @classmethod
     def from_manifest(
@@ -305,6 +312,7 @@ def score(
     for candidate in (transcriber, lm_transcriber):
         if candidate is not None:
             move(candidate, _devices()[-1])
+    getattr(transcriber, "check_rows", lambda rows, split: None)(benchmark.rows, benchmark.split)
     with_lm = lm_transcriber is not None
     parts = PartFiles(stem, hashlib.sha256(f"{benchmark.hash} {with_lm} {measure_macs} {key}".encode()).hexdigest())
     missing = [i for i, row in enumerate(benchmark.rows) if row["id"] not in parts.places]

@@ -24,8 +24,8 @@ class Transcriber(Protocol):
 
     More members are used where a transcriber has them: `to(device)` moves it, `parameters_count()` says how many weights it
     has, `batched = False` says that it computes one utterance after the other, so that only batch 1 is timed,
-    `takes_languages = True` that `transcribe` wants a third argument, `languages` [batch], and
-    `summary(records)` says what a technique did.
+    `takes_languages = True` that `transcribe` wants a third argument, `languages` [batch],
+    `check_rows(rows, split)` refuses what cannot be transcribed, and `summary(records)` says what a technique did.
     """
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:

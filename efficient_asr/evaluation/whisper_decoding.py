@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from efficient_asr.data import SAMPLE_RATE, absolute_lengths, zero_padding
+from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, zero_padding
+from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcriber import MANIFEST
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis
@@ -57,6 +58,20 @@ class WhisperTranscriber:
         """
         options = DecodingOptions.of(options)
         return cls(Whisper.from_source(source), language, options)
+
+    def check_rows(self, rows: Iterable[Row], split: str) -> None:
+        """Refuse utterances in a language that the model does not know, before the first of them is transcribed.
+
+        Raises
+        ------
+        UserError
+            Naming the first one.
+        """
+        for row in rows if self.takes_languages else ():
+            try:
+                self.model.check_language(row.get("language"))
+            except UserError as error:
+                raise UserError(f"utterance '{row['id']}' of '{split}': {error}") from None
 
     def encode(
         self,

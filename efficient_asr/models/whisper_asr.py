@@ -125,7 +125,6 @@ class Whisper(nn.Module):
     def encode_row(self, row: dict[str, Any]) -> list[int]:
         """Return the tokens of an utterance for training: prompt, text, end."""
         language = row.get("language") or self.default_language
-        self.check_language(language)
         prompt = self._prompt(language, DecodingOptions())
         return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
 
@@ -324,6 +323,7 @@ class Whisper(nn.Module):
 
     def _prompt(self, language: str | None, options: DecodingOptions) -> list[int]:
         """Return the tokens that a hypothesis starts with."""
+        self.check_language(language)
         if options.timestamps:
             self.check_timestamps()
         generation, prompt = self.network.generation_config, [self.start]

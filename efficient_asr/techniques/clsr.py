@@ -30,7 +30,8 @@ Deviations from the published code, all on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,17 +151,41 @@ class Routing:
         self.counts = {place: count for place, count in self.counts.items() if place[0] != side}
         self.forget()
 
+    @contextmanager
+    def using(
+        self, side: str, languages: list[str | None] | str | None, real: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Route so for a while; what was chosen before holds again afterwards, while gates and counts stay."""
+        before = self.languages[side], self.real[side]
+        self.set(side, languages, real)
+        try:
+            yield
+        finally:
+            self.languages[side], self.real[side] = before
+            self.forget()
+
     def forget(self) -> None:
         """Forget which rows went where, after experts have changed."""
         self._rows = {}
 
     def rows(self, side: str, size: int, known: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return the rows of a batch of `size` by language, for languages with experts; beams follow their utterance."""
+        """Return the rows of a batch of `size` by language, for languages with experts; beams follow their utterance.
+
+        Raises
+        ------
+        UserError
+            Where transformers has taken a batch of several languages apart, so that nobody can tell which rows are left.
+        """
         key = (side, size, *known)
         if key not in self._rows:
             languages = self.languages[side]
             if not isinstance(languages, list):
                 languages = [languages]
+            if size % len(languages):
+                raise UserError(
+                    f"language: {len(languages)} were given, but {size} recordings are left: with long recordings, or "
+                    "temperatures to fall back on, transformers takes a batch apart; call generate for each language by itself"
+                )
             wanted = [language for language in languages for _ in range(size // len(languages))]
             self._rows[key] = {
                 language: torch.tensor([i for i, other in enumerate(wanted) if other == language])

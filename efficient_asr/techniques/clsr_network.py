@@ -207,21 +207,17 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         `config.forced_decoder_ids`, which transformers has given up and would refuse, is dropped: it says the same.
         """
         self.config.__dict__.pop("forced_decoder_ids", None)
-        before = dict(self.routing.languages)
         language = kwargs.get("language") or self.chosen.get("language")
         if getattr(self.generation_config, "is_multilingual", False):
             kwargs |= {key: value for key, value in self.chosen.items() if kwargs.get(key) is None}
         else:
             language = "en"
         codes = [language_code(a) for a in language] if isinstance(language, (list, tuple)) else language
+        codes = codes[0] if isinstance(codes, list) and len({*codes}) == 1 else codes
         codes = language_code(codes) if isinstance(codes, str) else codes
-        self.routing.set("encoder", codes)
-        self.routing.set("decoder", None if kwargs.get("task") == "translate" else codes)
-        try:
+        translated = kwargs.get("task") == "translate"
+        with self.routing.using("encoder", codes), self.routing.using("decoder", None if translated else codes):
             return super().generate(*args, **kwargs)
-        finally:
-            for side in SIDES:
-                self.routing.set(side, before[side])
 
     # ------------------------------------------------------------ files
 

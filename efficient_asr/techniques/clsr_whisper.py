@@ -58,8 +58,8 @@ class ExpertWhisper(Whisper):
         if not self.languages:
             return None
         first = wav[None, : self.window_samples]
-        self.routing.set("encoder", None)
-        plain = super().encode(first, torch.tensor([first.shape[1]]))
+        with self.routing.using("encoder", None):
+            plain = super().encode(first, torch.tensor([first.shape[1]]))
         return self.detect_languages(self.first_step(plain))[0]
 
     def encode(
@@ -77,15 +77,15 @@ class ExpertWhisper(Whisper):
             languages = ["en"] * len(wavs)
         elif languages is None or None in languages:
             languages = languages or [None] * len(wavs)
-            self.routing.set("encoder", None)
-            plain = super().encode(wavs, lengths, hidden_states)
+            with self.routing.using("encoder", None):
+                plain = super().encode(wavs, lengths, hidden_states)
             found = self.detect_languages(self.first_step(plain))
             languages = [given or detected for given, detected in zip(languages, found, strict=True)]
             if not {*languages} & {*self.network.languages}:
                 plain.languages = languages
                 return plain
-        self.routing.set("encoder", languages, encoder_frames(lengths))
-        encoded = super().encode(wavs, lengths, hidden_states)
+        with self.routing.using("encoder", languages, encoder_frames(lengths)):
+            encoded = super().encode(wavs, lengths, hidden_states)
         encoded.languages = languages
         counts = self.routing.counts
         encoded.notes = {f"{side}.{i}": count for (side, i), count in counts.items() if side == "encoder"}
@@ -95,16 +95,16 @@ class ExpertWhisper(Whisper):
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
-        self.routing.set("decoder", self.prompt_languages(tokens), token_lengths)
-        return super().predict(encoded, tokens)
+        with self.routing.using("decoder", self.prompt_languages(tokens), token_lengths):
+            return super().predict(encoded, tokens)
 
     def _search(
         self, encoded: Encoded, languages: list[str | None], options: DecodingOptions, temperature: float
     ) -> list[Hypothesis]:
         """Search, and note how many frames and tokens each layer's expert answered for."""
         routed = languages if self.languages else ["en"] * len(languages)
-        self.routing.set("decoder", [None] * len(routed) if options.task == "translate" else routed)
-        found = super()._search(encoded, languages, options, temperature)
+        with self.routing.using("decoder", [None] * len(routed) if options.task == "translate" else routed):
+            found = super()._search(encoded, languages, options, temperature)
         counts = encoded.notes | {f"{s}.{i}": count for (s, i), count in self.routing.counts.items() if s == "decoder"}
         for row, hypothesis in enumerate(found):
             usage = {place: count[row].tolist() for place, count in sorted(counts.items()) if int(count[row, 1])}

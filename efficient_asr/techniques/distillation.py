@@ -35,15 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from efficient_asr.data import Row, Rows, absolute_lengths, iterate_batches
-from efficient_asr.errors import UserError, did_you_mean
-from efficient_asr.files import write_whole
+from efficient_asr.errors import UserError, check_writable, did_you_mean
+from efficient_asr.files import file_state, write_whole
 from efficient_asr.models.whisper_asr import Whisper
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -191,6 +191,8 @@ class Teacher:
 class TeacherCache:
     """A teacher's distributions on the disk, one file an utterance; an interrupted pass goes on where it was.
 
+    A file belongs to id, tokens, and size and time of the audio file: of audio that was exchanged the teacher is asked again.
+
     Arguments
     ---------
     folder : Path
@@ -214,7 +216,7 @@ class TeacherCache:
                 f"teacher_cache: {folder} differs in {', '.join(keys)}; name another folder or delete this one"
             )
         if found is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            check_writable(self.folder, "teacher_cache")
             write_whole(path, json.dumps(about, indent=1) + "\n")
 
     def path(self, name: str, tokens: list[int]) -> Path:
@@ -224,7 +226,7 @@ class TeacherCache:
 
     def fill(self, teacher: Teacher, student: Whisper, rows: Rows, device: str = "cpu") -> int:
         """Compute what is missing, utterance by utterance; returns how many were."""
-        missing = [i for i, row in enumerate(rows) if not self.path(row["id"], student.encode_row(row)).is_file()]
+        missing = [i for i, row in enumerate(rows) if not self._holds(row, student.encode_row(row))]
         wanted = rows.select(missing)
         for (row,), wavs, wav_lens in tqdm(
             iterate_batches(wanted, 1), total=len(wanted), desc="asking the teacher", unit="utt", leave=False, mininterval=1,
@@ -232,6 +234,15 @@ class TeacherCache:
         ):  # fmt: skip
             self._keep(teacher, student, row, wavs.to(device), absolute_lengths(wavs, wav_lens).to(device))
         return len(missing)
+
+    def _holds(self, row: Row, tokens: list[int]) -> bool:
+        """Whether there is a file of this text and this audio; one that is damaged is not."""
+        path = self.path(row["id"], tokens)
+        try:
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get("audio") == file_state(row["audio"])
+        except (SafetensorError, OSError):
+            return False
 
     def _keep(self, teacher: Teacher, student: Whisper, row: Row, wavs: torch.Tensor, lengths: torch.Tensor) -> None:
         tokens = student.encode_row(row)
@@ -242,7 +253,7 @@ class TeacherCache:
         path = self.path(row["id"], tokens)
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}")
-        save_file(kept, partial)
+        save_file(kept, partial, {"audio": file_state(row["audio"])})
         partial.replace(path)
 
     def read(self, names: list[str], tokens: torch.Tensor, lengths: torch.Tensor) -> TeacherDistribution:

@@ -35,26 +35,28 @@ class ExpertBrain(DistillingBrain):
         """Add an expert for each of `languages`, or for each that the training utterances name."""
         spoken = sorted({row.get("language") or model.default_language for row in rows})
         named = hparams["languages"] or spoken
-        named = [named] if isinstance(named, str) else named
+        named = named if isinstance(named, (list, tuple)) else [named]
         # zh-CN of Common Voice is zh here
         wanted = list(dict.fromkeys(str(language).partition("-")[0] for language in named))
-        if not 0 <= hparams["gate_budget"] <= 1 or not 0 <= hparams["skip_gate_prob"] <= 1:
-            raise UserError("gate_budget and skip_gate_prob are shares: numbers from 0 to 1")
         for language in wanted:
             model.check_language(language)
             if language not in spoken:
                 raise UserError(f"languages: no training utterance is in '{language}'; there are {', '.join(spoken)}")
         layers = hparams["expert_layers"]
-        settings = ExpertSettings(
-            layers if isinstance(layers, str) else list(layers), hparams["expert_rank"], hparams["gate_dim"]
-        )
+        layers = [str(layer) for layer in layers] if isinstance(layers, (list, tuple)) else str(layers)
+        settings = ExpertSettings(layers, hparams["expert_rank"], hparams["gate_dim"])
         return add_experts(model, wanted, settings, hparams["skip_gate_prob"], hparams["expert_dropout"])
 
     @staticmethod
     def about(model: ExpertWhisper) -> dict[str, Any]:
-        """Return what an expert weighs."""
-        language = model.network.languages[0]
-        weights = sum(p.numel() for part in model.network.expert(language).values() for p in part.parameters())
+        """Return what the largest of the experts that are trained weighs."""
+        trained = {
+            language: [
+                p for part in model.network.expert(language).values() for p in part.parameters() if p.requires_grad
+            ]
+            for language in model.network.languages
+        }
+        weights = max(sum(p.numel() for p in parameters) for parameters in trained.values())
         return {
             "experts": model.network.languages,
             "expert_parameters": weights,

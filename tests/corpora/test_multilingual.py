@@ -49,7 +49,7 @@ def test_fleurs_in_its_official_layout(fleurs: Path, tmp_path: Path) -> None:
     assert set(found) == {"test", "test_ca_es"}
     rows = list(read_manifest(found["test"]))
     assert [row["text"] for row in rows] == ["el gat dorm", "bon dia"]
-    assert [row["translation"] for row in rows] == ["the cat sleeps", "good morning"]
+    assert [row["translation"] for row in rows] == ["The cat sleeps.", "Good morning!"]
     assert [row["language"] for row in rows] == ["ca", "ca"]
     assert rows[1]["duration"] == pytest.approx(0.75)
     raw = prepare_corpus("fleurs", str(fleurs), tmp_path / "raw", {"raw": True})
@@ -210,6 +210,27 @@ def test_subsets_by_votes_and_their_ids(common_voice: Path, tmp_path: Path) -> N
         prepare_corpus(
             "common_voice", str(common_voice / "th"), tmp_path / "x", {"ids_file": str(tmp_path / "ids.json")}
         )
+
+
+def test_the_file_of_ids_says_what_the_manifests_hold(common_voice: Path, tmp_path: Path, monkeypatch) -> None:
+    from efficient_asr.corpora import common_voice as module
+
+    ids = tmp_path / "out" / "ids.json"
+
+    def prepare(most: int | None) -> list[str]:
+        found = prepare_corpus(
+            "common_voice", str(common_voice / "ca"), tmp_path / "out", {"cleaning": "none", "max_train": most}
+        )
+        return [row["id"] for row in read_manifest(found["train"])]
+
+    assert prepare(4) == ["ca1", "ca2", "ca3", "ca4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "inspect_audio", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # interrupted
+            prepare(2)
+    assert prepare(4) == ["ca1", "ca2", "ca3", "ca4"]
+    assert sorted(json.loads(ids.read_text())["ca"]["train"]) == [1, 2, 3, 4]
+    assert len(prepare(None)) == 5 and not ids.exists()
 
 
 def test_votes() -> None:

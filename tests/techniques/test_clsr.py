@@ -270,9 +270,48 @@ def test_generate_does_not_remember_who_spoke_before(plain: Whisper, wavs: torch
         ]
         together = model.network.generate(features, language=["de", "<|fr|>", "english"], max_new_tokens=6)
         assert [row.tolist() for row in together] == [row.tolist() for row in each]
-        model.network.set_language_task("de")
-        model.network.generate(features, task="translate", max_new_tokens=4)
-        assert {side for side, _ in model.routing.counts} <= {"encoder", "decoder"}
+
+
+def test_generate_leaves_translations_to_the_shared_decoder(plain: Whisper, wavs: torch.Tensor) -> None:
+    model, routed = experts_of(plain, "de", seed=5), []
+    model.network.model.decoder.register_forward_pre_hook(lambda *_: routed.append(dict(model.routing.languages)))
+    model.network.set_language_task("de")
+    features = model.features(wavs, LENGTHS)
+    for task, decoder in (("translate", None), ("transcribe", "de")):
+        model.network.generate(features, task=task, max_new_tokens=4)
+        assert routed and all(languages == {"encoder": "de", "decoder": decoder} for languages in routed)
+        routed.clear()
+    assert model.routing.languages == {"encoder": "de", "decoder": "de"}
+
+
+def test_a_batch_that_is_taken_apart_is_refused_rather_than_routed_wrongly(plain: Whisper, wavs: torch.Tensor) -> None:
+    """transformers drops recordings that are done from a batch of long ones, and says nobody which."""
+    model = experts_of(plain, "de", "fr", seed=5)
+    with model.routing.using("encoder", ["de", "fr", "de"]):
+        model.network.model.encoder(model.features(wavs, LENGTHS))
+        with pytest.raises(UserError, match="call generate for each language by itself"):
+            model.network.model.encoder(model.features(wavs[:2], LENGTHS[:2]))
+    assert model.routing.languages["encoder"] is None
+    long = torch.cat([model.features(wavs, LENGTHS)] * 2, dim=-1)
+    mask = torch.ones(3, long.shape[-1], dtype=torch.long)
+    mask[1:, long.shape[-1] // 2 :] = 0  # these are done earlier
+    long[1:, :, long.shape[-1] // 2 :] = 0
+    options = {"attention_mask": mask, "return_timestamps": True, "max_new_tokens": 6}
+    with pytest.raises(UserError, match="call generate"):
+        model.network.generate(long, language=["de", "fr", "de"], **options)
+    model.network.generate(long, language=["de", "de", "de"], **options)  # of one language it may
+
+
+def test_transcribing_leaves_the_chosen_expert_alone(plain: Whisper, wavs: torch.Tensor) -> None:
+    model = experts_of(plain, "de", "fr", seed=5)
+    model.network.set_language_task("de")
+    features, tokens = model.features(wavs, LENGTHS), prompts(model, "de", "de", "de")
+    with torch.no_grad():
+        before = model.network(features, decoder_input_ids=tokens).logits
+        encoded = model.encode(wavs[:1], LENGTHS[:1], languages=["fr"])
+        model.decode(encoded, ["fr"], DecodingOptions(max_new_tokens=4))
+        model.language_of(wavs[0])
+        assert torch.equal(model.network(features, decoder_input_ids=tokens).logits, before)
 
 
 def test_a_plain_forward_takes_batches_of_any_size(plain: Whisper, wavs: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import multilingual_whisper
 
@@ -122,7 +123,6 @@ def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Rows:
-    import soundfile
 
     made = []
     for i, (text, language) in enumerate(
@@ -169,6 +169,8 @@ def test_cache_says_what_the_teacher_said(tmp_path: Path, rows: Rows) -> None:
         assert one == pytest.approx(other, rel=2e-3)  # kept in half precision
     with pytest.raises(UserError, match="temperature"):
         TeacherCache(cache.folder, cache.about | {"temperature": 2.0})
+    soundfile.write(rows[2]["audio"], np.random.default_rng(9).normal(0, 0.1, 11200), 16000)  # another recording
+    assert cache.fill(teacher, student, rows) == 1
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="u1"):
         cache.read(["u1"], padded[1:2], lengths[1:2])
