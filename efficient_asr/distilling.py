@@ -60,13 +60,12 @@ class DistillingBrain(WhisperBrain):
             "entries": self.hparams.teacher_entries,
         }  # fmt: skip
         cache = TeacherCache(Path(self.hparams.teacher_cache), about)
-        if distributed.if_main_process():
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            asked = cache.fill(Teacher(source, self.model, dtype), self.model, rows, device)
-            print(
-                f"{cache.folder}: the teacher was asked about {asked} utterances, the other {len(rows) - asked} were there"
-            )
-        distributed.ddp_barrier()
+        mine = rows.select(range(distributed.rank(), len(rows), distributed.processes()))
+        asked = cache.fill(Teacher(source, self.model, dtype), self.model, mine, str(self.device))
+        (total,) = map(round, distributed.sums([float(asked)]))  # nobody goes on before all are there
+        print(
+            f"{cache.folder}: the teacher was asked about {total} utterances, the other {len(rows) - total} were there"
+        )
         return cache
 
     def ask(self, batch: Any) -> TeacherDistribution:

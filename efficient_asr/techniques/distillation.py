@@ -41,6 +41,7 @@ from torch import nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
+from efficient_asr import distributed
 from efficient_asr.data import Row, Rows, absolute_lengths, iterate_batches
 from efficient_asr.errors import UserError, check_writable, did_you_mean
 from efficient_asr.files import file_state, write_whole
@@ -230,7 +231,7 @@ class TeacherCache:
         wanted = rows.select(missing)
         for (row,), wavs, wav_lens in tqdm(
             iterate_batches(wanted, 1), total=len(wanted), desc="asking the teacher", unit="utt", leave=False, mininterval=1,
-            disable=not missing,
+            disable=not missing or not distributed.if_main_process(),
         ):  # fmt: skip
             self._keep(teacher, student, row, wavs.to(device), absolute_lengths(wavs, wav_lens).to(device))
         return len(missing)
