@@ -29,7 +29,7 @@ def _spread(values: list[float | None], digits: int = 1) -> str:
 
 
 def methods_of(runs: list[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Return the runs by variant and split, one for each seed; plain models come first, the others as they were made.
+    """Return the runs by variant and split, one for each seed; plain models come first, then technique by technique.
 
     Raises
     ------
@@ -40,9 +40,13 @@ def methods_of(runs: list[Result]) -> dict[str, dict[str, list[Result]]]:
     for split in SPLITS:
         of_split = [run for run in runs if run.split == split]
         check_comparable(f"results/experts, {split}", of_split)
-        for run in sorted(of_split, key=lambda run: (run.hparams.get("test_only") is not True, run.provenance["date"])):
+        for run in sorted(of_split, key=_rank):
             found.setdefault(run.variant, {}).setdefault(split, []).append(run)
     return found
+
+
+def _rank(run: Result) -> tuple:
+    return run.hparams.get("test_only") is not True, run.technique, run.variant, run.provenance["date"]
 
 
 def experts_table(runs: list[Result]) -> str:
@@ -54,7 +58,8 @@ def experts_table(runs: list[Result]) -> str:
         f"{run.split} {run.utterances} utterances, {run.reference_words} words"
         for run in (next(run for run in runs if run.split == split) for split in present)
     )
-    head = ["model", "seeds", "trained, M", "MB a language", "GMACs"]
+    counted = any(run.macs_g is not None for run in runs)
+    head = ["model", "seeds", "trained, M", "MB a language", *(["GMACs"] if counted else [])]
     head += [f"{language} WER %" for language in languages]
     head += ["macro WER %", "macro CER %", *(WHOLE[split] for split in rest)]
     rows, seeds = [], 1
@@ -65,7 +70,8 @@ def experts_table(runs: list[Result]) -> str:
         trained = details.get("trained_parameters")
         weight = details.get("megabytes_per_language", details.get("megabytes"))
         cells = [variant, str(len(inside)), "–" if trained is None else f"{trained / 1e6:.2f}"]
-        cells += ["–" if weight is None else f"{weight:.1f}", _spread([run.macs_g for run in inside][:1], 2)]
+        cells.append("–" if weight is None else f"{weight:.1f}")
+        cells += [_spread([run.macs_g for run in inside][:1], 2)] if counted else []
         cells += [_spread([run.details["languages"][a]["wer_percent"] for run in inside]) for a in languages]
         cells += [_spread([run.details[f"macro_{key}"] for run in inside]) for key in ("wer_percent", "cer_percent")]
         cells += [_spread([run.wer_percent for run in splits.get(split, [])]) for split in rest]
@@ -109,9 +115,8 @@ def draw_gates(runs: list[Result], path: Path) -> Path | None:
 
     usage: dict[str, dict[str, float]] = {}
     for variant, splits in methods_of(runs).items():
-        found: list[dict[str, Any]] = [
-            run.details["gate_usage"] for run in splits.get("in_domain", []) if "gate_usage" in run.details
-        ]
+        inside = [run for split in BY_LANGUAGE for run in splits.get(split, [])]
+        found: list[dict[str, Any]] = [run.details["gate_usage"] for run in inside if "gate_usage" in run.details]
         for run, shares in enumerate(found):
             usage[variant + (f", run {run + 1}" if len(found) > 1 else "")] = shares
     if not usage:

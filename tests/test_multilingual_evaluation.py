@@ -221,4 +221,4 @@ def test_table_of_settings_on_the_validation_split(tmp_path: Path) -> None:
     table = experts_table(runs)
     assert table.startswith("Real speech; whole_dev 3 utterances, 9 words.\n") and "English" not in table
     assert "| LoRA, lr 0.1 | 1 | – | – | 21.00 | 9.0 | 11.0 | 10.0 | 3.0 |" in table
-    assert draw_gates(runs, tmp_path / "gates.png") is None
+    assert draw_gates(runs, tmp_path / "gates.png") is None  # nobody has gates
