@@ -1,18 +1,13 @@
 #!/usr/bin/env bash
 # Language experts on real speech: Whisper tiny, taught by Whisper small, in German, Dutch, Spanish and French. Plain Whispers, CLSR-FT, KL,
-# JS, LoRA, full fine-tuning and low-rank experts, each with two seeds; one table. Needs EFFICIENT_ASR_DATA and
-# EFFICIENT_ASR_MODELS (tiny, small); fetches the Spanish and French prompts with apt-get. Restartable; about two hours on 2 CPU cores.
+# JS, LoRA, full fine-tuning and low-rank experts, each with two seeds; one table. Learning rates are those of scripts/tune_experts.sh. Needs
+# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS (tiny, small); fetches the Spanish and French prompts with apt-get. Restartable; about two
+# hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
-: "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
-export ASTERISK_PROMPTS=${ASTERISK_PROMPTS:-$PWD/data/asterisk}
+real_experts
 RESULTS=${RESULTS:-results/experts/tiny} LAST_SPLIT=english SEEDS=${SEEDS:-77 78}
-TEACHER=(--teacher '$EFFICIENT_ASR_MODELS/whisper-small' --teacher_cache output/experts_teacher)
-
-"$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
-prepare_corpus("asterisk", "data/asterisk_packages", Path(sys.argv[1]), {"languages": ["es", "fr"], "min_words": 3, "download": True})' \
-    "$ASTERISK_PROMPTS"
 
 plain() { # plain <size>: a Whisper as it is
     run "experts_plain_$1" finetune_whisper real/experts_full --student "$1" --experiment "experts_plain_$1" --variant "whisper-$1" --test_only True
@@ -28,6 +23,7 @@ method() { # method <name> <variant> <recipe> <yaml> [--key value ...]: with eve
 plain tiny
 for SEED in $SEEDS; do
     method ft CLSR-FT clsr_distillation experts
+    method ft_budget_0.5 "CLSR-FT, budget 0.5" clsr_distillation experts --gate_budget 0.5
     method js "CLSR-JS" clsr_distillation experts "${TEACHER[@]}" --distillation_loss js
     method kl "CLSR-KL" clsr_distillation experts "${TEACHER[@]}" --distillation_loss kl
     method lora LoRA lora experts_lora

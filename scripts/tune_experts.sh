@@ -4,10 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
-: "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
-export ASTERISK_PROMPTS=${ASTERISK_PROMPTS:-$PWD/data/asterisk}
+real_experts
 RESULTS=${RESULTS:-results/experts/tuning}
-TEACHER=(--teacher '$EFFICIENT_ASR_MODELS/whisper-small' --teacher_cache output/experts_teacher --distillation_loss js)
 
 trial() { # trial <name> <variant> <recipe> <yaml> <lr> [--key value ...]
     local name=$1 variant=$2 recipe=$3 yaml=$4 lr=$5
@@ -20,7 +18,7 @@ run plain finetune_whisper real/experts_full --experiment plain --variant whispe
     --measure_macs False
 for lr in 0.00005 0.0002 0.0008; do trial lora LoRA lora experts_lora "$lr"; done
 for lr in 0.000003 0.00001 0.00003; do trial full "full fine-tuning" finetune_whisper experts_full "$lr"; done
-for lr in 0.0001 0.0003 0.001; do trial low_rank "CLSR-JS, rank 16" clsr_distillation experts "$lr" "${TEACHER[@]}" --expert_rank 16; done
+for lr in 0.0001 0.0003 0.001; do trial low_rank "CLSR-JS, rank 16" clsr_distillation experts "$lr" "${TEACHER[@]}" --distillation_loss js --expert_rank 16; done
 for lr in 0.00001 0.00003 0.0001; do trial ft CLSR-FT clsr_distillation experts "$lr"; done
 trial ft_budget_0.5 "CLSR-FT, budget 0.5" clsr_distillation experts 0.00003 --gate_budget 0.5
 "$PYTHON" scripts/report.py
