@@ -168,7 +168,7 @@ MISTAKES = [
     (["--states_folder", "/nowhere"], "no encoder states at"), (["--labels_folder", "/nowhere"], "no records at"),
     (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
     (["--looks_at", "transcripts"], "is not audio, encoder, transcript"), (["--target", "labels"], "is not label or gain"),
-    (["--calibrate_large_share", "30"], "is not between 0 and 1"),
+    (["--calibrate_large_share", "30"], "is not a share"),
 ]  # fmt: skip
 
 
