@@ -60,8 +60,10 @@ class DistillingBrain(WhisperBrain):
             "entries": self.hparams.teacher_entries,
         }  # fmt: skip
         cache = TeacherCache(Path(self.hparams.teacher_cache), about)
-        mine = rows.select(range(distributed.rank(), len(rows), distributed.processes()))
-        asked = cache.fill(Teacher(source, self.model, dtype), self.model, mine, str(self.device))
+        share = range(distributed.rank(), len(rows), distributed.processes())
+        mine, asked = cache.missing(self.model, rows.select(share)), 0
+        if len(mine) or distributed.if_main_process():  # which sees whether the teacher fits, though all may be there
+            asked = cache.fill(Teacher(source, self.model, dtype), self.model, mine, str(self.device))
         (total,) = map(round, distributed.sums([float(asked)]))  # nobody goes on before all are there
         print(
             f"{cache.folder}: the teacher was asked about {total} utterances, the other {len(rows) - total} were there"

@@ -36,10 +36,10 @@ LIMITS: dict[str, int | float] = {
     "lr_gates": 0.0, "expert_dropout": 0.0,
 }  # fmt: skip
 
-# Those that are shares, so that 1 is the most.
+# Those that are shares, so that 1 is the most; of warmup_ratio and kd_warm_up their classes see to it.
 SHARES = frozenset(
-    "gate_budget skip_gate_prob expert_dropout head_dropout lora_dropout label_smoothing augment_probability warmup_ratio "
-    "kd_warm_up calibrate_large_share".split()
+    "gate_budget skip_gate_prob expert_dropout head_dropout lora_dropout label_smoothing augment_probability "
+    "calibrate_large_share".split()
 )
 
 OPEN_KEYS = ("kept_layers", "expert_layers")  # a number, a word or a list

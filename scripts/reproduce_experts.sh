@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Language experts on real speech: Whisper tiny, taught by Whisper small, in German, Dutch, Spanish and French. Plain Whispers, CLSR-FT, KL,
-# JS, LoRA, full fine-tuning and low-rank experts, each with two seeds; one table. Learning rates are those of scripts/tune_experts.sh. Needs
-# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS (tiny, small); fetches the Spanish and French prompts with apt-get. Restartable; about two
-# hours on 2 CPU cores.
+# Language experts on real speech: Whisper tiny, taught by Whisper small, in German, Dutch, Spanish and French. Plain Whispers, CLSR-FT
+# (also with the paper's gate budget), KL, JS, LoRA, full fine-tuning and low-rank experts, each with two seeds; one table. Learning rates are
+# those of scripts/tune_experts.sh. Needs EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS (tiny, small); fetches the Spanish and French prompts
+# with apt-get. Restartable; about two hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh

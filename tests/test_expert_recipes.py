@@ -65,12 +65,22 @@ def places(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(places: Path, out: str, *options: str, recipe: str = "clsr_distillation") -> int:
+def train(
+    places: Path, out: str, *options: str, recipe: str = "clsr_distillation", brain: type[WhisperBrain] | None = None
+) -> int:
+    """Run a recipe, or another brain on its YAML file; returns the exit code."""
     (places / out).mkdir(exist_ok=True)
     kind = {"clsr_distillation": "experts", "lora": "lora"}[recipe]
     text = YAML.format(root=ROOT, corpus=places / "corpus", out=places / out, source=places / "student", kind=kind)
     (places / out / "x.yaml").write_text(text)
-    return run(brain_of(recipe), [str(places / out / "x.yaml"), "--device", "cpu", *options])
+    return run(brain or brain_of(recipe), [str(places / out / "x.yaml"), "--device", "cpu", *options])
+
+
+def speak(places: Path, split: str, language: str | None) -> None:
+    """Give every utterance of a split another language."""
+    path = places / "corpus" / f"{split}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "language": language}) + "\n" for row in rows))
 
 
 def result_of(places: Path, out: str) -> dict:
@@ -279,11 +289,9 @@ def test_plain_weights_that_a_recipe_left_behind_are_of_no_technique_any_more(pl
 # ---------------------------------------------------------------- what a step is made of
 
 
-def steps(
-    places: Path, out: str, *options: str, recipe: str = "clsr_distillation", scaled: bool = False
-) -> tuple[list[dict], int]:
-    """Train; return of each batch its loss and what went into it, and the exit code."""
-    base, seen = brain_of(recipe), []
+def steps(places: Path, out: str, *options: str, scaled: bool = False) -> tuple[list[dict], int]:
+    """Train experts; return of each batch its loss and what went into it, and the exit code."""
+    base, seen = brain_of("clsr_distillation"), []
 
     class Spy(base):
         def on_fit_start(self) -> None:
@@ -300,18 +308,13 @@ def steps(
 
         def compute_objectives(self, predictions: torch.Tensor, batch: object, stage: object) -> torch.Tensor:
             if stage.name == "TRAIN":
-                routing = getattr(self.model, "routing", None)
                 self.noted = {
                     "heard": self.heard, "tokens": batch.tokens[0], "real": self.predicted(batch),
-                    "progress": routing.progress if routing else None,
+                    "progress": self.model.routing.progress,
                 }  # fmt: skip
             return super().compute_objectives(predictions, batch, stage)
 
-    (places / out).mkdir(exist_ok=True)
-    kind = {"clsr_distillation": "experts", "lora": "lora"}[recipe]
-    text = YAML.format(root=ROOT, corpus=places / "corpus", out=places / out, source=places / "student", kind=kind)
-    (places / out / "x.yaml").write_text(text)
-    code = run(Spy, [str(places / out / "x.yaml"), "--device", "cpu", "--train_only", "True", *options])
+    code = train(places, out, "--train_only", "True", *options, brain=Spy)
     return seen, code
 
 
@@ -380,9 +383,7 @@ def test_a_step_in_which_every_layer_skips_its_gates(places: Path) -> None:
 
 def test_another_language_is_no_going_on(places: Path, capsys) -> None:
     for split in ("train", "dev", "test"):
-        path = places / "corpus" / f"{split}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps({**row, "language": None}) + "\n" for row in rows))
+        speak(places, split, None)
     options = ("--train_only", "True", "--language", "de")
     assert train(places, "a", *options, "--number_of_epochs", "1", recipe="lora") == 0
     assert train(places, "a", "--train_only", "True", "--language", "fr", recipe="lora") == 2
@@ -393,9 +394,7 @@ def test_another_language_is_no_going_on(places: Path, capsys) -> None:
 
 
 def test_a_test_language_that_whisper_lacks_is_named_before_training(places: Path, capsys) -> None:
-    path = places / "corpus" / "test.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**row, "language": "xx"}) + "\n" for row in rows))
+    speak(places, "test", "xx")
     assert train(places, "a", recipe="lora") == 2
     assert "utterance 'u0' of 'test'" in capsys.readouterr().err
     assert not list((places / "a" / "output" / "save").glob("CKPT*"))
@@ -414,9 +413,7 @@ def test_a_yaml_file_of_another_recipe_is_refused(places: Path) -> None:
 
 
 def test_a_teacher_is_refused_where_nobody_asks_it(places: Path, capsys) -> None:
-    assert train(places, "a", "--train_only", "True") == 0
-    yaml = str(places / "a" / "x.yaml")
-    assert run(WhisperBrain, [yaml, "--device", "cpu", "--teacher", str(places / "teacher"), "--go_on", "True"]) == 2
+    assert train(places, "a", "--teacher", str(places / "teacher"), brain=WhisperBrain) == 2
     assert "teacher: this recipe" in capsys.readouterr().err
 
 

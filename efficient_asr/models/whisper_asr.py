@@ -55,7 +55,8 @@ class Whisper(nn.Module):
         self.network, self.tokenizer = network, tokenizer
         self.log_mel = LogMel(network.config.num_mel_bins)
         self.history: dict[str, Any] = {}
-        if (about := getattr(network.config, "about", None) or {}).get("technique"):  # a folder that a recipe left
+        about = getattr(network.config, "about", None) or {}  # of a model folder that a recipe left behind
+        if about.get("technique"):
             self.technique, self.label = about["technique"], about["variant"]
             self.history = {"trained": about["details"]}
         self.default_language = "en"  # of training rows that do not name theirs
@@ -124,8 +125,7 @@ class Whisper(nn.Module):
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:
         """Return the tokens of an utterance for training: prompt, text, end."""
-        language = row.get("language") or self.default_language
-        prompt = self._prompt(language, DecodingOptions())
+        prompt = self._prompt(row.get("language") or self.default_language, DecodingOptions())
         return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
 
     def forward(

@@ -227,14 +227,17 @@ class TeacherCache:
 
     def fill(self, teacher: Teacher, student: Whisper, rows: Rows, device: str = "cpu") -> int:
         """Compute what is missing, utterance by utterance; returns how many were."""
-        missing = [i for i, row in enumerate(rows) if not self._holds(row, student.encode_row(row))]
-        wanted = rows.select(missing)
+        wanted = self.missing(student, rows)
         for (row,), wavs, wav_lens in tqdm(
             iterate_batches(wanted, 1), total=len(wanted), desc="asking the teacher", unit="utt", leave=False, mininterval=1,
-            disable=not missing or not distributed.if_main_process(),
+            disable=not len(wanted) or not distributed.if_main_process(),
         ):  # fmt: skip
             self._keep(teacher, student, row, wavs.to(device), absolute_lengths(wavs, wav_lens).to(device))
-        return len(missing)
+        return len(wanted)
+
+    def missing(self, student: Whisper, rows: Rows) -> Rows:
+        """Return the utterances that the teacher has not been asked about."""
+        return rows.select([i for i, row in enumerate(rows) if not self._holds(row, student.encode_row(row))])
 
     def _holds(self, row: Row, tokens: list[int]) -> bool:
         """Whether there is a file of this text and this audio; one that is damaged is not."""

@@ -50,13 +50,10 @@ class ExpertBrain(DistillingBrain):
     @staticmethod
     def about(model: ExpertWhisper) -> dict[str, Any]:
         """Return what the largest of the experts that are trained weighs."""
-        trained = {
-            language: [
-                p for part in model.network.expert(language).values() for p in part.parameters() if p.requires_grad
-            ]
-            for language in model.network.languages
-        }
-        weights = max(sum(p.numel() for p in parameters) for parameters in trained.values())
+        weights = max(
+            sum(p.numel() for part in model.network.expert(a).values() for p in part.parameters() if p.requires_grad)
+            for a in model.network.languages
+        )
         return {
             "experts": model.network.languages,
             "expert_parameters": weights,
