@@ -15,13 +15,15 @@ CORE = [
     "jiwer==4.0.0",  # word and character alignment
     "rapidfuzz>=3",  # edit distance of label sequences; jiwer's own engine
     "soundfile>=0.12",  # reads every audio format libsndfile knows
+    "av>=14",  # FFmpeg in a wheel: decodes MP3 exactly, and M4A, MP4, WebM, AAC, AMR, which libsndfile does not know
+    "babel>=2.14",  # codes, names and number separators of languages (CLDR)
     "safetensors>=0.4",  # weights without pickle
     "numpy>=1.26",
     "scipy>=1.10",  # resampling between rates that share few factors; SpeechBrain brings it anyway
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.8",  # plots of WER against cost
     "espeakng-loader>=0.2.4",  # the synthetic mini corpus needs no download
-    "whisper-normalizer==0.1.15",  # Whisper's English text normaliser with its spelling table, which transformers lacks
+    "whisper-normalizer==0.1.15",  # the spelling table of Whisper's English normaliser, which transformers lacks
     "num2words>=0.5.13",  # "42" -> "forty two" in training texts of character models
     "thop==0.1.1.post2209072238",  # the papers' MACs counter, for comparison with their tables
 ]
@@ -34,13 +36,12 @@ EXTRAS = {
     "vad": ["silero-vad>=6.2"],  # finds pauses in long audio better than our energy threshold
     "lora": ["peft==0.21.2"],  # LoRA, the baseline of language experts
     "translation": ["sacrebleu>=2.4"],  # BLEU of translations into English
-    "asterisk": ["av>=14"],  # decodes the g722 files of Asterisk's prompts
+    "asterisk": [],  # what it needs, PyAV, is part of the core now
     "hub": ["datasets==5.2.0"],  # fetches FLEURS
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": [
         "peft==0.21.2",
         "sacrebleu>=2.4",
-        "av>=14",
         "pytest>=8",
         "ruff==0.17.5",
         "pre-commit>=4",

@@ -8,7 +8,7 @@ import torch
 from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
 from speechbrain.processing.signal_processing import reverberate
 
-from efficient_asr.data import SAMPLE_RATE, absolute_lengths, load_audio, read_manifest, zero_padding
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths, load_row, read_manifest, zero_padding
 
 
 class Augment(torch.nn.Module):
@@ -50,7 +50,7 @@ class Augment(torch.nn.Module):
         """Draw a noise for each row, repeated to the length of the batch; shape like `wavs` [batch, time]."""
         out = torch.empty_like(wavs)
         for i in range(len(wavs)):
-            noise = load_audio(self.noises[int(torch.randint(len(self.noises), ()))]["audio"]).to(wavs)
+            noise = load_row(self.noises[int(torch.randint(len(self.noises), ()))]).to(wavs)
             start = int(torch.randint(len(noise), ()))
             repeats = (start + wavs.shape[1]) // len(noise) + 1
             out[i] = noise.repeat(repeats)[start : start + wavs.shape[1]]
@@ -61,7 +61,7 @@ class Augment(torch.nn.Module):
         if self.speed is not None:
             wavs = self.speed(wavs)
         if self.rirs and torch.rand(()) < self.probability:
-            rir = load_audio(self.rirs[int(torch.randint(len(self.rirs), ()))]["audio"]).to(wavs)
+            rir = load_row(self.rirs[int(torch.randint(len(self.rirs), ()))]).to(wavs)
             wavs = reverberate(wavs, rir.unsqueeze(0), rescale_amp="avg")
         if self.noises and torch.rand(()) < self.probability:
             wavs = self.add_noise(wavs, wav_lens)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import efficient_asr  # noqa: F401
 from efficient_asr.augmentation import add_noise
-from efficient_asr.data import SAMPLE_RATE, Row, load_audio, read_manifest
+from efficient_asr.data import SAMPLE_RATE, Row, load_row, read_manifest
 from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.settings import at_least
 
@@ -44,24 +44,26 @@ def mix(row: Row, noises: list[Row], rirs: list[Row], args: argparse.Namespace) 
     """Return the noisy waveform [time] of an utterance, and what was done to it."""
     digest = hashlib.sha256(f"{args.seed} {row['id']}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    wav, about = load_audio(row["audio"]), {}
+    wav, about = load_row(row), {}
     draw = rng.random()  # drawn in any case: noises do not depend on whether there are rooms
     if rirs and draw < args.rir_probability:
         rir = rirs[rng.integers(len(rirs))]
-        response = load_audio(rir["audio"])
+        response = load_row(rir)
         wav = reverberate(wav[None], response[None], rescale_amp="avg")[0]
         about["rir"] = rir["id"]
     if noises:
         noise = noises[rng.integers(len(noises))]
         about |= {"noise": noise["id"], "snr_db": round(float(rng.uniform(args.snr_low_db, args.snr_high_db)), 2)}
-        sound = load_audio(noise["audio"])
+        sound = load_row(noise)
         sound = sound.roll(-int(rng.integers(len(sound)))).repeat(len(wav) // len(sound) + 1)[: len(wav)]
         wav = add_noise(wav, sound, about["snr_db"])
     return wav / max(1.0, float(wav.abs().max()) / 0.99), about
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--noise", type=Path, help="manifest of noises")
     parser.add_argument("--rir", type=Path, help="manifest of room impulse responses")
@@ -90,7 +92,8 @@ def main() -> None:
         wav, about = mix(row, noises, rirs, args)
         name = f"{number:05d}.flac"
         soundfile.write(args.out / "audio" / name, wav.numpy(), SAMPLE_RATE)
-        line = {**row, "id": f"{row['id']}-noisy", "audio": f"audio/{name}", **about}
+        whole = {key: value for key, value in row.items() if key != "offset"}  # a segment has become a file
+        line = {**whole, "id": f"{row['id']}-noisy", "audio": f"audio/{name}", **about}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (args.out / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
     print(f"{len(rows)} noisy utterances: {args.out / 'manifest.jsonl'}")

@@ -1,9 +1,10 @@
 """Manifests, audio, datasets and batches: the only place where data comes in."""
 
-from efficient_asr.data.audio import SAMPLE_RATE, inspect_audio, load_audio
+from efficient_asr.data.audio import SAMPLE_RATE, inspect_audio, load_audio, load_row, silence
 from efficient_asr.data.batches import (
     BatchOrder,
     absolute_lengths,
+    check_wavs,
     iterate_batches,
     make_loader,
     normalise_texts,
@@ -17,37 +18,43 @@ from efficient_asr.data.manifest import (
     Row,
     Rows,
     check_columns,
-    lines_of,
     parse_line,
     read_manifest,
     report_skipped,
     write_manifest,
 )
-from efficient_asr.data.parallel import in_parallel
+from efficient_asr.data.parallel import Loader, in_parallel
 from efficient_asr.data.states import StateStore
+from efficient_asr.data.tables import TABLES, lines_of, table_rows
 
 __all__ = [
     "BROKEN",
     "FIELDS",
     "ORIGIN",
     "SAMPLE_RATE",
+    "TABLES",
     "BatchOrder",
+    "Loader",
     "Row",
     "Rows",
     "StateStore",
     "absolute_lengths",
     "check_columns",
+    "check_wavs",
     "in_parallel",
     "inspect_audio",
     "iterate_batches",
     "lines_of",
     "load_audio",
+    "load_row",
     "make_loader",
     "normalise_texts",
     "pad_wavs",
     "parse_line",
     "read_manifest",
     "report_skipped",
+    "silence",
+    "table_rows",
     "write_manifest",
     "zero_padding",
 ]

@@ -1,29 +1,41 @@
-"""Audio files: reading them, and telling what is wrong with one before anything depends on it."""
+"""Audio files: reading them, and telling what is wrong with one before anything depends on it.
+
+What is checked is what the model gets: `inspect_audio` looks at the very samples that `load_audio` returns, mixed to
+one channel and resampled. No length that a container claims is believed where it may be a guess: samples are counted
+while they are decoded. libsndfile reads what it reads exactly (WAV, FLAC, Ogg, AIFF); FFmpeg's decoders, by PyAV,
+read the rest (MP3, MP4, M4A, WebM, AAC, AMR, FLAC of unknown length, recordings joined in one file).
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
 import torchaudio.functional
 
+from efficient_asr.data.ffmpeg import LONGEST_S, bad_rate, check_chunks, ffmpeg_blocks, packet_duration, reason_of
 from efficient_asr.errors import UserError
 
 SAMPLE_RATE = 16000
-RATES_HZ = (4000, 384000)  # what a file may claim; anything else is a damaged header
-LONGEST_S = 24 * 3600.0
 SILENT_PEAK = 1e-4  # -80 dBFS
 CLIPPED_LEVEL, CLIPPED_SHARE = 0.999, 0.01
 BLOCK_SAMPLES = 1 << 20  # read at a time, over all channels
 _LARGEST_KERNEL = 2000  # phases up to which torchaudio's resampling matrix stays small
 
 _DECODING_ERRORS = (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, MemoryError)
+
+# Where a second recording begins in one file, by libsndfile's name of the format; libsndfile reads the first one only.
+_BEGINNINGS = {
+    "OGG": re.compile(rb"OggS\x00[\x02\x03\x06\x07]"),
+    "FLAC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
+}
 
 
 class AudioReport(NamedTuple):
@@ -33,110 +45,226 @@ class AudioReport(NamedTuple):
     problem: str | None
     silent: bool = False
     clipped: bool = False
+    cancelled: bool = False  # silent because its channels cancel each other out when they are mixed
 
 
-def _open(path: str) -> soundfile.SoundFile:
-    """Open a file after checking what its header claims; raises ValueError with what is wrong."""
-    if not os.path.isfile(path):
-        target = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
-        what = "not a file" if os.path.exists(path) else "no such file"
-        raise ValueError(f"{what}: {path}{target}")
-    try:
-        file = soundfile.SoundFile(path)
-    except _DECODING_ERRORS as error:
-        raise ValueError(f"cannot decode {path} ({_reason(error)})") from None
-    problem = None
-    if file.frames <= 0:
-        problem = f"no samples in {path}"
-    elif not RATES_HZ[0] <= file.samplerate <= RATES_HZ[1]:
-        problem = f"{path} claims a sample rate of {file.samplerate} Hz, which is not one of speech"
-    elif file.frames / file.samplerate > LONGEST_S:
-        problem = f"{path} claims to last {file.frames / file.samplerate / 3600:.0f} hours; its header is damaged"
-    if problem:
-        file.close()
-        raise ValueError(problem)
-    return file
+class _Audio(NamedTuple):
+    """Decoded audio: samples [time] at 16 kHz, seconds before resampling, and what is worth knowing."""
+
+    wav: torch.Tensor
+    duration_s: float
+    silent: bool
+    clipped: bool
+    cancelled: bool
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _blocks(file: soundfile.SoundFile, path: str) -> Iterator[np.ndarray]:
-    """Yield blocks [time, channels]; raises ValueError where decoding fails or ends too early."""
-    size, count = max(1, BLOCK_SAMPLES // file.channels), 0
-    while True:
-        try:
-            block = file.read(size, dtype="float32", always_2d=True)
-        except _DECODING_ERRORS as error:
-            raise ValueError(f"{path} is damaged after {count / file.samplerate:.2f} s ({_reason(error)})") from None
-        if not len(block):
-            break
-        count += len(block)
-        if not np.isfinite(block).all():
-            raise ValueError(f"{path} has samples that are not finite")
-        yield block
-    expected_s, found_s = file.frames / file.samplerate, count / file.samplerate
-    if expected_s - found_s > max(0.1, 0.01 * expected_s):
-        raise ValueError(f"{path} is truncated: {found_s:.2f} s are there of {expected_s:.2f} s")
-    if not count:
-        raise ValueError(f"no samples in {path}")
-
-
-def inspect_audio(path: str, samples: bool) -> AudioReport:
-    """Look at an audio file.
+def inspect_audio(
+    path: str | Path, samples: bool, offset_s: float | None = None, duration_s: float | None = None
+) -> AudioReport:
+    """Look at an audio file, or at a segment of it.
 
     Arguments
     ---------
     path : str
         The file.
     samples : bool
-        Decode everything, instead of reading the header only: finds truncated files, samples that are not finite,
-        silence (peak below -80 dBFS) and clipping (over 1 % of the samples at full scale).
+        Decode everything, instead of reading the header only (of MP3 and the like: counting the packets): finds truncated
+        files, samples that are not finite, silence (peak below -80 dBFS) and clipping (over 1 % of the samples at full scale).
+    offset_s, duration_s : float, optional
+        The segment; see `load_audio`.
 
     Returns
     -------
     AudioReport
-        `problem` is None for a usable file.
+        `problem` is None for a usable file; seconds are those of the segment.
     """
     try:
-        with _open(path) as file:
-            duration_s = file.frames / file.samplerate
-            if not samples:
-                return AudioReport(duration_s, None)
-            peak, clipped, count = 0.0, 0, 0
-            for block in _blocks(file, path):
-                levels = np.abs(block)
-                peak = max(peak, float(levels.max()))
-                clipped += int((levels >= CLIPPED_LEVEL).sum())
-                count += levels.size
-        return AudioReport(duration_s, None, peak < SILENT_PEAK, clipped > CLIPPED_SHARE * count)
+        if samples:
+            audio = _decode(str(path), offset_s, duration_s)
+            return AudioReport(audio.duration_s, None, audio.silent, audio.clipped, audio.cancelled)
+        found_s = _stated_duration(str(path))
+        if offset_s is None:
+            return AudioReport(found_s, None)
+        return AudioReport(_segment(str(path), found_s, offset_s, duration_s), None)
     except ValueError as error:
         return AudioReport(0.0, str(error))
 
 
-def load_audio(path: str | Path) -> torch.Tensor:
-    """Read any file that libsndfile knows as mono [time] at 16 kHz.
+def load_audio(path: str | Path, offset_s: float | None = None, duration_s: float | None = None) -> torch.Tensor:
+    """Read an audio file of any format that libsndfile or FFmpeg knows as mono [time] at 16 kHz.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    offset_s, duration_s : float, optional
+        Read from `offset_s` on (whole file where None), at most `duration_s` seconds. WAV, FLAC and the like are read from there;
+        of MP3 and other streams what comes before is decoded and dropped.
 
     Raises
     ------
     UserError
-        Where the file is missing, cannot be decoded to its end, or has samples that are not finite.
+        Where the file is missing, cannot be decoded to its end, has samples that are not finite, or ends before the segment does.
     """
     try:
-        with _open(str(path)) as file:
-            rate = file.samplerate
-            samples = np.concatenate([block.mean(axis=1) for block in _blocks(file, str(path))])
+        return _decode(str(path), offset_s, duration_s).wav
     except ValueError as error:
         raise UserError(str(error)) from None
-    wav = torch.from_numpy(samples)
-    if rate != SAMPLE_RATE:
-        wav = _resample(wav, rate)
-    return wav
+
+
+def load_row(row: dict[str, Any]) -> torch.Tensor:
+    """Read the audio of an utterance [time], the segment that it names or the whole file; see `load_audio`."""
+    if row.get("offset") is None:
+        return load_audio(row["audio"])
+    return load_audio(row["audio"], row["offset"], row.get("duration"))
+
+
+def silence(path: str | Path, cancelled: bool) -> str:
+    """Return the sentence that tells of a silent recording; `cancelled` as in `AudioReport`."""
+    return f"{path} is silent" + (": its channels cancel each other out when they are mixed" if cancelled else "")
+
+
+# ------------------------------------------------------------ decoding
+
+
+def _decode(path: str, offset_s: float | None = None, duration_s: float | None = None) -> _Audio:
+    """Decode a file, or a segment of it, to what a model gets; raises ValueError with what is wrong."""
+    start_s, end_s = offset_s or 0.0, math.inf
+    if offset_s is not None and duration_s is not None:
+        end_s = start_s + duration_s
+    pieces: list[tuple[int, list[np.ndarray]]] = []  # of equal rate; recordings joined in one file may differ
+    peak, clipped, count = 0.0, 0, 0
+    for rate, block in _blocks(path, start_s, end_s):
+        if not np.isfinite(block).all():
+            raise ValueError(f"{path} has samples that are not finite")
+        levels = np.abs(block)
+        peak = max(peak, float(levels.max()))
+        clipped, count = clipped + int((levels >= CLIPPED_LEVEL).sum()), count + levels.size
+        if not pieces or pieces[-1][0] != rate:
+            pieces.append((rate, []))
+        pieces[-1][1].append(block.mean(axis=1))
+    found_s = sum(sum(map(len, blocks)) / rate for rate, blocks in pieces)
+    if offset_s is not None:
+        _segment(path, start_s + found_s if count else _stated_duration(path), offset_s, duration_s)
+    if not count:
+        raise ValueError(f"no samples in {path}")
+    parts = [_resample(torch.from_numpy(np.concatenate(blocks)), rate) for rate, blocks in pieces]
+    wav = parts[0] if len(parts) == 1 else torch.cat(parts)
+    silent = not len(wav) or float(wav.abs().max()) < SILENT_PEAK
+    return _Audio(wav, found_s, silent, clipped > CLIPPED_SHARE * count, silent and peak >= SILENT_PEAK)
+
+
+def _segment(path: str, found_s: float, offset_s: float, duration_s: float | None) -> float:
+    """Return the seconds of a segment in a file of `found_s`; raises ValueError where the file ends before it does."""
+    wanted_s = offset_s + (duration_s or 0.0)
+    if wanted_s - found_s > 0.1 or found_s - offset_s <= 0:
+        until = f" to {wanted_s:.2f}" if duration_s is not None else ""
+        raise ValueError(f"segment from {offset_s:.2f}{until} s, but {path} ends at {found_s:.2f} s")
+    return found_s - offset_s if duration_s is None else min(duration_s, found_s - offset_s)
+
+
+def _blocks(path: str, start_s: float, end_s: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield rate and block [time, channels] of a file between two times."""
+    file, reason = _open_soundfile(path)
+    if file is None:
+        yield from ffmpeg_blocks(path, start_s, end_s, reason)
+        return
+    with file:
+        if _begins_again(path, file.format):
+            yield from ffmpeg_blocks(path, start_s, end_s, None)
+        else:
+            yield from _soundfile_blocks(file, path, start_s, end_s)
+
+
+def _open_soundfile(path: str) -> tuple[soundfile.SoundFile | None, str | None]:
+    """Open a file with libsndfile; None where FFmpeg must read it, with libsndfile's reason where it cannot.
+
+    Raises ValueError where nobody can read it.
+    """
+    if not os.path.isfile(path):
+        target = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
+        what = "not a file" if os.path.exists(path) else "no such file"
+        raise ValueError(f"{what}: {path}{target}")
+    if check_chunks(path):
+        return None, None
+    try:
+        file = soundfile.SoundFile(path)
+    except _DECODING_ERRORS as error:
+        return None, reason_of(error)
+    # The length of an MP3 is a guess, and that of a FLAC from a pipe is not known.
+    if file.format == "MP3" or file.subtype.startswith("MPEG") or file.frames / max(1, file.samplerate) > LONGEST_S:
+        file.close()
+        return None, None
+    problem = f"no samples in {path}" if file.frames <= 0 else bad_rate(path, file.samplerate)
+    if problem:
+        file.close()
+        raise ValueError(problem)
+    return file, None
+
+
+def _soundfile_blocks(
+    file: soundfile.SoundFile, path: str, start_s: float, end_s: float
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield blocks by libsndfile; raises ValueError where decoding fails or ends too early."""
+    rate = file.samplerate
+    first, last = min(round(start_s * rate), file.frames), file.frames
+    if not math.isinf(end_s):
+        last = min(last, round(end_s * rate))
+    size, place = max(1, BLOCK_SAMPLES // file.channels), first
+    while place < last:
+        try:
+            if place == first and first:
+                _skip(file, first)
+            block = file.read(min(size, last - place), dtype="float32", always_2d=True)
+        except _DECODING_ERRORS as error:
+            raise ValueError(f"{path} is damaged after {place / rate:.2f} s ({reason_of(error)})") from None
+        if not len(block):
+            break
+        place += len(block)
+        yield rate, block
+    if (last - place) / rate > max(0.1, 0.01 * last / rate):
+        raise ValueError(f"{path} is truncated: {place / rate:.2f} s are there of {file.frames / rate:.2f} s")
+
+
+def _skip(file: soundfile.SoundFile, samples: int) -> None:
+    """Go to a sample; libsndfile's seeking in Ogg is not exact near the end of the file."""
+    if file.format != "OGG":
+        file.seek(samples)
+        return
+    while samples > 0 and (read := len(file.read(min(samples, BLOCK_SAMPLES), dtype="float32"))):
+        samples -= read
+
+
+def _begins_again(path: str, kind: str) -> bool:
+    """Whether a second recording follows in the same file."""
+    if kind not in _BEGINNINGS:
+        return False
+    with open(path, "rb") as file:
+        content = file.read()
+    places = [match.start() for match in _BEGINNINGS[kind].finditer(content)]
+    # The streams of one Ogg recording all begin before the first page of another kind.
+    pages = re.compile(rb"OggS\x00[\x00\x01\x04\x05]").search(content) if kind == "OGG" else None
+    return any(place > (pages.start() if pages else 0) for place in places)
+
+
+# ------------------------------------------------------------ what headers say
+
+
+def _stated_duration(path: str) -> float:
+    """Return the seconds of a file without decoding it: as its header says where that can be trusted, else by its packets."""
+    file, reason = _open_soundfile(path)
+    if file is not None:
+        with file:
+            # Not so of FLAC: all of a large corpus would have to be read for what hardly exists; decoding finds it.
+            if file.format != "OGG" or not _begins_again(path, file.format):
+                return file.frames / file.samplerate
+    return packet_duration(path, reason)
 
 
 def _resample(wav: torch.Tensor, rate: int) -> torch.Tensor:
     """Resample to 16 kHz: torchaudio's filter, or scipy's where the two rates share so few factors that it would be huge."""
+    if rate == SAMPLE_RATE:
+        return wav
     common = math.gcd(rate, SAMPLE_RATE)
     if max(rate, SAMPLE_RATE) // common <= _LARGEST_KERNEL:
         return torchaudio.functional.resample(wav, rate, SAMPLE_RATE)

@@ -13,8 +13,9 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from efficient_asr.data.audio import load_audio
+from efficient_asr.data.audio import load_row
 from efficient_asr.data.manifest import Row, Rows, report_skipped
+from efficient_asr.data.parallel import Loader
 from efficient_asr.errors import UserError, listing
 from efficient_asr.text import Normaliser
 
@@ -38,7 +39,7 @@ def iterate_batches(rows: Rows, batch_size: int) -> Iterator[tuple[list[Row], to
 
 def _load(row: Row) -> torch.Tensor:
     try:
-        return load_audio(row["audio"])
+        return load_row(row)
     except UserError as error:
         raise UserError(
             f"utterance '{row['id']}': {error}; mend it and start the same command again to go on"
@@ -200,7 +201,7 @@ class Utterances(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number]
         try:
-            wav = load_audio(row["audio"])
+            wav = load_row(row)
         except UserError as error:
             return {"id": row["id"], "problem": str(error)}
         tokens = torch.tensor(self.labels.encode_row(row), dtype=torch.long)
@@ -224,7 +225,7 @@ def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:
 
 def make_loader(rows: Rows, labels: Labels, order: BatchOrder, num_workers: int) -> DataLoader:
     """Return the loader of a training or validation set."""
-    return DataLoader(
+    return Loader(
         Utterances(rows, labels),
         batch_sampler=order,
         collate_fn=collate,
@@ -236,6 +237,43 @@ def make_loader(rows: Rows, labels: Labels, order: BatchOrder, num_workers: int)
 def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor) -> torch.Tensor:
     """Turn relative `wav_lens` [batch] into sample counts [batch] of `wavs` [batch, time]."""
     return (wav_lens.to(torch.float64) * wavs.shape[1]).round().long().clamp(max=wavs.shape[1])
+
+
+def check_wavs(wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return waveforms as models take them: float, [batch, time], with relative lengths [batch].
+
+    Integers, as libraries read them from files, are brought to the range from -1 to 1.
+
+    Raises
+    ------
+    UserError
+        Where the samples or the lengths are of another kind than they must be.
+    """
+    wavs = torch.as_tensor(wavs)
+    wav_lens = torch.as_tensor(wav_lens, device=wavs.device)
+    if wavs.dim() == 1:
+        wavs, wav_lens = wavs[None], wav_lens.reshape(1)
+    if wavs.dim() != 2 or wav_lens.shape != wavs.shape[:1]:
+        raise UserError(
+            f"wavs must be [batch, time] and wav_lens [batch], not {list(wavs.shape)} and {list(wav_lens.shape)}"
+        )
+    if len(wav_lens) and (float(wav_lens.max()) > 1.0 + 1e-6 or float(wav_lens.min()) < 0):
+        raise UserError(
+            f"wav_lens are shares of the longest, from 0 to 1, not {float(wav_lens.max()):g}; divide samples by {wavs.shape[1]}"
+        )
+    if not wavs.is_floating_point():
+        if wavs.dtype == torch.uint8:
+            return (wavs.float() - 128) / 128, wav_lens
+        if wavs.dtype not in (torch.int16, torch.int32):
+            raise UserError(f"samples of type {wavs.dtype} are not audio; give floats from -1 to 1, or 16-bit integers")
+        return wavs.float() / -torch.iinfo(wavs.dtype).min, wav_lens
+    wavs = wavs.float()
+    peak = float(wavs.abs().max()) if wavs.numel() else 0.0
+    if peak > 250:  # no recording of floats, and hardly a silent one of 16-bit values
+        raise UserError(f"samples up to {peak:g}: floats must be from -1 to 1; divide 16-bit values by 32768")
+    if peak != peak:
+        raise UserError("there are samples that are not finite (NaN)")
+    return wavs, wav_lens
 
 
 def zero_padding(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

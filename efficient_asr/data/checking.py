@@ -30,6 +30,7 @@ class Found:
     problems: dict[int, str] = field(default_factory=dict)
     silent: list[int] = field(default_factory=list)
     clipped: list[int] = field(default_factory=list)
+    cancelled: set[int] = field(default_factory=set)  # silent since their channels cancel each other out
 
 
 def check_files(
@@ -80,44 +81,45 @@ def check_files(
 
 def _note(found: Found, chunk: range, reports: list[AudioReport], durations: array) -> None:
     """Add the reports on some utterances to what was found."""
-    for i, (duration_s, problem, silent, clipped) in zip(chunk, reports, strict=True):
+    for i, (duration_s, problem, silent, clipped, cancelled) in zip(chunk, reports, strict=True):
         if problem is not None:
             found.problems[i] = problem
         elif math.isnan(durations[i]):
             found.durations[i] = duration_s
         found.silent += [i] * silent
         found.clipped += [i] * clipped
+        found.cancelled |= {i} if cancelled else set()
 
 
 def _check(
-    get: Callable[[int], dict[str, Any]], samples: bool, seen: dict[str, AudioReport], chunk: range
+    get: Callable[[int], dict[str, Any]], samples: bool, seen: dict[tuple, AudioReport], chunk: range
 ) -> list[AudioReport]:
     """Report on some utterances; `seen` remembers files that several of them share."""
     reports = []
     for i in chunk:
         row = get(i)
-        path = row["audio"]
-        report = seen.get(path) or inspect_audio(path, samples)
+        path, offset_s, said_s = row["audio"], row.get("offset"), row.get("duration")
+        key = (path,) if offset_s is None else (path, offset_s, said_s)
+        report = seen.get(key) or inspect_audio(path, samples, *key[1:])
         if len(seen) < _REMEMBERED:
-            seen[path] = report
-        duration_s, problem, silent, clipped = report
-        said = row.get("duration")
-        if problem is None and said is not None and abs(said - duration_s) > max(0.1, 0.01 * duration_s):
-            problem = f"duration {said} s, but {path} holds {duration_s:.3f} s"
-        reports.append(AudioReport(duration_s, problem, silent, clipped))
+            seen[key] = report
+        duration_s = report.duration_s
+        if report.problem is None and said_s is not None and abs(said_s - duration_s) > max(0.1, 0.01 * duration_s):
+            report = report._replace(problem=f"duration {said_s} s, but {path} holds {duration_s:.3f} s")
+        reports.append(report)
     return reports
 
 
 def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
     """Hash of paths, sizes and times of all audio files; None where one is missing."""
-    digest = hashlib.sha256(f"3 {samples} {count} {_CHUNK}".encode())
+    digest = hashlib.sha256(f"4 {samples} {count} {_CHUNK}".encode())
     for i in range(count):
         row = get(i)
         try:
             state = file_state(row["audio"])
         except (OSError, ValueError):
             return None
-        digest.update(f"{row['audio']}\0{state}\0{row.get('duration')}\n".encode())
+        digest.update(f"{row['audio']}\0{state}\0{row.get('duration')}\0{row.get('offset')}\n".encode())
     return digest.hexdigest()
 
 

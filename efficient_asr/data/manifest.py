@@ -1,7 +1,8 @@
-"""Manifests: JSON lines, one utterance each.
+"""Manifests: JSON lines, one utterance each. CSV and TSV with a header, and JSON arrays, are read too.
 
 A line has `id`, `audio` (absolute, or relative to the manifest), `duration` in seconds, `text`, and optionally `language`,
-`speaker` and anything else, which is kept. A manifest is checked as a whole when it is read, but its lines stay in the
+`speaker` and anything else, which is kept. A line with `offset` (or `start`) names a segment of its file, which lasts `duration`
+seconds, or until `end`, or to the end of the file. A manifest is checked as a whole when it is read, but its lines stay in the
 file until they are asked for: a million of them take little memory.
 """
 
@@ -11,7 +12,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from efficient_asr.data.audio import silence
 from efficient_asr.data.checking import check_files
+from efficient_asr.data.tables import MAX_LINE_BYTES, check_manifest, lines_of, read_number
 from efficient_asr.distributed import if_main_process
 from efficient_asr.errors import UserError, did_you_mean, listing
+from efficient_asr.languages import normalise_language
 
-FIELDS = ("id", "audio", "duration", "text", "language", "speaker")
+FIELDS = ("id", "audio", "duration", "text", "language", "speaker", "offset", "end")
+# What fields are called besides.
+_NAMES = {"offset": ["offset", "start", "start_time", "start_s", "begin"], "end": ["end", "end_time", "end_s"]}
 ORIGIN, BROKEN = "_efficient_asr_origin", "_efficient_asr_broken"  # where a row of a prepared manifest came from
-MAX_LINE_BYTES = 1 << 20
 LEVELS = ("header", "samples")
 Row = dict[str, Any]
 
@@ -106,7 +111,7 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
             raise UserError(
                 f"columns: '{key}' is not a manifest field ({', '.join(FIELDS)}).{did_you_mean(str(key), FIELDS)}"
             )
-    wanted = {field: [field] for field in FIELDS}
+    wanted = {field: _NAMES.get(field, [field]) for field in FIELDS}
     for name, names in (columns or {}).items():
         if not isinstance(names, (str, list)) or not all(isinstance(n, str) for n in names):
             raise UserError(f"columns: {name} must be a column name or a list of them, not {names!r}")
@@ -114,7 +119,7 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
     return wanted
 
 
-def parse_line(line: bytes | None, folder: str, columns: dict[str, list[str]], need_text: bool) -> Row:
+def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, list[str]], need_text: bool) -> Row:
     """Parse a line of `lines_of` and check all of it that needs no look at the audio; `audio` becomes an absolute path.
 
     Raises
@@ -124,6 +129,8 @@ def parse_line(line: bytes | None, folder: str, columns: dict[str, list[str]], n
     """
     if line is None:
         raise ValueError(f"longer than {MAX_LINE_BYTES} bytes, which no utterance needs")
+    if isinstance(line, ValueError):
+        raise line
     try:
         text = line.decode("utf-8")
         raw = json.loads(text)
@@ -149,19 +156,55 @@ def parse_line(line: bytes | None, folder: str, columns: dict[str, list[str]], n
         raise ValueError(f"no audio: there is no column {' or '.join(map(repr, columns['audio']))} in it")
     if not isinstance(row["audio"], str) or not row["audio"] or "\0" in row["audio"]:
         raise ValueError(f"audio {row['audio']!r} is not a path")
-    row.setdefault("id", row["audio"])
+    _check_times(row)
+    if "id" not in row:
+        row["id"] = row["audio"]
+        if "offset" in row:
+            row["id"] += f"#{row['offset']:g}" + (f"+{row['duration']:g}" if "duration" in row else "")
     if isinstance(row["id"], (dict, list, bool)) or row["id"] == "":
         raise ValueError(f"id {row['id']!r} is not a name")
     row["id"] = str(row["id"])
     row["audio"] = os.path.join(folder, row["audio"])
     if need_text:
         _check_text(row.get("text"), columns)
-    duration = row.get("duration", 1.0)
-    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < 1e15:
-        raise ValueError(f"duration {duration!r} is not a positive number of seconds")
     if not isinstance(row.get("language", ""), str):
         raise ValueError(f"language {row['language']!r} is not a text")
+    if row.get("language", "").strip():
+        try:
+            row["language"] = normalise_language(row["language"])
+        except UserError as error:
+            raise ValueError(f"language {error}") from None
+    else:
+        row.pop("language", None)
     return row
+
+
+def _check_times(row: Row) -> None:
+    """Check what a row says of times, and leave `offset` and `duration` in it; a whole file has no `offset`."""
+    times = {}
+    for name in ("offset", "duration", "end"):
+        value = read_number(row.get(name))
+        if value is None:
+            row.pop(name, None)
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (0 <= value < 1e15 if name == "offset" else 0 < value < 1e15):
+            least = "number of seconds from 0 on" if name == "offset" else "positive number of seconds"
+            hint = "; where it names no segment, rename the column" if name != "duration" else ""
+            raise ValueError(f"{name} {row[name]!r} is not a {least}{hint}")
+        times[name] = value
+    if "offset" in times and times.get("duration", 1.0) < 1e-3:
+        raise ValueError(f"duration {times['duration']} s is too short for a segment")
+    if "end" in times:
+        row.pop("end")
+        length = times["end"] - times.setdefault("offset", 0.0)
+        if length <= 0:
+            raise ValueError(f"end {times['end']} s is not behind offset {times['offset']} s")
+        if abs(length - times.setdefault("duration", length)) > 0.05:
+            raise ValueError(
+                f"duration {times['duration']} s, but the segment from {times['offset']} to {times['end']} s lasts {length:.3f} s"
+            )
+    row |= {name: times[name] for name in ("offset", "duration") if name in times}
 
 
 def _check_text(text: Any, columns: dict[str, list[str]]) -> None:
@@ -191,6 +234,7 @@ class _Lines:
     sizes: array = field(default_factory=lambda: array("q"))
     numbers: array = field(default_factory=lambda: array("q"))
     durations: array = field(default_factory=lambda: array("d"))  # NaN where the manifest gives none
+    kept: list[bytes] | None = None  # the lines of a manifest that is not JSON lines
     descriptor: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,9 +245,12 @@ class _Lines:
             os.close(self.descriptor)
 
     def __call__(self, i: int) -> Row:
-        if self.descriptor is None:
-            self.descriptor = os.open(self.path, os.O_RDONLY)
-        line = os.pread(self.descriptor, self.sizes[i], self.offsets[i])
+        if self.kept is not None:
+            line = self.kept[i]
+        else:
+            if self.descriptor is None:
+                self.descriptor = os.open(self.path, os.O_RDONLY)
+            line = os.pread(self.descriptor, self.sizes[i], self.offsets[i])
         try:
             row = parse_line(line, str(self.path.parent), self.columns, self.need_text)
         except ValueError as error:
@@ -213,24 +260,6 @@ class _Lines:
         if not math.isnan(self.durations[i]):
             row["duration"] = self.durations[i]
         return row
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
-    """Yield number, offset and content of each line that is not blank; None for one that is too long to be an utterance."""
-    with open(path, "rb") as file:
-        offset, number = 0, 0
-        while data := file.readline(MAX_LINE_BYTES + 1):
-            number, start = number + 1, offset
-            offset += len(data)
-            if len(data) > MAX_LINE_BYTES:
-                while not data.endswith(b"\n") and (data := file.readline(MAX_LINE_BYTES)):
-                    offset += len(data)
-                yield number, start, None
-                continue
-            if number == 1 and data.startswith(b"\xef\xbb\xbf"):  # Windows editors put a byte order mark first
-                data, start = data[3:], start + 3
-            if data.strip():
-                yield number, start, data
 
 
 def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
@@ -254,7 +283,10 @@ def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
             origins[number] = _origin(data)
             continue
         first.setdefault(hash(row["id"]), len(lines.offsets))
-        lines.offsets.append(start)
+        if start is None:
+            lines.kept = lines.kept or []
+            lines.kept.append(data)
+        lines.offsets.append(start or 0)
         lines.sizes.append(len(data))
         lines.numbers.append(number)
         lines.durations.append(row.get("duration", math.nan))
@@ -266,7 +298,7 @@ def _origin(line: bytes | None) -> str | None:
     try:
         return json.loads(line).get(ORIGIN)
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return None
+        return None  # not even JSON
 
 
 def read_manifest(
@@ -313,8 +345,7 @@ def read_manifest(
     path = Path(path).absolute()
     if check_audio not in LEVELS:
         raise UserError(f"check_audio: '{check_audio}' is not one of {', '.join(LEVELS)}")
-    if not path.is_file():
-        raise UserError(f"no manifest at {path}")
+    check_manifest(path)
     lines = _Lines(path, check_columns(columns), need_text)
     problems: dict[int, str] = {}
     try:
@@ -326,7 +357,7 @@ def read_manifest(
     for i, problem in found.problems.items():
         problems[lines.numbers[i]] = problem
     for i in found.silent if refuse_silence else []:
-        problems[lines.numbers[i]] = f"{lines(i)['audio']} is silent"
+        problems[lines.numbers[i]] = silence(lines(i)["audio"], i in found.cancelled)
     good = np.array([i for i, number in enumerate(lines.numbers) if number not in problems], dtype=np.int64)
     for number in sorted(problems):
         if number not in origins:

@@ -1,4 +1,4 @@
-"""The same work on many things, on all CPU cores, in order."""
+"""The same work on many things, on all CPU cores, in order; and processes that load data while others train."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
 
 from efficient_asr.errors import UserError
 
@@ -56,10 +60,59 @@ def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it
 def _start(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a parent that was killed
+    torch.set_num_threads(1)  # the threads of the process that was forked are not there, and would be waited for
+    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _call(item: Any) -> Any:
     return _work(item)
+
+
+def _die_with_parent() -> None:
+    """Let the system end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_ANSWERED_BY_MAIN = {signal.SIGTERM, signal.SIGINT}
+
+
+class Loader(DataLoader):
+    """A DataLoader whose processes leave SIGTERM and SIGINT to the main process.
+
+    Schedulers, `timeout` and a terminal signal the whole process group. Loading processes that died of it would take along the
+    checkpoint that the main process is about to write.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"worker_init_fn": ignore_signals, **kwargs})
+
+    def __iter__(self) -> Iterator[Any]:
+        """Start the processes; they are born with both signals blocked, so that none can come too early."""
+        if not self.num_workers or threading.current_thread() is not threading.main_thread():
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ANSWERED_BY_MAIN)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals(worker: int) -> None:
+    """In a process that loads data: leave Ctrl-C and SIGTERM to the main process, unless it is the one that sends it."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,198 @@
+"""Lines of manifests and tables: JSON lines, JSON arrays, CSV and TSV, with their numbers, and what is wrong with one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.errors import UserError
+
+MAX_LINE_BYTES = 1 << 20
+TABLES = {".csv": ",", ".tsv": "\t"}  # delimiter by the ending of the file
+BOM = b"\xef\xbb\xbf"  # Windows editors put a byte order mark first
+
+
+def check_manifest(path: Path) -> None:
+    """Refuse what is not a manifest that can be read again and again.
+
+    Raises
+    ------
+    UserError
+        Saying what is there.
+    """
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a manifest")
+    if path.exists():
+        raise UserError(f"{path} is a pipe or a device; a manifest is read more than once: write it to a file first")
+    raise UserError(f"no manifest at {path}")
+
+
+def read_number(value: Any) -> Any:
+    """Return the number that a text of a table stands for, None for an empty one; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, int | None, bytes | ValueError | None]]:
+    """Yield the utterances of a manifest.
+
+    Yields
+    ------
+    number : int
+        Of the line, from 1; of a JSON array, of the entry.
+    offset : int or None
+        Where the line begins in the file; None where the file is no JSON lines.
+    line : bytes, ValueError or None
+        A JSON object; what is wrong with the line; None for one that is too long to be an utterance.
+    """
+    if path.suffix.lower() in TABLES:
+        for number, row in table_rows(path, TABLES[path.suffix.lower()]):
+            yield number, None, row if isinstance(row, ValueError) else json.dumps(row, ensure_ascii=False).encode()
+        return
+    entries = _json_entries(path)
+    if entries is not None:
+        for number, entry in enumerate(entries, start=1):
+            yield number, None, json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return
+    with open(path, "rb") as file:
+        offset, number = 0, 0
+        while data := file.readline(MAX_LINE_BYTES + 1):
+            number, start = number + 1, offset
+            offset += len(data)
+            if len(data) > MAX_LINE_BYTES:
+                while not data.endswith(b"\n") and (data := file.readline(MAX_LINE_BYTES)):
+                    offset += len(data)
+                yield number, start, None
+                continue
+            if number == 1 and data.startswith(BOM):
+                data, start = data[len(BOM) :], start + len(BOM)
+            if data.strip():
+                yield number, start, data
+
+
+def _json_entries(path: Path) -> list[Any] | None:
+    """Return the entries of a file that is one JSON array, or one object of objects (id -> utterance, as SpeechBrain has it).
+
+    None for JSON lines.
+    """
+    with open(path, "rb") as file:
+        first = file.read(4096).removeprefix(BOM).lstrip()[:1]
+        if first != b"[" and not (first == b"{" and path.suffix.lower() == ".json"):
+            return None
+        try:
+            file.seek(0)
+            content = json.loads(file.read().removeprefix(BOM), object_pairs_hook=partial(_without_twins, path))
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(content, list) and all(isinstance(entry, dict) for entry in content):
+        return content
+    if isinstance(content, dict) and content and all(isinstance(entry, dict) for entry in content.values()):
+        return [{"id": name} | entry for name, entry in content.items()]
+    return None
+
+
+def _without_twins(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; a key that stands there twice would silently lose its first value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise UserError(f"{path}: '{twice}' stands there twice in one object")
+    return found
+
+
+def table_rows(
+    path: Path, delimiter: str, columns: tuple[str, ...] | None = None, quoted: bool | None = None
+) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
+    """Yield number and cells of the lines of a CSV or TSV file, or what is wrong with one.
+
+    Arguments
+    ---------
+    path : Path
+        UTF-8, with a byte order mark or without.
+    delimiter : str
+        Between the cells.
+    columns : tuple of str, optional
+        Names of the cells; None where the first line has them.
+    quoted : bool, optional
+        Whether cells may stand in quotation marks, and then hold delimiters and line breaks; None: in CSV they may, in TSV not.
+
+    Raises
+    ------
+    UserError
+        Where the file cannot be read, or has no header.
+    """
+    quoted = delimiter == "," if quoted is None else quoted
+    try:
+        content = path.read_bytes().removeprefix(BOM)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    lines = _quoted_lines(content, delimiter) if quoted else _plain_lines(content, delimiter)
+    names = list(columns) if columns is not None else None
+    for number, cells in lines:
+        if names is None:
+            if isinstance(cells, ValueError):
+                raise UserError(f"{path}, line {number}: {cells}")
+            names = [cell.strip() for cell in cells]
+            if len({*names}) < len(names):
+                raise UserError(f"{path}, line {number}: a column stands there twice ({', '.join(names)})")
+            continue
+        if not isinstance(cells, ValueError) and len(cells) != len(names):
+            cells = ValueError(
+                f"{len(cells)} cells instead of {len(names)} ({', '.join(names)}); is there a "
+                f"{'tab' if delimiter == chr(9) else 'delimiter'} or a line break in one?"
+            )
+        yield number, cells if isinstance(cells, ValueError) else dict(zip(names, cells, strict=True))
+
+
+def _plain_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | ValueError]]:
+    """Yield the cells of lines without quotation marks; only line feeds end a line."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        line = line.removesuffix(b"\r")
+        if not line.strip():
+            continue
+        try:
+            yield number, line.decode("utf-8").split(delimiter)
+        except UnicodeDecodeError:
+            yield number, ValueError("not UTF-8")
+
+
+def _quoted_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | ValueError]]:
+    """Yield the cells of lines in which quotation marks may enclose cells."""
+    text = content.decode("utf-8", "surrogateescape")
+    before = csv.field_size_limit(max(len(text), 1 << 17))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, ValueError(f"not CSV ({error})")
+                continue
+            if not any(cells):
+                continue
+            if any(line.count(delimiter) >= len(cells) - 1 > 0 for cell in cells for line in cell.split("\n")[1:-1]):
+                yield number, ValueError(f"a quotation mark is left open (until line {reader.line_num})")
+                continue
+            try:
+                "".join(cells).encode("utf-8")
+                yield number, cells
+            except UnicodeEncodeError:
+                yield number, ValueError("not UTF-8")
+    finally:
+        csv.field_size_limit(before)
