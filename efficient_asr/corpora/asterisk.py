@@ -85,7 +85,7 @@ def _unpack(folder: Path, language: str, download: bool) -> Path:
 def read_texts(path: Path) -> dict[str, str]:
     """Return the text of every prompt; those in brackets are sounds, not speech, and left out."""
     texts = {}
-    for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines():
+    for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig", errors="replace").split("\n"):
         name, colon, text = line.partition(":")
         text = " ".join(text.split())
         if colon and not line.startswith(";") and text and not {"[", "<", "("} & set(text):
@@ -148,7 +148,7 @@ def prepare(
     try:
         import av  # noqa: F401
     except ImportError:
-        raise UserError("corpus asterisk: decoding g722 needs PyAV: pip install 'efficient_asr[asterisk]'") from None
+        raise UserError("corpus asterisk: decoding g722 needs PyAV: pip install av") from None
     chosen = list(VOICES) if languages is None else [languages] if isinstance(languages, str) else list(languages)
     for language in chosen:
         if language not in VOICES:

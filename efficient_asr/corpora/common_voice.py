@@ -13,7 +13,6 @@ files counted from 0; `ids_file` reads such a file. With `languages`, `data_fold
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import json
@@ -25,9 +24,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, write_manifest
+from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, table_rows, write_manifest
 from efficient_asr.errors import UserError, did_you_mean
 from efficient_asr.files import write_whole
+from efficient_asr.text import upper
 
 SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
@@ -53,7 +53,7 @@ def clean(text: str, language: str, accented_letters: bool = True) -> str:
         text = "".join(" " if unicodedata.category(c)[0] in "PS" and c not in "’'" else c for c in text)
     if language == "ga-IE":
         return " ".join(map(_irish, text.split()))
-    text = text.replace("ß", "ẞ").upper().replace("ẞ", "ß")  # upper case would make it two letters
+    text = upper(text.replace("ß", "ẞ"), language).replace("ẞ", "ß")  # upper case would make it two letters
     if language == "fr":  # articles stand alone
         text = re.sub("['’]", "' ", text)
     if not accented_letters:
@@ -72,9 +72,13 @@ def _too_short(text: str, language: str) -> bool:
     return len(text.replace(" ", "") if language in _UNSPACED else text.split()) < 3
 
 
-def _read_line(clips: Path, line: tuple[int, dict[str, str]], origin: str, **options: object) -> Row | None:
+def _read_line(
+    clips: Path, line: tuple[int, dict[str, str] | ValueError], origin: str, **options: object
+) -> Row | None:
     """Read one line of a tsv file; None for a sentence that is too short, and what is wrong becomes a row that says so."""
     number, fields = line
+    if isinstance(fields, ValueError):
+        return {BROKEN: str(fields), ORIGIN: f"{origin}:{number}"}
     name, text, language = fields.get("path") or "", fields.get("sentence") or "", options["language"]
     if not name or not text.strip() or "/" in name or "\0" in name:
         return {BROKEN: "a path and a sentence were expected", ORIGIN: f"{origin}:{number}"}
@@ -211,11 +215,14 @@ def _write_ids(folder: Path, ids: dict[str, dict[str, list[int]]]) -> None:
         path.unlink(missing_ok=True)
 
 
-def most_voted(fields: list[dict[str, str]], most: int) -> list[int]:
-    """Return the rows with the most up votes and, of equals, the fewest down votes; the first of those that are still equal."""
+def most_voted(fields: list[dict[str, str] | ValueError], most: int) -> list[int]:
+    """Return the rows with the most up votes and, of equals, the fewest down votes; the first of those that are still equal.
+
+    Broken lines have no votes.
+    """
 
     def votes(i: int, key: str) -> int:
-        value = fields[i].get(key) or ""
+        value = "" if isinstance(fields[i], ValueError) else fields[i].get(key) or ""
         return int(value) if value.isdigit() else 0
 
     ranked = sorted(range(len(fields)), key=lambda i: (-votes(i, "up_votes"), votes(i, "down_votes")))
@@ -240,13 +247,12 @@ def _read_split(
     if before.get("made_of") == made_of:
         if BROKEN not in manifest.read_text(encoding="utf-8"):  # what was broken may have been mended
             return manifest, before["rows"]
-    with open(source, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if not {"path", "sentence"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{source} has no columns 'path' and 'sentence'; is it a file of Common Voice?")
-        lines = list(enumerate(reader, start=2))
+    lines = list(table_rows(source, "\t"))
     if not lines:
         raise UserError(f"{source} holds no utterance")
+    first = next((fields for _, fields in lines if not isinstance(fields, ValueError)), {})
+    if first and not {"path", "sentence"} <= set(first):
+        raise UserError(f"{source} has no columns 'path' and 'sentence'; is it a file of Common Voice?")
     chosen = None
     if ids is not None or most is not None:
         chosen = ids if ids is not None else most_voted([fields for _, fields in lines], most)

@@ -10,15 +10,14 @@ A sentence has one number in all languages, so that with `translations: True` ev
 
 from __future__ import annotations
 
-import csv
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, write_manifest
+from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, table_rows, write_manifest
 from efficient_asr.errors import UserError, did_you_mean
 
 SPLITS = ("train", "dev", "test")
@@ -33,30 +32,29 @@ def whisper_code(folder: str) -> str:
     return CODES.get(folder, folder.partition("_")[0])
 
 
-def _lines(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield number and fields of the lines of a tsv file.
+def _lines(source: Path) -> list[tuple[int, dict[str, str] | ValueError]]:
+    """Return number and fields of the lines of a tsv file, or what is wrong with one.
 
     Raises
     ------
     UserError
-        Where one has other columns.
+        Where no line has the columns of FLEURS.
     """
-    with open(source, encoding="utf-8", newline="") as file:
-        for number, cells in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-            if len(cells) != len(COLUMNS):
-                raise UserError(
-                    f"{source}, line {number}: {len(cells)} columns instead of {len(COLUMNS)} ({', '.join(COLUMNS)}); "
-                    "is it a file of FLEURS?"
-                )
-            yield number, dict(zip(COLUMNS, cells, strict=True))
+    lines = list(table_rows(source, "\t", COLUMNS))
+    if lines and all(isinstance(fields, ValueError) for _, fields in lines):
+        number, problem = lines[0]
+        raise UserError(f"{source}, line {number}: {problem}; is it a file of FLEURS?")
+    return lines
 
 
 def _read_line(
-    folder: Path, split: str, raw: bool, translations: dict[str, str], line: tuple[int, dict[str, str]]
+    folder: Path, split: str, raw: bool, translations: dict[str, str], line: tuple[int, dict[str, str] | ValueError]
 ) -> Row:
     """Return the row of a line; what is wrong with it becomes a row that says so."""
     number, fields = line
     origin = {ORIGIN: f"{folder / split}.tsv:{number}"}
+    if isinstance(fields, ValueError):
+        return {BROKEN: str(fields)} | origin
     name = Path(fields["file_name"]).name
     audio = next((a for a in (folder / "audio" / split / name, folder / split / name) if a.is_file()), None)
     if audio is None:
@@ -170,7 +168,8 @@ def prepare(
     english = {}
     for split in (splits or SPLITS) if translations else ():
         if _at_hand(root / "en_us", split, download):
-            english |= {f["id"]: f["raw_transcription"] for _, f in _lines(root / "en_us" / f"{split}.tsv")}
+            lines = _lines(root / "en_us" / f"{split}.tsv")
+            english |= {f["id"]: f["raw_transcription"] for _, f in lines if not isinstance(f, ValueError)}
     if translations and not english:
         raise UserError(
             f"corpus_options: translations come from {root / 'en_us'}, which is not there; "

@@ -1,8 +1,9 @@
-"""jsonl: anyone's JSON lines, as they are.
+"""jsonl: anyone's JSON lines, as they are; CSV and TSV files with a header, and JSON arrays, too.
 
-`data_folder` is a folder of manifests: each `<split>.jsonl` is a split, or the rows name theirs in a field `split`. Or list
-the files of every split yourself, from the same folder or by their full path, with `#name` for the rows of one split only (or
-`#language=fr`, or any other field; several with `&`) and `/3` behind it for every third of them:
+`data_folder` is a folder of manifests: each `<split>.jsonl` (`<split>.csv` or `.tsv`, where there is none) is a
+split, or the rows name theirs in a field `split`. Or list the files of every split yourself, from the same folder or
+by their full path, with `#name` for the rows of one split only (or `#language=fr`, or any other field; several with
+`&`) and `/3` behind it for every third of them:
 
     corpus_options:
         manifests: {train: [a.jsonl#train, more/b.jsonl], dev: [a.jsonl#dev], test: [c.jsonl]}
@@ -20,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from efficient_asr.data import BROKEN, ORIGIN, Row, check_columns, lines_of, parse_line
+from efficient_asr.data import BROKEN, ORIGIN, TABLES, Row, check_columns, lines_of, parse_line
 from efficient_asr.errors import UserError
 
 
@@ -140,9 +141,11 @@ def prepare(
                     for row in _read(source, folder, mapping):
                         writers.write(str(split), row)
         else:
-            files = sorted(folder.glob("*.jsonl"))
+            endings = (".jsonl", *TABLES)
+            found = {ending: sorted(folder.glob(f"*{ending}")) for ending in endings}
+            files = next((paths for paths in found.values() if paths), None)
             if not files:
-                raise UserError(f"data_folder: {folder} holds no .jsonl file")
+                raise UserError(f"data_folder: {folder} holds no {', '.join(endings[:-1])} or {endings[-1]} file")
             for path in files:
                 _by_split(path, _read(path.name, folder, mapping), writers)
         return writers.finish()

@@ -26,7 +26,9 @@ SUBSET_SEED = 1986
 def _read_chapter(transcript: Path) -> list[Row]:
     """Read one chapter's `.trans.txt` and the durations of its files; what is wrong becomes a row that says so."""
     rows = []
-    for number, line in enumerate(transcript.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(transcript.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         origin = f"{transcript}:{number}"
         name, _, text = line.decode("utf-8", errors="replace").partition(" ")
         audio = transcript.with_name(f"{name}.flac")
