@@ -7,19 +7,22 @@ over all keys of another file; the file's own keys win, and every key can be ove
 from __future__ import annotations
 
 import argparse
+import copy
+import datetime
 import io
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ruamel.yaml
-import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.run_opts import RunOptions
 
-from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.command_line import Overrides, key_hint
+from efficient_asr.errors import UserError
 from efficient_asr.text import NORMALISERS
 
 # Lowest value of numeric keys; whole numbers where the limit is one.
@@ -44,6 +47,12 @@ SHARES = frozenset(
 
 OPEN_KEYS = ("kept_layers", "expert_layers")  # a number, a word or a list
 
+# Keys that are null, or must be given, in the YAML files and mean a text: what is given for them is never a number.
+TEXT_KEYS = frozenset(
+    "experiment recipe variant corpus corpus_name data_folder prepared_folder output_folder results_folder lm_path source "
+    "pretrained_model language teacher teacher_cache noise_manifest rir_manifest states_folder labels_folder".split()
+)
+
 # Keys that a training does not depend on: they may change between its start and its end.
 FREE_KEYS = frozenset(
     "experiment output_folder results_folder test_only train_only go_on skip_bad check_audio corpus_name "
@@ -52,7 +61,7 @@ FREE_KEYS = frozenset(
     "nonfinite_patience tensorboard data_folder epoch_counter recipe variant test_layerdrop test_layerdrop_seed "
     "exit_rule exit_threshold exit_patience calibrate_mean_layer calibrate_wer_loss_percent language task num_beams "
     "length_penalty timestamps temperatures no_speech_threshold long_audio calibrate_large_share calibrate_macs_g "
-    "calibrate_wer_percent".split()
+    "calibrate_wer_percent keep_checkpoints".split()
 )
 
 
@@ -64,6 +73,25 @@ def merge_includes(path: Path) -> CommentedMap:
     UserError
         Where a file is missing or is not YAML.
     """
+    merged = CommentedMap()
+    for tree in _files(path):
+        merged.update(tree)
+    return merged
+
+
+def nullable_keys(path: Path) -> set[str]:
+    """Return the keys of a YAML file that may be null: they are in one of its files, or the comment beside them says so."""
+    keys = set()
+    for tree in _files(path):
+        for key, value in tree.items():
+            comment = tree.ca.items.get(key, [None] * 3)[2]
+            if value is None or (comment is not None and re.search(r"\bnull\b", comment.value)):
+                keys.add(key)
+    return keys
+
+
+def _files(path: Path) -> Iterator[CommentedMap]:
+    """Yield the trees of a YAML file's bases, and its own last."""
     yaml = ruamel.yaml.YAML()
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"))
@@ -74,73 +102,15 @@ def merge_includes(path: Path) -> CommentedMap:
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path} holds no keys")
     bases = tree.pop("base", [])
-    merged = CommentedMap()
     for base in bases if isinstance(bases, list) else [bases]:
         tag = base.tag.value if isinstance(base, TaggedScalar) else ""
         if not tag.startswith("!include:"):
             raise UserError(f"{path}: base must be !include:<file> or a list of these")
-        merged.update(merge_includes(Path(path).parent / tag.removeprefix("!include:")))
-    merged.update(tree)
-    return merged
-
-
-def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, dict[str, Any]]:
-    """Return the YAML file, SpeechBrain's run options, and overrides of YAML keys.
-
-    Raises
-    ------
-    UserError
-        Where there is no YAML file or an argument is malformed.
-    """
-    if not argv or argv[0].startswith("-"):
-        raise UserError("name a YAML file first: python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]")
-    arguments = _split_test_only(argv)
-    try:
-        path, run_opts, text = RunOptions.from_command_line_args(arguments)
-        lines = {line.partition(":")[0]: line for line in (text or "").splitlines()}  # of a key given twice, the last
-        values = ruamel.yaml.YAML().load("\n".join(lines.values())) or {}
-        overrides = dict(values)
-    except Exception as error:  # argparse's and YAML's many ways to refuse a stray word or a bracket left open
-        raise UserError(f"command line: {' '.join(argv[1:])!r} cannot be read as --key value pairs ({error})") from None
-    for key in run_opts.overridden_args:
-        _check_limit(key, getattr(run_opts, key))
-    _check_device(run_opts.device)
-    if "distributed_backend" not in run_opts.overridden_args and (
-        run_opts.device == "cpu" or not torch.cuda.is_available()
-    ):
-        # NCCL, SpeechBrain's default, is for GPUs.
-        _, run_opts, _ = RunOptions.from_command_line_args([*arguments, "--distributed_backend=gloo"])
-    return Path(path), run_opts, overrides
-
-
-def _check_device(device: str | None) -> None:
-    """Refuse a device that is none, or is not here."""
-    if device is None:
-        return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UserError(f"--device: '{device}' is no device; write cpu or cuda") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: there is no usable GPU here; write --device cpu")
-
-
-def _split_test_only(argv: list[str]) -> list[str]:
-    """Let `--test_only True` mean what SpeechBrain's bare `--test_only` means."""
-    out, skip = [], False
-    for i, arg in enumerate(argv):
-        if skip:
-            skip = False
-            continue
-        name, _, value = arg.partition("=")
-        if name == "--test_only":
-            following = argv[i + 1].lower() if i + 1 < len(argv) else ""
-            skip = not value and following in ("true", "false")
-            if (value.lower() or (following if skip else "true")) == "true":
-                out.append(name)
-        else:
-            out.append(arg)
-    return out
+        yield from _files(Path(path).parent / tag.removeprefix("!include:"))
+    for key, value in tree.items():
+        if isinstance(value, datetime.date):  # `experiment: 2024-01-01` is a name
+            tree[key] = value.isoformat()
+    yield tree
 
 
 def load_hparams(
@@ -160,12 +130,9 @@ def load_hparams(
     UserError
         For an unknown key (naming the closest), a value that does not fit, and what the classes themselves refuse.
     """
-    tree = merge_includes(path)
-    for key, value in overrides.items():
-        if key not in tree:
-            raise UserError(f"--{key}: {path} has no such key.{did_you_mean(key, tree)}")
-        _check_type(key, tree[key], value)
-        tree[key] = value
+    tree = overridden(path, overrides)
+    for key in run_opts.overridden_args if run_opts is not None else ():
+        _check_limit(key, getattr(run_opts, key))
     for key, value in tree.items():
         if isinstance(value, TaggedScalar) and value.tag.value == "!PLACEHOLDER":
             raise UserError(f"{path}: '{key}' must be given, for example --{key} VALUE")
@@ -177,6 +144,7 @@ def load_hparams(
     except (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, ruamel.yaml.YAMLError) as error:
         raise UserError(f"{path}: {error}") from error
     plain = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, dict, type(None)))}
+    plain |= {k: _words(v) for k, v in tree.items() if k not in plain and not k.startswith("__")}  # objects
     for key in run_opts.overridden_args if run_opts is not None else ():  # options that SpeechBrain takes to itself
         if key in plain:
             plain[key] = getattr(run_opts, key)
@@ -185,25 +153,96 @@ def load_hparams(
 
 def training_settings(path: Path, overrides: dict[str, Any], run_opts: RunOptions) -> dict[str, str]:
     """Return what a training depends on, as text by key: the YAML's own words, objects included."""
-    tree = merge_includes(path)
-    tree.update(overrides)
+    tree = overridden(path, overrides)
     # options of the command line that SpeechBrain takes to itself
     tree.update({key: getattr(run_opts, key) for key in run_opts.overridden_args if key in tree})
-    settings = {}
-    for key, value in tree.items():
-        if key not in FREE_KEYS:
-            stream = io.StringIO()
-            ruamel.yaml.YAML().dump(CommentedMap({"x": value}), stream)
-            lines = [line.split(" #")[0].strip() for line in stream.getvalue().splitlines()]
-            settings[key] = " ".join(line for line in lines if line and not line.startswith("#"))[3:]
-    return settings
+    return {key: _words(value) for key, value in tree.items() if key not in FREE_KEYS}
+
+
+def _words(value: Any) -> str:
+    """Return a value as its YAML file writes it, on one line and without comments."""
+    stream = io.StringIO()
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 1 << 20
+    yaml.dump(CommentedMap({"x": _without_comments(copy.deepcopy(value))}), stream)
+    return " ".join(line.strip() for line in stream.getvalue().split("\n") if line.strip())[3:]
+
+
+def _without_comments(value: Any) -> Any:
+    """Take the comments out of a value in place, and return it."""
+    if isinstance(value, (CommentedMap, CommentedSeq)):
+        value.ca.items.clear()
+        value.ca.comment = None
+        value.ca.end = []
+        for item in value.values() if isinstance(value, CommentedMap) else value:
+            _without_comments(item)
+    return value
+
+
+def overridden(path: Path, overrides: dict[str, Any]) -> CommentedMap:
+    """Return the tree of a YAML file with the values of the command line.
+
+    Raises
+    ------
+    UserError
+        For an unknown key, naming the closest, and for a value that does not fit.
+    """
+    tree = merge_includes(path)
+    if not overrides:
+        return tree
+    nullable = nullable_keys(path)
+    text = overrides.text if isinstance(overrides, Overrides) else {}
+    for key, value in overrides.items():
+        if key not in tree:
+            raise UserError(f"--{key}: {_unknown(key, path, tree)}")
+        default, written = tree[key], text.get(key, "")
+        if written is None and not isinstance(default, bool):
+            raise UserError(f"--{key} needs a value; it is {default!r} now")
+        if written and value is not None and _is_text(key, default) and not _tag(value):
+            value = value if isinstance(value, str) else written
+        if isinstance(default, (CommentedSeq, CommentedMap)) and isinstance(value, str) and value[:1] in ("[", "{"):
+            raise UserError(
+                f"command line: '--{key} {value}' cannot be read as --key value pairs; is a bracket or quotation mark left open?"
+            )
+        if not (value is None and key in nullable):
+            _check_type(key, default, value)
+        tree[key] = value
+    return tree
+
+
+def _tag(value: Any) -> str:
+    """Return the YAML tag of a value, such as `!new:torch.nn.Linear`; empty for none."""
+    return getattr(getattr(value, "tag", None), "value", None) or ""
+
+
+def _is_text(key: str, default: Any) -> bool:
+    """Whether the value of a key is a text whatever it looks like."""
+    tag = _tag(default)
+    if tag == "!ref":  # one key alone is of that key's type
+        return re.fullmatch(r"<[^<>]*>", str(default.value)) is None
+    return (not tag and isinstance(default, str) and key not in OPEN_KEYS) or key in TEXT_KEYS
+
+
+def _unknown(key: str, path: Path, tree: CommentedMap) -> str:
+    """Return what to say of a key that a YAML file does not have."""
+    head, dot, inner = key.partition(".")
+    if not dot or head not in tree:
+        return f"{path} has no such key.{key_hint(key, tree)}"
+    value = tree[head]
+    for part in inner.split("."):
+        value = value.get(part) if isinstance(value, CommentedMap) else None
+    reference = re.fullmatch(r"<([^<>]*)>", str(value.value)) if _tag(value) == "!ref" else None
+    if reference:
+        return f"keys inside others cannot be given; write --{reference[1]}, which it is taken from"
+    what = f"give the whole of it: --{head} '{_words(tree[head])}' with your value in it"
+    return f"keys inside others cannot be given; {what}"
 
 
 def _check_type(key: str, default: Any, value: Any) -> None:
     """Refuse a number where a word stood, and the like."""
-    if getattr(getattr(value, "tag", None), "value", None):
+    if _tag(value):
         return  # an object of the user's choice
-    tag = getattr(getattr(default, "tag", None), "value", None)
+    tag = _tag(default)
     if tag and not tag.startswith(("!PLACEHOLDER", "!ref")):
         raise UserError(
             f"--{key}: it is an object ({tag}); change its settings, or give another !new: or !name: object"
@@ -237,7 +276,9 @@ def _check_limit(key: str, value: Any) -> None:
 
 def measuring_parser(description: str, repeats: int | None) -> argparse.ArgumentParser:
     """Return a parser of the options that these commands share; `repeats` is the default of timed runs, None for none at all."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
     parser.add_argument("--columns", default="{}", help="other column names, e.g. '{audio: path, text: sentence}'")
@@ -292,6 +333,31 @@ def parse_columns(text: str) -> Any:
         raise UserError(f"--columns: {text!r} cannot be read; write '{{audio: path, text: sentence}}'") from None
 
 
+def add_lm_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of decoding with a language model, for CTC models."""
+    group = parser.add_argument_group("language models, for CTC models")
+    group.add_argument("--lm", help="ARPA file or kenlm binary")
+    group.add_argument("--lm_alpha", type=float, help="its weight (0.5)")
+    group.add_argument("--lm_beta", type=float, help="reward for each word (1.0)")
+    group.add_argument("--lm_beam_size", type=at_least(1), help="hypotheses kept a frame (100)")
+    group.add_argument("--lm_case", choices=["lower", "upper"], help="how it writes its words (lower)")
+
+
+def lm_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return those that were given, for `load_transcriber`.
+
+    Raises
+    ------
+    UserError
+        For options of a language model without one.
+    """
+    names = ("alpha", "beta", "beam_size", "case")
+    given = {name: getattr(args, f"lm_{name}") for name in names if getattr(args, f"lm_{name}") is not None}
+    if given and not args.lm:
+        raise UserError(f"--lm_{next(iter(given))}: there is no language model; name one with --lm")
+    return {"lm_path": args.lm} | given if args.lm else {}
+
+
 def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of Whisper's decoding and of long audio, for models and cascades."""
     group = parser.add_argument_group("Whisper and cascades")
@@ -300,7 +366,7 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
         help="language of the audio (ISO 639-1), or 'manifest': what each line says; detected where not given",
     )
     group.add_argument(
-        "--long_audio", choices=("overlap", "pauses", "sequential"), default="overlap", help="how long audio is cut"
+        "--long_audio", choices=("pauses", "overlap", "sequential"), default="pauses", help="how long audio is cut"
     )
     group.add_argument("--task", choices=("transcribe", "translate"), help="translate: into English")
     group.add_argument("--num_beams", type=at_least(1), help="beam search; 1 (the default) is greedy")
@@ -310,7 +376,9 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
         "--max_tokens_per_s", type=float, help="ends a transcript after 10 tokens and so many a second of audio"
     )
     group.add_argument("--timestamps", action="store_true", default=None, help="predict timestamps")
-    group.add_argument("--temperatures", type=float, nargs="+", help="fallback: 0 0.2 0.4 0.6 0.8 1 are Whisper's own")
+    group.add_argument("--temperatures", type=float, nargs="+",
+        help="fallback; by default none for short audio, and Whisper's own (0 0.2 0.4 0.6 0.8 1) for pieces of long audio",
+    )  # fmt: skip
     group.add_argument(
         "--no_speech_threshold", type=float, help="empty text where silence is likelier (Whisper's own: 0.6)"
     )

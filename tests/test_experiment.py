@@ -13,10 +13,10 @@ from conftest import ROOT, chirp, environment_folder
 from safetensors.torch import load_file
 
 from efficient_asr.brains import CTCBrain
+from efficient_asr.command_line import parse_command_line
 from efficient_asr.errors import UserError, exit_code
 from efficient_asr.experiment import run
 from efficient_asr.models.ctc import CTCModel
-from efficient_asr.settings import parse_command_line
 
 
 def test_a_run_leaves_a_model_and_a_result(tiny_yaml: Path, tmp_path: Path) -> None:
