@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig
 
-from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, load_audio
+from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, load_row
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.cascade import CascadeTranscriber
 from efficient_asr.evaluation.evaluator import Benchmark
@@ -22,6 +21,7 @@ from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.transcriber import fingerprint, load_transcriber
 from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
 from efficient_asr.models import resolve_source
+from efficient_asr.models.loading import load_config
 from efficient_asr.models.routing import Evidence, Router
 from efficient_asr.routing import CALIBRATIONS, HOW, Costs, Pair, oracle_curve, random_wer_percent
 from efficient_asr.techniques.decider import TARGETS, Decider, LogMelDecider, TranscriptDecider
@@ -41,12 +41,9 @@ def new_router(hparams: dict[str, Any]) -> Decider:
         raise UserError(f"looks_at: '{looks_at}' is not audio, encoder, transcript or large_encoder")
     source = resolve_source(hparams["small" if looks_at == "encoder" else "large"])
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"small, large: '{source}' is no local directory, nor a hub id that can be reached ({reason})"
-        ) from None
+        config = load_config(source)
+    except UserError as error:
+        raise UserError(f"small, large: {error}") from None
     if config.model_type != "whisper":
         raise UserError(
             f"small, large: a decider on encoder states needs a Whisper, '{source}' is of type '{config.model_type}'"
@@ -143,7 +140,7 @@ class Looker:
         if self.records is not None:
             return {"record": self.records[row["id"]]}
         if self.store is None:
-            return {"wav": load_audio(row["audio"])}
+            return {"wav": load_row(row)}
         if row["id"] not in self.store:
             raise UserError(f"{self.store.folder} has no states of utterance '{row['id']}'; {HOW}")
         return {"states": self.store.read(row["id"])}

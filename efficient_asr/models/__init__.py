@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from efficient_asr.models.encoder import Encoder
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
-def resolve_source(source: str) -> str:
+def resolve_source(source: str | os.PathLike[str]) -> str:
     """Return the path of an asset for `efficient_asr:<name>`; environment variables and `~` are expanded elsewhere.
 
     Raises
@@ -22,6 +21,7 @@ def resolve_source(source: str) -> str:
     UserError
         Where a variable is unset or the package has no such asset.
     """
+    source = os.fspath(source)
     if source.startswith("efficient_asr:"):
         path = ASSETS / source.removeprefix("efficient_asr:")
         if not path.exists():
@@ -44,7 +44,12 @@ def read_config(source: str) -> dict[str, Any]:
     """
     path = Path(source) / "config.json"
     if not path.is_file():
-        raise UserError(f"{source} is no model directory: it has no config.json")
+        if (path.parent / "adapter_config.json").is_file():
+            raise UserError(
+                f"{source} is an adapter of peft, not a whole model; merge it into its base (merge_and_unload) and save that "
+                "with save_pretrained"
+            )
+        raise UserError(f"{source} is not a model directory: it has no config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -54,7 +59,7 @@ def read_config(source: str) -> dict[str, Any]:
     return config
 
 
-def load_encoder(source: str, **options: Any) -> Encoder:
+def load_encoder(source: str | os.PathLike[str], **options: Any) -> Encoder:
     """Load an encoder: wav2vec 2.0, HuBERT, WavLM, DistilHuBERT, or Whisper's.
 
     Arguments
@@ -70,9 +75,8 @@ def load_encoder(source: str, **options: Any) -> Encoder:
     UserError
         Where the source cannot be found or is of another kind.
     """
-    from transformers import AutoConfig
-
     from efficient_asr.models.ctc import CTCModel
+    from efficient_asr.models.loading import load_config, refuse_quantised
     from efficient_asr.models.ssl import SSLEncoder
     from efficient_asr.models.whisper import WhisperEncoder
 
@@ -90,29 +94,19 @@ def load_encoder(source: str, **options: Any) -> Encoder:
             elif kind is WhisperEncoder:
                 _refuse_features(source, options)
             return kind(network, **options)
+        refuse_quantised(source, config)
         model_type = config.get("model_type")
     else:
         try:
-            model_type = AutoConfig.from_pretrained(source).model_type
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"source: '{source}' is neither a local directory nor a hub id that can be reached ({reason})"
-            ) from None
+            model_type = load_config(source, what="local directory").model_type
+        except UserError as error:
+            raise UserError(f"source: {error}") from None
     kinds = {"whisper": WhisperEncoder, "wav2vec2": SSLEncoder, "hubert": SSLEncoder, "wavlm": SSLEncoder}
     if model_type not in kinds:
         raise UserError(f"source: '{source}' is of type '{model_type}'; encoders can be {', '.join(kinds)}")
     if model_type == "whisper":
         _refuse_features(source, options)
-    try:
-        return kinds[model_type].from_source(source, **options)
-    except OSError as error:
-        raise UserError(f"source: '{source}' cannot be loaded: {str(error).splitlines()[0]}") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"source: '{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute "
-            "code and was not read; take a model with model.safetensors"
-        ) from None
+    return kinds[model_type].from_source(source, **options)
 
 
 def _refuse_features(source: str, options: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from efficient_asr.models.encoder import (
     plain_network_config,
 )
 from efficient_asr.models.fbank import FilterbankExtractor
+from efficient_asr.models.loading import load_network
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 
@@ -122,7 +123,7 @@ class SSLEncoder(Encoder):
     @classmethod
     def from_source(cls, source: str, **options: Any) -> SSLEncoder:
         """Load weights from a hub id or a local directory."""
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        model = load_network(AutoModel, source)
         return cls(model, normalise_input=_reads_normalised(source, model.config), **options)
 
     @classmethod

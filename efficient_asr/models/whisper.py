@@ -26,6 +26,7 @@ from efficient_asr.models.encoder import (
     frame_mask,
     plain_network_config,
 )
+from efficient_asr.models.loading import load_network
 
 N_FFT, HOP = 400, 160
 
@@ -104,7 +105,7 @@ class WhisperEncoder(Encoder):
     @classmethod
     def from_source(cls, source: str, **options: Any) -> WhisperEncoder:
         """Load weights from a hub id or a local directory."""
-        return cls(WhisperModel.from_pretrained(source, dtype=torch.float32).encoder, **options)
+        return cls(load_network(WhisperModel, source).encoder, **options)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WhisperEncoder:

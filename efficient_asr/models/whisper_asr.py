@@ -10,29 +10,35 @@ from __future__ import annotations
 import copy
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
-from transformers.generation import GenerationMixin, WhisperTimeStampLogitsProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import logging as transformers_logging
 
 from efficient_asr import distributed
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.models.adapters import load_adapted
 from efficient_asr.models.components import find_class
-from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis, Limits, compression_ratio, entropy
+from efficient_asr.models.decoding import (
+    DecodingOptions,
+    Encoded,
+    Hypothesis,
+    Limits,
+    LoopStop,
+    compression_ratio,
+    entropy,
+    without_loop,
+)
+from efficient_asr.models.loading import is_adapter, load_config, load_network
+from efficient_asr.models.timestamps import TimestampRules, split_segments
+from efficient_asr.models.tokens import complete_generation_config
 from efficient_asr.models.whisper import HOP, LogMel
-
-# transformers warns of what is meant here, and shows bars for what takes a second
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 
 
 class Whisper(nn.Module):
@@ -66,47 +72,35 @@ class Whisper(nn.Module):
         if getattr(generation, "is_multilingual", False):
             self.languages = {token.strip("<|>"): index for token, index in generation.lang_to_id.items()}
         self.window_samples = network.config.max_source_positions * 2 * HOP
+        first = generation.no_timestamps_token_id + 1
+        # every 0.02 s of the window and its end; a tokenizer may have words behind them
+        count = min(network.config.max_source_positions + 1, network.config.vocab_size - first)
+        self.timestamp_tokens = range(first, first + max(0, count))
 
     @classmethod
     def from_source(cls, source: str) -> Whisper:
         """Load a Hugging Face directory or hub id in float32; of a model folder with a technique in it, the class of that.
+
+        A LoRA that peft saved is merged into the base that it names.
 
         Raises
         ------
         UserError
             Where it cannot be loaded.
         """
-        try:
-            config = AutoConfig.from_pretrained(source)
-            if config.model_type != "whisper":
-                raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper")
-            adapter = getattr(config, "adapter", None)
-            kind = find_class(adapter, source) if adapter else cls
-            if not issubclass(kind, Whisper):
-                raise UserError(
-                    f"{source}: '{adapter}' is not a Whisper; the model folder is damaged or not to be trusted"
-                )
-            network, found = kind.network_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-            tokenizer = WhisperTokenizer.from_pretrained(source)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"'{source}' is neither a model directory nor a hub id that can be reached ({reason})"
-            ) from None
-        except pickle.UnpicklingError:
-            raise UserError(
-                f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
-                "and was not read; take a model with model.safetensors"
-            ) from None
-        missing = [*found["missing_keys"], *found["mismatched_keys"]]
-        if missing:
-            raise UserError(f"'{source}' lacks {len(missing)} of its weights ({missing[0]}); copy the model again")
-        if not hasattr(network.generation_config, "no_timestamps_token_id"):
-            raise UserError(f"'{source}' has no generation_config.json of a Whisper, which names its special tokens")
-        if len(tokenizer) < network.generation_config.no_timestamps_token_id:
-            raise UserError(
-                f"'{source}' has no tokenizer of a Whisper: {len(tokenizer)} entries; copy its tokenizer files too"
-            )
+        source = os.fspath(source)
+        if is_adapter(source):
+            return load_adapted(cls, source)
+        config = load_config(source)
+        if config.model_type != "whisper":
+            raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper")
+        adapter = getattr(config, "adapter", None)
+        kind = find_class(adapter, source) if adapter else cls
+        if not issubclass(kind, Whisper):
+            raise UserError(f"{source}: '{adapter}' is not a Whisper; the model folder is damaged or not to be trusted")
+        tokenizer = load_config(source, WhisperTokenizer)
+        network = load_network(kind.network_class, source)
+        complete_generation_config(network.generation_config, tokenizer, source)
         return kind(network, tokenizer).complete(source).eval()
 
     def complete(self, source: str) -> Whisper:
@@ -281,7 +275,7 @@ class Whisper(nn.Module):
                 languages = [a or b for a, b in zip(languages, self.detect_languages(logits), strict=True)]
             if options.no_speech_threshold is not None:
                 silence = logits.softmax(dim=1)[:, self._no_speech_token()].tolist()
-        out = self._search(encoded, languages, options, options.temperatures[0])
+        out = self._search(encoded, languages, options, options.schedule[0])
         for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
             unsure = hypothesis.avg_logprob < options.logprob_threshold
             silent = probability is not None and probability > options.no_speech_threshold and unsure
@@ -296,9 +290,9 @@ class Whisper(nn.Module):
         self, hypothesis: Hypothesis, encoded: Encoded, row: int, language: str | None, options: DecodingOptions
     ) -> Hypothesis:
         """Try higher temperatures while a hypothesis fails; alone and from a fixed seed, so that batch mates do not matter."""
-        for temperature in options.temperatures[1:]:
+        for temperature in options.schedule[1:]:
             repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
-            if not repetitive and hypothesis.avg_logprob >= options.logprob_threshold:
+            if not (repetitive or hypothesis.looped) and hypothesis.avg_logprob >= options.logprob_threshold:
                 break
             rows = torch.tensor([row], device=encoded.states.device)
             devices = [self.device] if self.device.type == "cuda" else []
@@ -311,14 +305,8 @@ class Whisper(nn.Module):
         return self.network.generation_config.no_timestamps_token_id - 1
 
     def check_timestamps(self) -> None:
-        """Refuse to predict timestamps with a model that has no tokens for them.
-
-        Raises
-        ------
-        UserError
-            Saying so.
-        """
-        if self.network.config.vocab_size <= self.network.generation_config.no_timestamps_token_id + 1:
+        """Refuse, with a UserError, to predict timestamps with a model that has no tokens for them."""
+        if not self.timestamp_tokens:
             raise UserError("timestamps: this Whisper has no tokens for them (sequential long audio needs them too)")
 
     def _prompt(self, language: str | None, options: DecodingOptions) -> list[int]:
@@ -334,7 +322,8 @@ class Whisper(nn.Module):
         return prompt if options.timestamps else [*prompt, generation.no_timestamps_token_id]
 
     def text(self, tokens: list[int]) -> str:
-        """Return the text of tokens, without special ones."""
+        """Return the text of tokens, without timestamps and special ones."""
+        tokens = [token for token in tokens if token not in self.timestamp_tokens]
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     def _search(
@@ -352,7 +341,13 @@ class Whisper(nn.Module):
             limits = torch.minimum(limits, 10 + torch.ceil(options.max_tokens_per_s * seconds).long())
         processors = []
         if options.timestamps:
-            processors.append(WhisperTimeStampLogitsProcessor(own, begin_index=size))
+            first_max = getattr(own, "max_initial_timestamp_index", None)
+            processors.append(
+                TimestampRules(self.timestamp_tokens, self.end, own.no_timestamps_token_id, size, first_max)
+            )
+        stops = [Limits(size + limits.to(self.device))]
+        if options.cut_loops:
+            stops.append(LoopStop(size, self.timestamp_tokens))
         out = GenerationMixin.generate(
             self.network,
             encoder_outputs=BaseModelOutput(encoded.states),
@@ -361,7 +356,7 @@ class Whisper(nn.Module):
             logits_processor=processors,
             max_length=None,
             max_new_tokens=int(limits.max()),
-            stopping_criteria=[Limits(size + limits.to(self.device))],
+            stopping_criteria=stops,
             num_beams=beam_count,
             length_penalty=options.length_penalty,
             do_sample=sampling,
@@ -383,18 +378,21 @@ class Whisper(nn.Module):
             count = tokens.index(self.end) + 1 if self.end in tokens else len(tokens)
             count = min(count, int(limits[i]))  # what follows is padding
             tokens = [token for token in tokens[:count] if token != self.end]
-            segments = []
+            whole, segments = tokens, []
+            if options.cut_loops:
+                tokens = without_loop(tokens, self.timestamp_tokens)
             if options.timestamps:
-                offsets = self.tokenizer.decode(tokens, output_offsets=True)["offsets"]
                 segments = [
-                    {"start_s": o["timestamp"][0], "end_s": o["timestamp"][1], "text": o["text"].strip()}
-                    for o in offsets
+                    {"start_s": start_s, "end_s": end_s, "text": self.text(part)}
+                    for start_s, end_s, part in split_segments(
+                        tokens, self.timestamp_tokens, float(encoded.lengths[i]) / SAMPLE_RATE
+                    )
                 ]
             hypotheses.append(
                 Hypothesis(
                     self.text(tokens), tokens,
                     float(chosen[i, :count].double().mean()), float(entropies[i, :count].double().mean()),
-                    languages[i], temperature=temperature, segments=segments,
+                    languages[i], temperature=temperature, looped=len(tokens) < len(whole), segments=segments,
                 )
             )  # fmt: skip
         return hypotheses

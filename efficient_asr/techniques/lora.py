@@ -21,14 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration
 
 from efficient_asr.errors import UserError
 from efficient_asr.models.whisper_asr import Whisper
 
+try:
+    import peft
+except ImportError:  # said where it is needed
+    peft = None
+
 ADAPTER = "lora"
+
+
+def check_peft() -> None:
+    """Refuse, with a UserError, to go on without the package peft."""
+    if peft is None:
+        raise UserError("LoRA needs the package peft: pip install 'efficient_asr[lora]'")
 
 
 class LoraWhisper(Whisper):
@@ -47,7 +57,7 @@ class LoraWhisper(Whisper):
     def __init__(self, network: WhisperForConditionalGeneration, tokenizer: Any) -> None:
         super().__init__(network, tokenizer)
         self.merge = True
-        self._peft: list[PeftModel] = []  # peft's view of the same network; in a list, so that its weights count once
+        self._peft: list[Any] = []  # peft's view of the same network; in a list, so that its weights count once
 
     @classmethod
     def adapt(
@@ -77,16 +87,17 @@ class LoraWhisper(Whisper):
         UserError
             For settings that peft refuses, such as layers that are not there.
         """
+        check_peft()
         model = cls(whisper.network, whisper.tokenizer)
         model.forget_origin()
         try:
-            config = LoraConfig(
+            config = peft.LoraConfig(
                 r=rank,
                 lora_alpha=alpha,
                 lora_dropout=dropout,
                 target_modules=[targets] if isinstance(targets, str) else list(targets),
             )
-            model._peft = [get_peft_model(whisper.network, config)]
+            model._peft = [peft.get_peft_model(whisper.network, config)]
         except (ValueError, TypeError) as error:
             raise UserError(f"lora: {str(error).splitlines()[0]}") from None
         model.merge = merge
@@ -94,16 +105,17 @@ class LoraWhisper(Whisper):
 
     def complete(self, source: str) -> LoraWhisper:
         """Load the matrices that `save` kept apart."""
+        check_peft()
         try:
-            self._peft, self.merge = [PeftModel.from_pretrained(self.network, str(Path(source) / ADAPTER))], False
+            self._peft, self.merge = [peft.PeftModel.from_pretrained(self.network, str(Path(source) / ADAPTER))], False
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{source}/{ADAPTER} cannot be loaded ({str(error).splitlines()[0]})") from None
         return self
 
     def write_network(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a plain Whisper with the matrices merged into it, or the original one with the matrices beside it."""
-        peft = copy.deepcopy(self._peft[0]).to(dtype)
-        network = peft.merge_and_unload() if self.merge else peft.unload()
+        adapted = copy.deepcopy(self._peft[0]).to(dtype)
+        network = adapted.merge_and_unload() if self.merge else adapted.unload()
         network.config.adapter = None if self.merge else "techniques.lora.LoraWhisper"
         network.save_pretrained(folder)
         if not self.merge:

@@ -1,0 +1,161 @@
+"""Loading networks of transformers: every weight of the model comes from the checkpoint, or the checkpoint is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from efficient_asr.errors import UserError
+
+# transformers warns of what is checked here, and shows bars for what takes a second
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+_LOADING_ERRORS = (
+    OSError, ValueError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, AttributeError, StrictDataclassError,
+)  # fmt: skip
+# What wrappers put before the name of every weight: DataParallel, torch.compile, Lightning and other training code.
+PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.model.", "network.")
+# Weights that may be missing: masked features are replaced by it in training with spec_augment, and it is learned then.
+_OPTIONAL = re.compile(r"(.*\.)?masked_spec_embed")
+QUANTISED_HINT = (
+    "Take the original model; or load this one with transformers where that package is installed, call .dequantize(), and save "
+    "it with save_pretrained to another folder."
+)
+
+
+def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
+    """Load a network in float32 from a local directory or hub id, and see that nothing in it stayed random.
+
+    Arguments
+    ---------
+    kind : type
+        A class of transformers.
+    source : str
+        Where it is.
+    **options
+        Of `from_pretrained`.
+
+    Returns
+    -------
+    torch.nn.Module
+        The network.
+
+    Raises
+    ------
+    UserError
+        Where it cannot be loaded; where weights are missing, of another shape, or left over although they belong to the body of
+        the network; and where it was saved quantised.
+    """
+    network, found = _load(kind, source, **options)
+    if _missing(found):
+        prefix = next((p for p in PREFIXES if _all_begin_with(found, p)), None)
+        if prefix is not None:
+            network, found = _load(kind, source, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
+            print(f"{source}: the names of its weights begin with '{prefix}', which was left out")
+    missing, surplus = _missing(found), _surplus(network, found)
+    if missing or surplus:
+        what = [f"it lacks {len(missing)} of its weights ({missing[0]})"] if missing else []
+        what += [f"{len(surplus)} weights belong to no layer of it ({surplus[0]})"] if surplus else []
+        raise UserError(
+            f"'{source}': its weights do not fit its config.json: {', and '.join(what)}. Copy the model again, or "
+            "rename its weights."
+        )
+    return network
+
+
+def _load(kind: type, source: str, **options: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Call `from_pretrained`; what goes wrong there becomes a UserError."""
+    try:
+        return kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
+            "and was not read; take a model with model.safetensors"
+        ) from None
+    except ImportError as error:
+        raise UserError(f"'{source}' cannot be loaded here ({str(error).splitlines()[0]})") from None
+    except _LOADING_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"'{source}' is neither a local directory of a model nor a hub id that can be reached, or is damaged ({reason})"
+        ) from None
+
+
+def _missing(found: dict[str, Any]) -> list[str]:
+    """Return the weights that stayed random."""
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in found.get("mismatched_keys", ())]
+    return sorted(key for key in {*found["missing_keys"], *mismatched} if not _OPTIONAL.fullmatch(key))
+
+
+def _surplus(network: torch.nn.Module, found: dict[str, Any]) -> list[str]:
+    """Return weights of the checkpoint that belong to a part that the network has, such as a thirteenth of its twelve layers.
+
+    Those of heads that the network does not have are none of them.
+    """
+    own = {name for name, _ in network.named_modules() if name.endswith(".layers") or name.endswith(".conv_layers")}
+    surplus = []
+    for key in sorted(found["unexpected_keys"]):
+        parent = re.split(r"\.\d+\.", key, maxsplit=1)[0]
+        if any(parent == name or parent.endswith(f".{name}") or name.endswith(f".{parent}") for name in own):
+            surplus.append(key)
+    return surplus
+
+
+def _all_begin_with(found: dict[str, Any], prefix: str) -> bool:
+    keys = found["unexpected_keys"]
+    return bool(keys) and all(key.startswith(prefix) for key in keys)
+
+
+def refuse_quantised(source: str, config: dict[str, Any]) -> None:
+    """Refuse a model whose weights were saved quantised: they are numbers of another kind, and computed with elsewhere.
+
+    Raises
+    ------
+    UserError
+        Naming the method.
+    """
+    about = config.get("quantization_config")
+    if not about:
+        return
+    method = about.get("quant_method", "an unknown method") if isinstance(about, dict) else str(about)
+    bits = [f"{n} bits" for n in (8, 4) if isinstance(about, dict) and about.get(f"load_in_{n}bit")]
+    raise UserError(
+        f"'{source}' was saved quantised, by {method}{f' ({bits[0]})' if bits else ''}, which is not supported here. "
+        + QUANTISED_HINT
+    )
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a local directory holds a LoRA (or another adapter of peft) instead of a whole model."""
+    folder = Path(source)
+    return (
+        os.path.isdir(source) and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    )
+
+
+def load_config(source: str, kind: type = AutoConfig, what: str = "model directory") -> Any:
+    """Load a model's configuration (or its tokenizer) from a local directory or hub id; see `refuse_quantised`.
+
+    Raises
+    ------
+    UserError
+        Where there is none.
+    """
+    try:
+        config = kind.from_pretrained(source)
+    except _LOADING_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"'{source}' is neither a {what} nor a hub id that can be reached ({reason})") from None
+    if kind is AutoConfig:
+        refuse_quantised(source, config.to_dict())
+    return config
