@@ -112,7 +112,9 @@ def test_whisper_takes_the_language_of_each_line(rows: list[dict]) -> None:
         (expected,) = WhisperTranscriber(model, language).transcribe(wavs[:1], torch.ones(1))
         assert transcript.text == expected.text
     long = LongAudio(told, "overlap")
-    (expected,) = LongAudio(WhisperTranscriber(model, "de")).transcribe(torch.cat([wavs[:1]] * 3, dim=1), torch.ones(1))
+    (expected,) = LongAudio(WhisperTranscriber(model, "de"), "overlap").transcribe(
+        torch.cat([wavs[:1]] * 3, dim=1), torch.ones(1)
+    )
     (found,) = long.transcribe(torch.cat([wavs[:1]] * 3, dim=1), torch.ones(1), languages=["de"])
     assert found.text == expected.text
 

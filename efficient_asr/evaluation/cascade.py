@@ -15,6 +15,7 @@ A batch is split by route and put together again, and encoder states that exist 
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from efficient_asr.data import absolute_lengths
+from efficient_asr.data import absolute_lengths, check_wavs
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.models import read_config
@@ -102,6 +103,7 @@ class CascadeTranscriber:
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
+        wavs, wav_lens = check_wavs(wavs, wav_lens)
         out: list[Transcript | None] = [None] * len(wavs)
         left = list(range(len(wavs)))
         lengths = absolute_lengths(wavs, wav_lens)
@@ -127,6 +129,12 @@ class CascadeTranscriber:
                 break
             left = [left[j] for j in go_on]
         return out
+
+    def for_long_audio(self) -> CascadeTranscriber:
+        """Return the same cascade for pieces of long audio."""
+        pieces = copy.copy(self)
+        pieces.transcribers = [getattr(t, "for_long_audio", lambda t=t: t)() for t in self.transcribers]
+        return pieces
 
     @staticmethod
     def _score(router: Router, batch: _Batch, ahead: _Batch) -> torch.Tensor:

@@ -29,6 +29,7 @@ from efficient_asr.evaluation.runtime import measure_runtime
 from efficient_asr.evaluation.transcriber import MANIFEST, Transcriber, move, parameters_count, transcribe_rows
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
+from efficient_asr.languages import normalise_or_keep
 from efficient_asr.text import get_normaliser, join_signs
 
 # torch's convolutions on a CPU keep compiled code for the last 1024 shapes, which can take a gigabyte. Over more utterances than
@@ -103,7 +104,7 @@ class Benchmark:
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, memo=memo)
         if len(rows) > MANY:
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        unnamed = "en" if language in (None, MANIFEST) else language
+        unnamed = "en" if language in (None, MANIFEST) else normalise_or_keep(language)
         return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, unnamed, task)
 
     def normalise(self, text: str, row: Row) -> str:
@@ -124,7 +125,8 @@ class Benchmark:
     def hash(self) -> str:
         """Changes with any utterance, reference or duration, and with the normaliser."""
         content = [
-            [row["id"], text, round(row["duration"], 2)] for row, text in zip(self.rows, self.references, strict=True)
+            [row["id"], text, round(row["duration"], 2), *([row["offset"]] if "offset" in row else [])]
+            for row, text in zip(self.rows, self.references, strict=True)
         ]
         return hashlib.sha256(json.dumps([self.normaliser, sorted(content)]).encode()).hexdigest()[:16]
 

@@ -1,19 +1,22 @@
 """Long audio with models that take a window: cut, transcribe, join. Works with every Transcriber that has a `window_s`.
 
+- `pauses`, the default: pieces between pauses of speech, found by Silero's voice activity detector (package `silero-vad`) or,
+  without it, by energy; pieces are as long as fits into a window, and long silence is left out.
 - `overlap`: windows that overlap; neighbouring texts are joined in the middle of the longest run of words that both end and
   beginning share.
-- `pauses`: pieces between pauses of speech, found by Silero's voice activity detector (package `silero-vad`) or, without it, by
-  energy; pieces are as long as fits into a window, and long silence is left out.
 - `sequential`: Whisper's own algorithm, each window starting where the last timestamp of the one before ended. Slower,
   since windows cannot be batched, and Whisper only.
 
-Audio that fits into the window passes through untouched, whatever the method.
+Whatever the method, a piece that loops or fails Whisper's thresholds is decoded again at higher temperatures, by itself, and the
+segments are those of the joined text: in order, without overlap, and their texts joined are the text. Audio that fits into the
+window passes through untouched.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from typing import Any
 
 import torch
 
-from efficient_asr.data import SAMPLE_RATE, absolute_lengths, pad_wavs
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths, check_wavs, pad_wavs
 from efficient_asr.errors import UserError, did_you_mean
 from efficient_asr.evaluation.transcript import Transcript
 
@@ -38,7 +41,7 @@ class LongAudio:
     transcriber : Transcriber
         With `window_s`.
     method : str
-        `overlap`, `pauses` or `sequential`.
+        `pauses`, `overlap` or `sequential`.
     batch_size : int
         Pieces of one recording that are transcribed together.
 
@@ -48,19 +51,24 @@ class LongAudio:
         For another method, or one that the transcriber cannot.
     """
 
-    def __init__(self, transcriber: Any, method: str = "overlap", batch_size: int = 8) -> None:
+    def __init__(self, transcriber: Any, method: str = "pauses", batch_size: int = 8) -> None:
         if method not in METHODS:
             raise UserError(f"long audio: '{method}' is not {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
         if method == "sequential" and not hasattr(transcriber, "transcribe_sequentially"):
-            raise UserError("long audio: only a plain Whisper transcribes sequentially; take overlap or pauses")
+            raise UserError("long audio: only a plain Whisper transcribes sequentially; take pauses or overlap")
         self.transcriber, self.method, self.batch_size = transcriber, method, batch_size
         self.window = round(transcriber.window_s * SAMPLE_RATE)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else (`to`, `model`, `batched`, `language`, ...) is the transcriber's."""
+        """Everything else (`model`, `batched`, `language`, ...) is the transcriber's."""
         if name == "transcriber":
             raise AttributeError(name)
         return getattr(self.transcriber, name)
+
+    def to(self, device: str) -> LongAudio:
+        """Move to a device and return itself."""
+        getattr(self.transcriber, "to", lambda device: None)(device)
+        return self
 
     @property
     def language(self) -> str | None:
@@ -78,6 +86,7 @@ class LongAudio:
 
         `languages` [batch] are for transcribers that take them.
         """
+        wavs, wav_lens = check_wavs(wavs, wav_lens)
         lengths = absolute_lengths(wavs, wav_lens)
         short = (lengths <= self.window).nonzero().flatten().tolist()
         out: list[Transcript | None] = [None] * len(wavs)
@@ -95,8 +104,11 @@ class LongAudio:
     def _transcribe_long(self, wav: torch.Tensor, language: str | None) -> Transcript:
         """Transcribe one recording [time], in a language where it is known for this one."""
         known = {"language": language} if language else {}
+        transcriber = getattr(self.transcriber, "for_long_audio", lambda: self.transcriber)()
         if self.method == "sequential":
-            return self.transcriber.transcribe_sequentially(wav, **known)
+            found = transcriber.transcribe_sequentially(wav, **known)
+            segments = in_order(found.details["segments"], len(wav) / SAMPLE_RATE)
+            return Transcript(_text_of(segments), found.details | {"segments": segments})
         overlap = min(round(OVERLAP_S * SAMPLE_RATE), self.window // 3)
         if self.method == "overlap":
             spans = list(overlapping(len(wav), self.window, overlap))
@@ -106,23 +118,70 @@ class LongAudio:
         for i in range(0, len(spans), self.batch_size):
             pieces = [wav[start:end] for start, end in spans[i : i + self.batch_size]]
             each = {"languages": [language] * len(pieces)} if language else {}
-            parts += self.transcriber.transcribe(*pad_wavs(pieces), **each)
-        texts = [part.text for part in parts]
+            parts += transcriber.transcribe(*pad_wavs(pieces), **each)
+        pieces = [_segments_of(part, start, end) for part, (start, end) in zip(parts, spans, strict=True)]
         if self.method == "overlap":
-            text = join_overlapping(texts, [overlap / (end - start) for start, end in spans])
-        else:
-            text = " ".join(filter(None, texts))
-        segments: list[dict[str, Any]] = []
-        for (start, end), part in zip(spans, parts, strict=True):
-            start_s, inner = start / SAMPLE_RATE, part.details.get("segments")
-            times = {"start_s": start_s, "end_s": end / SAMPLE_RATE, "text": part.text}
-            rest = {key: value for key, value in part.details.items() if key != "segments"}
-            segments += (
-                [s | {k: s[k] + start_s for k in ("start_s", "end_s") if s[k] is not None} for s in inner]
-                if inner
-                else [times | rest]
-            )
-        return Transcript(text, {"windows": len(spans), "long_audio": self.method, "segments": segments})
+            texts = [_text_of(segments) for segments in pieces]
+            kept = kept_words(texts, [overlap / (end - start) for start, end in spans])
+            pieces = [
+                _cut_to_seams(segments, words, *seams)
+                for segments, words, seams in zip(pieces, kept, _seams(spans), strict=True)
+            ]
+        segments = in_order([segment for piece in pieces for segment in piece], len(wav) / SAMPLE_RATE)
+        return Transcript(_text_of(segments), {"windows": len(spans), "long_audio": self.method, "segments": segments})
+
+
+def _segments_of(part: Transcript, start: int, end: int) -> list[dict[str, Any]]:
+    """Return the segments of a piece from `start` to `end` (samples) in the recording's time: its own, or one for all."""
+    start_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
+    rest = {key: value for key, value in part.details.items() if key != "segments"}
+    inner = part.details.get("segments")
+    if not inner:
+        return [{"start_s": start_s, "end_s": end_s, "text": part.text} | rest]
+    found = []
+    for segment in inner:
+        times = {key: min(end_s, start_s + segment[key]) for key in ("start_s", "end_s")}
+        found.append(rest | segment | times)
+    return found
+
+
+def _text_of(segments: list[dict[str, Any]]) -> str:
+    return " ".join(" ".join(segment["text"].split()) for segment in segments if segment["text"].strip())
+
+
+def _seams(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Return from where to where (seconds) each window speaks: to the middle of what it shares with its neighbours."""
+    middles = [(before[1] + after[0]) / 2 for before, after in itertools.pairwise(spans)]
+    edges = [edge / SAMPLE_RATE for edge in ([spans[0][0], *middles, spans[-1][1]] if spans else [])]
+    return list(itertools.pairwise(edges))
+
+
+def _cut_to_seams(
+    segments: list[dict[str, Any]], words: tuple[int, int], start_s: float, end_s: float
+) -> list[dict[str, Any]]:
+    """Keep of a window's segments the words from one number to another, and no time outside of its seams."""
+    found, place = [], 0
+    for segment in segments:
+        own = segment["text"].split()
+        text = " ".join(own[max(0, words[0] - place) : max(0, words[1] - place)])
+        place += len(own)
+        if text:
+            # Words that one window keeps although their time is the other's stand at the seam.
+            times = {key: min(max(segment[key], start_s), end_s) for key in ("start_s", "end_s")}
+            found.append(segment | times | {"text": text})
+    return found
+
+
+def in_order(segments: list[dict[str, Any]], length_s: float) -> list[dict[str, Any]]:
+    """Return segments none of which begins before the one in front of it has ended; those without text are left out."""
+    found, end_s = [], 0.0
+    for segment in segments:
+        if not segment["text"].strip():
+            continue
+        start_s = min(max(segment["start_s"], end_s), length_s)
+        end_s = min(max(segment["end_s"], start_s), length_s)
+        found.append(segment | {"start_s": round(start_s, 3), "end_s": round(end_s, 3)})
+    return found
 
 
 def overlapping(samples: int, window: int, overlap: int) -> Iterator[tuple[int, int]]:
@@ -136,7 +195,13 @@ def overlapping(samples: int, window: int, overlap: int) -> Iterator[tuple[int, 
 
 
 def join_overlapping(texts: list[str], shares: list[float]) -> str:
-    """Join texts of windows whose ends and beginnings tell of the same audio.
+    """Join texts of windows whose ends and beginnings tell of the same audio; see `kept_words`."""
+    kept = kept_words(texts, shares)
+    return " ".join(word for text, (a, b) in zip(texts, kept, strict=True) for word in text.split()[a:b])
+
+
+def kept_words(texts: list[str], shares: list[float]) -> list[tuple[int, int]]:
+    """Return which words of each window belong to the joined text, where ends and beginnings tell of the same audio.
 
     Among the words that the overlap may hold (its share of the audio, half as much again, and two more), the longest run that
     both texts have is where they are joined, in its middle. Without a run of at least two words both are cut in the
@@ -148,26 +213,35 @@ def join_overlapping(texts: list[str], shares: list[float]) -> str:
         In order.
     shares : list of float
         Which part of each window overlaps with one neighbour.
+
+    Returns
+    -------
+    list of tuple of int
+        Number of the first word, and of the one behind the last.
     """
-    words: list[str] = []
+    kept: list[tuple[int, int]] = []
+    words: list[tuple[int, str]] = []  # of the joined text so far: window and word
     size, share = 0, 0.0  # words of the window before, and its share
-    for text, own_share in zip(texts, shares, strict=True):
+    for window, (text, own_share) in enumerate(zip(texts, shares, strict=True)):
         new = text.split()
-        if not words or not new:
-            words += new
-        else:
+        skip = 0
+        if words and new:
             here = min(len(words), math.ceil(1.5 * share * size) + 2)
             there = min(len(new), math.ceil(1.5 * own_share * len(new)) + 2)
-            tail, head = [_key(w) for w in words[len(words) - here :]], [_key(w) for w in new[:there]]
+            tail, head = [_key(w) for _, w in words[len(words) - here :]], [_key(w) for w in new[:there]]
             match = difflib.SequenceMatcher(None, tail, head, autojunk=False).find_longest_match()
             if match.size >= 2 or (match.size and match.size == min(here, there)):
                 keep, skip = len(words) - here + match.a + match.size // 2, match.b + match.size // 2
             else:
                 keep, skip = len(words) - round(share * size / 2), round(own_share * len(new) / 2)
-            words = words[:keep] + new[skip:]
+            for before, _ in words[max(0, keep) :]:  # each gives up its last word
+                kept[before] = (kept[before][0], kept[before][1] - 1)
+            words = words[: max(0, keep)]
+        kept.append((skip, len(new)))
+        words += [(window, word) for word in new[skip:]]
         if new:
             size, share = len(new), own_share
-    return " ".join(words)
+    return kept
 
 
 def _key(word: str) -> str:

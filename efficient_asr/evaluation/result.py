@@ -103,8 +103,10 @@ class Result:
         path = self.path.with_suffix(".utterances.jsonl")
         if not path.is_file():
             raise UserError(f"the utterances of {self.path} are missing: no file at {path}")
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        try:
+            return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); measure again") from None
 
     def runtime(self, device: str, batch_size: int | None = 1, lm: bool = False) -> dict[str, Any] | None:
         """Return the runtime measured under these conditions (`batch_size` None: the largest batch), or None."""
@@ -114,17 +116,19 @@ class Result:
         return max(fitting, key=lambda r: r["batch_size"], default=None)
 
     def summary(self) -> str:
-        """One line for the terminal."""
-
-        def show(value: float | None, digits: int = 2) -> str:
-            return "-" if value is None else f"{value:.{digits}f}"
-
+        """One line for the terminal, of what was measured."""
         cpu, gpu = self.runtime("cpu"), self.runtime("cuda")
-        return (
-            f"{self.experiment} on {self.corpus}/{self.split}: WER {show(self.wer_percent)} %, "
-            f"with LM {show(self.wer_lm_percent)} %, {show(self.macs_g, 3)} GMACs an utterance, "
-            f"CPU {show(cpu and cpu['runtime_s'])} s, GPU {show(gpu and gpu['runtime_s'])} s for {self.audio_s:.0f} s of audio"
-        )
+        measured = [
+            "WER undefined (no words in the references)"
+            if self.wer_percent is None
+            else f"WER {self.wer_percent:.2f} %",
+            f"with LM {self.wer_lm_percent:.2f} %" if self.wer_lm_percent is not None else "",
+            f"{self.macs_g:.3f} GMACs an utterance" if self.macs_g is not None else "",
+            f"CPU {cpu['runtime_s']:.2f} s" if cpu else "",
+            f"GPU {gpu['runtime_s']:.2f} s" if gpu else "",
+        ]
+        found = ", ".join(filter(None, measured))
+        return f"{self.experiment} on {self.corpus}/{self.split}: {found} for {self.audio_s:.0f} s of audio"
 
 
 def provenance(seed: int | None) -> dict[str, Any]:

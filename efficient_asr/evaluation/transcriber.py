@@ -9,11 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from efficient_asr.data import Row
+from efficient_asr.data import Row, check_wavs
 from efficient_asr.errors import UserError
+from efficient_asr.evaluation.language_model import LanguageModel
 from efficient_asr.evaluation.transcript import Transcript
+from efficient_asr.languages import is_language, normalise_or_keep
 from efficient_asr.models import read_config, resolve_source
 from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.models.loading import is_adapter
 
 MANIFEST = "manifest"  # as a language: what the line of each utterance says
 
@@ -51,76 +54,6 @@ def parameters_count(transcriber: Transcriber) -> int | None:
     return getattr(transcriber, "parameters_count", lambda: None)()
 
 
-class LanguageModel:
-    """CTC beam search with an n-gram language model of kenlm, SpeechBrain's searcher.
-
-    Arguments
-    ---------
-    path : str
-        ARPA file or kenlm binary.
-    labels : list of str
-        Outputs of the model by index, the blank as an empty string.
-    alpha : float
-        Weight of the language model.
-    beta : float
-        Reward for each word.
-    beam_size : int
-        Hypotheses kept a frame.
-    case : str
-        `lower` or `upper`: how the language model writes its words.
-
-    Raises
-    ------
-    UserError
-        Where the file or kenlm is missing, or the file is no language model.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        labels: list[str],
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        beam_size: int = 100,
-        case: str = "lower",
-    ) -> None:
-        if not Path(path).is_file():
-            raise UserError(f"lm_path: no file at {path}")
-        if case not in ("lower", "upper"):
-            raise UserError(f"lm_case: '{case}' is not lower or upper")
-        try:
-            import kenlm  # noqa: F401
-        except ImportError:
-            raise UserError("decoding with a language model needs kenlm: pip install 'efficient_asr[lm]'") from None
-        from speechbrain.decoders.ctc import CTCBeamSearcher
-
-        try:
-            self.searcher = CTCBeamSearcher(
-                blank_index=0,
-                vocab_list=[label.upper() if case == "upper" else label for label in labels],
-                space_token=" ",
-                kenlm_model_path=path,
-                alpha=alpha,
-                beta=beta,
-                beam_size=beam_size,
-                # SpeechBrain's penalty for unknown words has a weight of its own; without a model there is none.
-                unk_score_offset=-10.0 if alpha else 0.0,
-            )
-        except (OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise UserError(f"lm_path: {path} is not a language model that kenlm can read ({error})") from None
-        self.case = case
-        self.config = {"path": Path(path).name, "alpha": alpha, "beta": beta, "beam_size": beam_size}
-
-    def decode(self, log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[str]:
-        """Return the best text for each of [batch, frames, labels] with lengths [batch]."""
-        texts = []
-        for row, length in zip(log_probs.cpu(), frame_lengths.tolist(), strict=True):
-            # One at a time on its own frames: the searcher would otherwise see padding.
-            best = self.searcher(row[None, :length], torch.ones(1))[0][0].text if length else ""
-            texts.append(" ".join(best.lower().split()) if self.case == "upper" else " ".join(best.split()))
-        return texts
-
-
 class CTCTranscriber:
     """Greedy or language-model decoding of a CTC model.
 
@@ -140,6 +73,7 @@ class CTCTranscriber:
 
     def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
+        wavs, wav_lens = check_wavs(wavs, wav_lens)
         with torch.no_grad():
             reading = self.model.recognise(wavs.to(self.device), wav_lens.to(self.device))
         log_probs, frame_lengths = reading.log_probs, reading.frame_lengths
@@ -179,10 +113,10 @@ LM_OPTIONS = ("alpha", "beta", "beam_size", "case")
 
 
 def load_transcriber(
-    source: str,
-    lm_path: str | None = None,
+    source: str | os.PathLike[str],
+    lm_path: str | os.PathLike[str] | None = None,
     language: str | None = None,
-    long_audio: str | None = "overlap",
+    long_audio: str | None = "pauses",
     **options: Any,
 ) -> Transcriber:
     """Load a model folder of this project, a Whisper directory, or a Whisper hub id.
@@ -194,9 +128,10 @@ def load_transcriber(
     lm_path : str, optional
         Language model for CTC models; `alpha`, `beta`, `beam_size`, `case` go with it.
     language : str, optional
-        Language of the audio, for multilingual Whispers; detected where not given, and taken from the rows with `manifest`.
+        Language of the audio (code or English name), for multilingual Whispers; detected where not given, and taken from the rows
+        with `manifest`.
     long_audio : str or None
-        How audio longer than a Whisper's window is cut: `overlap`, `pauses` or `sequential`; None refuses it.
+        How audio longer than a Whisper's window is cut: `pauses`, `overlap` or `sequential`; None refuses it.
     **options
         Of CTC models see `lm_path`; of Whispers, in a cascade too, see `models.decoding.DecodingOptions`.
 
@@ -207,7 +142,9 @@ def load_transcriber(
     """
     source = resolve_source(source)
     local = os.path.isdir(source)
-    config = read_config(source) if local else {}
+    adapter = is_adapter(source)
+    config = read_config(source) if local and not adapter else {}
+    language = normalise_or_keep(language)
     if config.get("format") == "efficient_asr" and config.get("kind") == "cascade":
         if lm_path:
             raise UserError("language model options go with CTC models; this is a cascade")
@@ -225,10 +162,12 @@ def load_transcriber(
         unknown = [key for key in options if key not in LM_OPTIONS]
         if unknown:
             raise UserError(f"'{unknown[0]}' is not an option of a CTC model ({', '.join(LM_OPTIONS)})")
+        if language not in (None, MANIFEST) and not is_language(language):
+            raise UserError(f"language: '{language}' is not a language")
         model = CTCModel.load(source)
         lm = LanguageModel(resolve_source(lm_path), model.labels.vocabulary, **options) if lm_path else None
         return CTCTranscriber(model, lm)
-    if local and config.get("model_type") != "whisper":
+    if local and not adapter and config.get("model_type") != "whisper":
         raise UserError(
             f"{source} is neither a model folder that a recipe left behind nor a Whisper (model_type is "
             f"{config.get('model_type')!r}); fine-tune it first: python recipes/finetune_ctc/train.py ... --source {source}"

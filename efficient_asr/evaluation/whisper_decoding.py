@@ -5,15 +5,17 @@ Every utterance gets a window and a log-mel normalisation of its own, so that a 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, zero_padding
+from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs, zero_padding
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcriber import MANIFEST
 from efficient_asr.evaluation.transcript import Transcript
+from efficient_asr.languages import normalise_or_keep
 from efficient_asr.models.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper import HOP
 from efficient_asr.models.whisper_asr import Whisper
@@ -42,7 +44,7 @@ class WhisperTranscriber:
 
     def __init__(self, model: Whisper, language: str | None = None, options: DecodingOptions | None = None) -> None:
         self.takes_languages = language == MANIFEST
-        language = None if self.takes_languages else language
+        language = None if self.takes_languages else normalise_or_keep(language)
         model.check_language(language)
         self.model, self.language, self.options = model.eval(), language, options or DecodingOptions()
         self.window_s = model.window_samples / SAMPLE_RATE
@@ -81,6 +83,7 @@ class WhisperTranscriber:
         languages: list[str | None] | None = None,
     ) -> Encoded:
         """First step: run the encoder on [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
+        wavs, wav_lens = check_wavs(wavs, wav_lens)
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
         languages = languages or [self.language] * len(wavs)
         with torch.no_grad():
@@ -100,11 +103,18 @@ class WhisperTranscriber:
 
         `languages` [batch], where given, stand for the transcriber's own.
         """
+        languages = languages and [normalise_or_keep(language) for language in languages]
         return self.decode(self.encode(wavs, wav_lens, languages=languages), languages)
+
+    def for_long_audio(self) -> WhisperTranscriber:
+        """Return a transcriber of the same model for pieces of long audio; see `DecodingOptions.for_long_audio`."""
+        pieces = copy.copy(self)
+        pieces.options = self.options.for_long_audio()
+        return pieces
 
     def cost_key(self, transcript: Transcript) -> tuple | None:
         """Return what alone tells MACs apart, where it is known: with greedy decoding of a window, the number of tokens."""
-        greedy = self.options.num_beams == 1 and len(self.options.temperatures) == 1 and self.model.fixed_cost
+        greedy = self.options.num_beams == 1 and len(self.options.schedule) == 1 and self.model.fixed_cost
         tokens = transcript.details.get("tokens")  # of one window
         return (tokens, self.language is None) if greedy and tokens is not None else None
 
@@ -117,7 +127,7 @@ class WhisperTranscriber:
             details["language"] = hypothesis.language
         if self.options.no_speech_threshold is not None:
             details["no_speech_prob"] = hypothesis.no_speech_prob
-        if len(self.options.temperatures) > 1:
+        if len(self.options.schedule) > 1:
             details["temperature"] = hypothesis.temperature
         if self.options.timestamps:
             details["segments"] = hypothesis.segments
@@ -134,6 +144,11 @@ class WhisperTranscriber:
         (the transcriber's own, where none is given) it is detected on the first window.
         """
         self.model.check_timestamps()
+        if len(self.model.tokenizer) > self.model.timestamp_tokens.stop:
+            # transformers would take them for timestamps, and lose them
+            raise UserError(
+                "long_audio: the tokenizer has words behind the timestamps, which sequential decoding loses; take pauses"
+            )
         network, options = self.model.network, self.options
         samples = torch.nn.functional.pad(wav.to(self.model.device), (0, -len(wav) % HOP))
         samples = torch.nn.functional.pad(samples, (0, max(0, self.model.window_samples - len(samples))))
@@ -153,7 +168,7 @@ class WhisperTranscriber:
                 attention_mask=torch.ones(features.shape[::2], dtype=torch.long, device=features.device),
                 return_timestamps=True,
                 return_segments=True,
-                temperature=options.temperatures if len(options.temperatures) > 1 else options.temperatures[0],
+                temperature=options.schedule if len(options.schedule) > 1 else options.schedule[0],
                 compression_ratio_threshold=options.compression_ratio_threshold,
                 logprob_threshold=options.logprob_threshold,
                 no_speech_threshold=options.no_speech_threshold,
