@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from efficient_asr._torchaudio import ensure_importable
@@ -14,12 +15,12 @@ __version__ = "0.1.0"
 ensure_importable()
 
 
-def load_transcriber(source: str, **options) -> Transcriber:
+def load_transcriber(source: str | os.PathLike[str], **options) -> Transcriber:
     """Load anything that turns audio into text.
 
     Arguments
     ---------
-    source : str
+    source : str or Path
         A folder that a recipe left behind (`<output_folder>/model`), a Whisper directory, or a hub id of a Whisper.
     **options
         Passed to the transcriber, for example `lm_path`, `alpha`, `beta`, `beam_size` for CTC models and `language`

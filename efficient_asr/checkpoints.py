@@ -8,14 +8,11 @@ can execute code.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import pickle
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +26,7 @@ from efficient_asr.errors import UserError, listing
 
 FORMAT = {"format": "efficient_asr checkpoint", "version": 1}
 PREFIX, PARTIAL, DAMAGED = "CKPT+", ".partial-", "DAMAGED-"
+WORKER_DIED = "DataLoader worker"  # begins what torch raises, anywhere in the main process, when one has died
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
 
@@ -108,12 +106,29 @@ class Checkpointer:
         target = self.checkpoints_dir / f"{PREFIX}{name}"
         if not if_main_process() or any(c.path == target and not self._damage(c) for c in self.list()):
             return  # the same place in the same training
-        partial = self.checkpoints_dir / f"{PARTIAL}{name}"
+        while True:
+            try:
+                self._write(target, meta)
+                break
+            except RuntimeError as error:
+                if WORKER_DIED not in str(error):
+                    raise
+                # Raised here by chance, once for each of them: this is what must be saved now.
+        self._clean_up(target)
+
+    def _write(self, target: Path, meta: dict[str, Any]) -> None:
+        """Write a checkpoint that appears whole."""
+        partial = target.with_name(f"{PARTIAL}{target.name.removeprefix(PREFIX)}")
         try:
             self.remove_leftovers()
             partial.mkdir(parents=True)
-            # copies: tied weights share memory, which safetensors refuses
-            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in self.model.state_dict().items()}
+            # copies, since tied weights share memory, which safetensors refuses; each is stored once
+            state = self.model.state_dict()
+            tensors = {
+                key: state[key].detach().cpu().contiguous().clone()
+                for key, first in tied(state).items()
+                if key == first
+            }
             save_file(tensors, partial / MODEL)
             torch.save({key: item.state_dict() for key, item in self.recoverables.items()}, partial / STATE)
             files = {file: _describe(partial / file) for file in (MODEL, STATE)}
@@ -128,14 +143,15 @@ class Checkpointer:
             _sync(self.checkpoints_dir)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
             shutil.rmtree(partial, ignore_errors=True)
+            if WORKER_DIED in str(error):
+                raise
             last = next((c for c in self.list() if not self._damage(c)), None)
             raise UserError(
                 f"no checkpoint could be written to {self.checkpoints_dir} ({_reason(error)}; "
                 f"{_free(self.checkpoints_dir)} free). "
                 + (f"The last good one, {last.path.name}, is still there. " if last else "There is none yet. ")
-                + "Make room or mend the permissions, then start the same command again."
+                + "Make room or fix the permissions, then start the same command again."
             ) from None
-        self._clean_up(target)
 
     def remove_leftovers(self) -> None:
         """Remove what a save or a deletion left that was killed."""
@@ -233,12 +249,34 @@ class Checkpointer:
         """Take over the weights of a checkpoint."""
         path = checkpoint.path / MODEL
         try:
-            self.model.load_state_dict(load_file(path))
+            found = load_file(path)
+            for key, first in tied(self.model.state_dict()).items():
+                if key not in found and first in found:
+                    found[key] = found[first]
+            self.model.load_state_dict(found)
         except SafetensorError as error:
             raise UserError(f"{path} is no safetensors file ({error}); nothing of it was used") from None
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit the model of this YAML ({reason})") from None
+
+
+def tied(state: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Return for each weight the first one of the same memory and shape, itself where it is tied to none before it."""
+    first: dict[tuple, str] = {}
+    return {
+        key: first.setdefault((value.data_ptr(), value.shape, value.stride()) if value.numel() else (key,), key)
+        for key, value in state.items()
+    }
+
+
+def worker_died(error: BaseException) -> str:
+    """Return what to say of a process that loaded data and was killed."""
+    reason = " ".join(str(error).split())
+    return (
+        f"a process that loads data has died ({reason}), most likely since the memory was exhausted. Start the same command "
+        "again to go on from the last checkpoint, with fewer of them (--num_workers 0) or smaller batches."
+    )
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -319,52 +357,3 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, str], go_on: bool
         )
     if changed:
         print(f"going on from {checkpoint.path} with other settings:\n{listing(changed)}")
-
-
-class FolderLock:
-    """Keeps two runs out of one folder; the system releases it when the process ends, however it ends.
-
-    Arguments
-    ---------
-    folder : Path
-        The folder.
-    wait : bool
-        Wait for the other process instead of refusing.
-
-    Raises
-    ------
-    UserError
-        Where another process holds the folder, naming it.
-    """
-
-    def __init__(self, folder: Path, wait: bool = False) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / ".lock", "a+", encoding="utf-8")
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept alive by forked workers
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                print(f"{folder} cannot be locked ({error.strerror}): see to it that no two runs use it")
-                return
-            self.file.seek(0)
-            holder = self.file.read().strip() or "another process"
-            if not wait:
-                self.file.close()
-                raise UserError(
-                    f"{folder} is in use by {holder}; wait for it, stop it, or take another --output_folder"
-                ) from None
-            print(f"waiting for {holder}, which is at work in {folder}")
-            fcntl.lockf(self.file, fcntl.LOCK_EX)
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.file.flush()
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Let others in."""
-        self.file.close()

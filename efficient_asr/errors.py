@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from rapidfuzz.distance import OSA
+from rapidfuzz.distance import OSA, Jaro
 
 
 class UserError(Exception):
     """A mistake in the input; `str(error)` is all a person needs to mend it."""
 
 
+def print_json(content: Any) -> None:
+    """Print one line of JSON, in ASCII where the output has another encoding than UTF-8: it must stay JSON."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    print(json.dumps(content, ensure_ascii=encoding != "utf8"), flush=True)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
-    return f" Did you mean '{min(close, key=lambda other: OSA.distance(name, other))}'?" if close else ""
+    close = difflib.get_close_matches(name, list(known), n=8, cutoff=0.5)
+    if not close:
+        return ""
+    best = min(close, key=lambda other: (OSA.distance(name, other), -Jaro.similarity(name, other)))
+    return f" Did you mean '{best}'?"
 
 
 def listing(lines: list[str], most: int = 20) -> str:
@@ -56,13 +68,21 @@ _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
 def exit_code(main: Callable[[], None]) -> int:
     """Run `main` the way a command ends.
 
-    Returns 0 (done), 2 (the user's mistake, or a full disk and the like) or 130 (interrupted); our own faults keep their
-    traceback and end with 1.
+    Returns 0 (done), 2 (the user's mistake, or a full disk and the like), 130 (interrupted) or 141 (nobody reads the output any
+    more, as behind `| head`); our own faults keep their traceback and end with 1. What the terminal cannot show is escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"[process {rank}] "
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would try to write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         print(f"{who}error: {error}", file=sys.stderr)
         return 2

@@ -9,17 +9,15 @@ split. A recipe only says which Brain.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import ruamel.yaml
 import speechbrain as sb
 import torch
@@ -28,17 +26,28 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from efficient_asr import distributed
 from efficient_asr.brains import RecipeBrain
-from efficient_asr.checkpoints import Checkpointer, FolderLock
-from efficient_asr.corpora import prepare_corpus
-from efficient_asr.data import BatchOrder, Rows, normalise_texts, read_manifest
-from efficient_asr.errors import UserError, check_writable, exit_code, listing
+from efficient_asr.checkpoints import Checkpointer
+from efficient_asr.command_line import parse_command_line
+from efficient_asr.data import BatchOrder
+from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
+from efficient_asr.evaluation.language_model import WHY_NOT, kenlm_is_here
 from efficient_asr.evaluation.result import Result
-from efficient_asr.evaluation.transcriber import CTCTranscriber, LanguageModel, fingerprint
+from efficient_asr.evaluation.transcriber import MANIFEST, CTCTranscriber, fingerprint
+from efficient_asr.experiment_data import (
+    digest_of,
+    language_groups,
+    prepare_splits,
+    read_benchmarks,
+    read_language_model,
+    read_training_rows,
+)
+from efficient_asr.languages import normalise_or_keep
+from efficient_asr.locks import FolderLock
 from efficient_asr.loop import Loop
 from efficient_asr.models import resolve_source
-from efficient_asr.settings import load_hparams, parse_command_line, training_settings
-from efficient_asr.text import get_normaliser
+from efficient_asr.seeding import seed_everything  # noqa: F401  YAML files name it here
+from efficient_asr.settings import load_hparams, training_settings
 
 Anything = TypeVar("Anything")
 
@@ -82,6 +91,13 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
         sys.stdout = open(os.devnull, "w")
     hparams, plain = load_hparams(path, overrides, run_opts)
     check_recipe(path, hparams["recipe"])
+    normalise_languages(hparams)
+    if run_opts.debug:
+        folder = f"{hparams['output_folder']}-debug"
+        hparams |= {"output_folder": folder, "results_folder": f"{folder}/results"}
+        print(
+            f"--debug: {run_opts.debug_batches} batches an epoch, on which no number says anything; all goes to {folder}"
+        )
     output_folder = Path(hparams["output_folder"])
     model_folder = output_folder / "model"
     test_only = run_opts.test_only or hparams["test_only"]
@@ -96,22 +112,57 @@ def _run(brain_class: type[RecipeBrain], argv: list[str]) -> None:
         print(f"nothing was trained at {model_folder}: measuring {model} as it is")
     if hparams["lm_path"] and not brain_class.takes_language_model:
         raise UserError("lm_path: language models go with CTC models; leave it at null")
+    if hparams["lm_path"] and not kenlm_is_here():
+        if "lm_path" in overrides:
+            raise UserError(WHY_NOT)
+        hparams["lm_path"], hparams["lm_note"] = None, "kenlm is not installed: not decoded with a language model"
+        print(f"{WHY_NOT}; going on without it, its columns stay empty")
     check_writable(Path(hparams["results_folder"]), "results_folder")
     check_writable(output_folder if test_only else output_folder / "save", "output_folder")
     lock = FolderLock(output_folder) if distributed.if_main_process() else None  # held to the end of this function
     save_environment(output_folder, path, plain)
     splits = prepare_splits(hparams)
     benchmarks = read_benchmarks(hparams, splits, output_folder)
+    if run_opts.debug:
+        for benchmark in benchmarks:
+            benchmark.rows = benchmark.rows[: run_opts.debug_batches * hparams["test_batch_size"]]
     if not test_only:
         settings = training_settings(path, overrides, run_opts)
         train_and_save(brain_class, hparams, run_opts, splits, benchmarks, output_folder, settings)
     train_only = hparams["train_only"] and not test_only
     results = [] if train_only else measure(hparams, plain, benchmarks, model, output_folder, brain_class)
     print(f"model: {model}")
+    if distributed.if_main_process() and not test_only and not run_opts.debug:
+        tell_of_checkpoints(output_folder / "save", hparams.get("keep_checkpoints", True))
     for result in results:
         print(f"{result.summary()}\nresult: {result.path}")
     if lock is not None:
         lock.release()
+
+
+def normalise_languages(hparams: dict[str, Any]) -> None:
+    """Turn the languages that a YAML file names into codes."""
+    if hparams.get("language") != MANIFEST:
+        hparams |= {"language": normalise_or_keep(hparams["language"])} if "language" in hparams else {}
+    names = hparams.get("languages")
+    if isinstance(names, (list, str)) and names:
+        names = [names] if isinstance(names, str) else names
+        hparams["languages"] = [normalise_or_keep(name) if isinstance(name, str) else name for name in names]
+
+
+def tell_of_checkpoints(folder: Path, keep: bool) -> None:
+    """Say what the checkpoints of a finished training are good for and how large they are, or remove them."""
+    if not folder.is_dir():
+        return
+    size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    if keep:
+        print(
+            f"checkpoints: {folder} ({size_mb:.0f} MB), from which the same command goes on with a larger --number_of_epochs; "
+            "--keep_checkpoints False removes them"
+        )
+    else:
+        shutil.rmtree(folder)
+        print(f"checkpoints removed: {size_mb:.0f} MB in {folder}")
 
 
 def check_recipe(path: Path, recipe: str) -> None:
@@ -130,16 +181,6 @@ def check_recipe(path: Path, recipe: str) -> None:
         )
 
 
-def main_first(work: Callable[[], Anything]) -> Anything:
-    """Do something on the main process, then on the others, which find done what it leaves on the disk."""
-    if not distributed.if_main_process():
-        distributed.ddp_barrier()
-    value = work()
-    if distributed.if_main_process():
-        distributed.ddp_barrier()
-    return value
-
-
 def save_environment(output_folder: Path, path: Path, plain: dict[str, Any]) -> None:
     """Write the resolved settings beside the output, and send the log to a file."""
     if not distributed.if_main_process():
@@ -147,7 +188,7 @@ def save_environment(output_folder: Path, path: Path, plain: dict[str, Any]) -> 
     with open(output_folder / "hparams.yaml", "w", encoding="utf-8") as file:
         file.write(f"# the resolved settings of {path}\n")
         ruamel.yaml.YAML(typ="safe").dump({key: _plain(value) for key, value in plain.items()}, file)
-    handler = logging.FileHandler(output_folder / "log.txt")
+    handler = logging.FileHandler(output_folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     logging.getLogger("speechbrain").addHandler(handler)
 
@@ -157,84 +198,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
-    """Prepare the corpus on the main process, while no other run does; returns the manifest of every split."""
-    data_folder = resolve_source(hparams["data_folder"]) if hparams["data_folder"] else None
-    prepared_folder, splits = Path(hparams["prepared_folder"]), None
-    if distributed.if_main_process():
-        check_writable(prepared_folder, "prepared_folder")
-        with FolderLock(prepared_folder, wait=True):
-            splits = prepare_corpus(hparams["corpus"], data_folder, prepared_folder, hparams["corpus_options"] or {})
-    splits = distributed.ddp_broadcast(splits)
-    for key in ("train_split", "valid_split", "test_splits"):
-        for name in [hparams[key]] if isinstance(hparams[key], str) else hparams[key] or []:
-            if name not in splits:
-                raise UserError(f"{key}: the corpus has no split '{name}'; it has {', '.join(splits)}")
-    return splits
-
-
-def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_folder: Path) -> list[Benchmark]:
-    """Read and check the test data, and see that the language model can be read, before hours of training."""
-    names = hparams["test_splits"]
-    if not names:
-        raise UserError("test_splits: name at least one split to measure on")
-    if hparams["lm_path"]:
-        read_language_model(hparams, ["", " ", "a"])
-
-    def read(name: str) -> Benchmark:
-        return Benchmark.from_manifest(
-            splits[name],
-            corpus=hparams["corpus_name"] or hparams["corpus"],
-            split=name,
-            normaliser=hparams["test_normaliser"],
-            skip_bad=hparams["skip_bad"],
-            skipped_file=output_folder / f"skipped_{name}.jsonl",
-            check_audio=hparams["check_audio"],
-            memo=output_folder / f"checked_{name}.json",
-            language=hparams.get("language"),
-            task=hparams.get("task") or "transcribe",
-        )
-
-    return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
-
-
-def read_language_model(hparams: dict[str, Any], vocabulary: list[str]) -> LanguageModel:
-    """Load the language model that the YAML names."""
-    return LanguageModel(
-        resolve_source(hparams["lm_path"]),
-        vocabulary,
-        alpha=hparams["lm_alpha"],
-        beta=hparams["lm_beta"],
-        beam_size=hparams["lm_beam_size"],
-        case=hparams["lm_case"],
-    )
-
-
-def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
-    """Read and check training or validation data; too long utterances are left out and counted."""
-    skip_bad, limit = hparams["skip_bad"], hparams["max_duration_s"] or float("inf")
-    rows = main_first(
-        lambda: read_manifest(
-            manifest,
-            skip_bad=skip_bad,
-            skipped_file=output_folder / f"skipped_{split}.jsonl",
-            check_audio=hparams["check_audio"],
-            refuse_silence=True,
-            memo=output_folder / f"checked_{split}.json",
-        )
-    )
-    normaliser = get_normaliser(hparams["train_normaliser"])
-    rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
-    long = (rows.durations > limit).nonzero()[0]
-    if len(long) == len(rows):
-        raise UserError(f"max_duration_s: no utterance of '{split}' is as short as {limit} s")
-    if len(long):
-        names = listing([rows[i]["id"] for i in long[:6]], most=5)
-        print(f"{len(long)} utterances of '{split}' are longer than max_duration_s = {limit} and left out:\n{names}")
-        rows = rows.select((rows.durations <= limit).nonzero()[0])
-    return rows
 
 
 def train_and_save(
@@ -255,6 +218,8 @@ def train_and_save(
         for key in ("train_split", "valid_split")
     }
     model = brain_class.build(hparams, rows["train_split"])
+    if hparams["lm_path"]:
+        read_language_model(hparams, model.labels.vocabulary)
     for benchmark in benchmarks:
         brain_class.check_benchmark(model, benchmark, hparams)
     rows["train_split"] = brain_class.check_rows(
@@ -266,8 +231,8 @@ def train_and_save(
     language = getattr(model, "default_language", None)
     settings |= {
         "processes": str(distributed.processes()),
-        "training utterances": _digest(rows["train_split"], language),
-        "validation utterances": _digest(rows["valid_split"], language),
+        "training utterances": digest_of(rows["train_split"], language),
+        "validation utterances": digest_of(rows["valid_split"], language),
     } | {f"{key} of the validation": str(hparams[key]) for key in brain_class.validates_by}
     checkpointer = Checkpointer(output_folder / "save", model, settings)
     brain = make_brain(brain_class, hparams, run_opts, model, checkpointer)
@@ -294,19 +259,6 @@ def train_and_save(
         }
         brain_class.save(model, hparams, output_folder / "model", about)
     distributed.ddp_barrier()
-
-
-def language_groups(rows: Rows) -> np.ndarray:
-    """Return a number for the language of each utterance, [count]."""
-    return np.unique([str(row.get("language")) for row in rows], return_inverse=True)[1]
-
-
-def _digest(rows: Rows, language: str | None) -> str:
-    """Return how many utterances there are, and a sum over them; `language` is of those that do not name theirs."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row['id']}\0{row['duration']}\0{row['text']}\0{row.get('language') or language}\n".encode())
-    return f"{len(rows)}, sum {digest.hexdigest()[:12]}"
 
 
 def make_brain(
@@ -377,7 +329,8 @@ def measure(
             technique=transcriber.model.technique,
             variant=str(hparams["variant"] or transcriber.model.label),
             hparams=plain,
-            details=brain_class.details_of(transcriber.model, benchmark, records),
+            details=brain_class.details_of(transcriber.model, benchmark, records)
+            | ({"lm_note": hparams["lm_note"]} if "lm_note" in hparams else {}),
             seed=hparams["seed"],
             lm=lm.config if lm else None,
             time_lm=hparams["time_lm"],
@@ -387,8 +340,3 @@ def measure(
         results.append(result)
         records.discard_parts()
     return results
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    sb.utils.seed.seed_everything(seed)

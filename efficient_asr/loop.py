@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
-import random
 import signal
 import sys
 import threading
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
-import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
@@ -32,26 +31,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from efficient_asr import distributed
-from efficient_asr.checkpoints import Attributes, check_settings
+from efficient_asr.checkpoints import WORKER_DIED, Attributes, check_settings, worker_died
 from efficient_asr.errors import UserError, listing
-
-
-def seed_step(*position: int) -> None:
-    """Seed Python, NumPy and torch from numbers that say where a training stands."""
-    seed = int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  what transformers masks features with
-    torch.manual_seed(seed % 2**63)
-
-
-def gradients_finite(parameters: Iterator[nn.Parameter]) -> bool:
-    """Whether all gradients are finite."""
-    flags = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
-    return bool(torch.stack(flags).all()) if flags else True
+from efficient_asr.seeding import gradients_finite, seed_step
 
 
 class Loop(sb.Brain):
-    """A Brain whose subclasses say how to compute a loss; see the methods of sb.Brain.
+    """A Brain whose subclasses say how to compute a loss.
 
     A subclass has `compute_forward`, `compute_objectives` (which calls `count` outside training), and `init_optimizers`, which
     fills `optimizers_dict` and `schedulers` with the same names.
@@ -73,9 +59,9 @@ class Loop(sb.Brain):
         with self._stoppable():
             try:
                 self.fit(self.hparams.epoch_counter, train_loader, valid_loader)
-            except RuntimeError:
+            except RuntimeError as error:
                 if not self.stop_requested:
-                    raise
+                    raise (UserError(worker_died(error)) if WORKER_DIED in str(error) else error) from None
                 # another process has answered the same signal already, and cannot be waited for any more
         if self.stop_requested:
             raise KeyboardInterrupt("stopped; the same command goes on from the last checkpoint")
@@ -115,7 +101,24 @@ class Loop(sb.Brain):
     @property
     def total_steps(self) -> int:
         """Steps of the optimisers in the whole training."""
-        return max(1, self.hparams.epoch_counter.limit * (self.train_batches // self.grad_accumulation_factor))
+        return max(1, self.hparams.epoch_counter.limit * math.ceil(self.train_batches / self.grad_accumulation_factor))
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of the current epoch, which may differ from epoch to epoch where they are formed by length."""
+        batches = len(self.train_sampler)
+        return min(batches, self.debug_batches) if self.debug else batches
+
+    @property
+    def group_size(self) -> int:
+        """Batches of the current step: the last ones of an epoch may be fewer than `grad_accumulation_factor`."""
+        rest = self.epoch_batches % self.grad_accumulation_factor
+        return rest if self.step > self.epoch_batches - rest else self.grad_accumulation_factor
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no batch waits for others of its step."""
+        return self.step % self.grad_accumulation_factor == 0 or self.step == self.epoch_batches
 
     @property
     def progress(self) -> float:
@@ -155,18 +158,20 @@ class Loop(sb.Brain):
         epoch = self.hparams.epoch_counter.current
         if self.phase == "done":
             return epoch, 0
-        return epoch - 1, self.step if self.phase == "training" else self.train_batches
+        return epoch - 1, self.step if self.phase == "training" else self.epoch_batches
 
     # ------------------------------------------------------------ a step
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
-        """Take one batch, and a step of the optimisers at every `grad_accumulation_factor`-th.
+        """Take one batch, and a step of the optimisers at every `grad_accumulation_factor`-th and at the last one of the epoch.
+
+        The loss of each is divided by how many batches the step has.
 
         Whatever makes one batch unusable spoils the whole step, in all processes. Returns the loss, NaN for a spoiled one.
         """
         started = time.perf_counter()
         self.waiting_s += started - self._ready_at
-        should_step = self.step % self.grad_accumulation_factor == 0
+        should_step = self.between_steps
         seed_step(self.hparams.seed, self.hparams.epoch_counter.current, self.step, distributed.rank())
         self._answer_problems(batch)
         self.group_ids += batch.id
@@ -184,7 +189,7 @@ class Loop(sb.Brain):
             finite = bool(torch.isfinite(loss))
             (bad,) = distributed.any_process(not finite)
             if not bad:
-                self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+                self.scaler.scale(loss / self.group_size).backward()
                 self.on_fit_batch_end(batch, outputs, loss, should_step)
             elif not self.spoiled:
                 self.spoiled = True
@@ -294,7 +299,7 @@ class Loop(sb.Brain):
                 self._save({"epoch": epoch})
             return
         totals = dict(zip(self.valid_totals, distributed.sums(list(self.valid_totals.values())), strict=True))
-        if totals["utterances"] < self.valid_utterances:
+        if totals["utterances"] < self.valid_utterances and not self.debug:
             raise UserError(
                 f"only {totals['utterances']:.0f} of {self.valid_utterances} validation utterances can be read any more, and a "
                 "WER over fewer would not compare with that of other epochs. Mend those named above, then start the same "
@@ -367,10 +372,9 @@ class Loop(sb.Brain):
         minutes, steps = self.ckpt_interval_minutes, self.ckpt_interval_steps
         due = 0 < minutes <= (time.time() - last_ckpt_time) / 60 or 0 < steps <= steps_since_ckpt
         due, stop = distributed.any_process(due and distributed.if_main_process(), self.stop_requested)
-        between_steps = self.step % self.grad_accumulation_factor == 0
-        if stop and between_steps:
+        if stop and self.between_steps:
             self._stop()
-        return due and between_steps
+        return due and self.between_steps
 
     def _save_intra_epoch_ckpt(self) -> None:
         self.train_losses = distributed.gather(self.avg_train_loss)
@@ -386,12 +390,11 @@ class Loop(sb.Brain):
         epoch = self.hparams.epoch_counter.current
         if self.phase == "training":
             self._save_intra_epoch_ckpt()
-            done = f"after {self.step} of {self.train_batches} batches"
+            done = f"after {self.step} of {self.epoch_batches} batches"
         else:
             if distributed.processes() == 1:
                 self._save({"epoch": epoch})
             done = "in validation"
         raise KeyboardInterrupt(
-            f"stopped in epoch {epoch} {done}; saved in {self.checkpointer.checkpoints_dir}. "
-            "The same command goes on from there."
+            f"stopped in epoch {epoch} {done}; saved in {self.checkpointer.checkpoints_dir}. The same command goes on from there."
         )

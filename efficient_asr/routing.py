@@ -94,7 +94,7 @@ def read_records(path: Path) -> dict[str, dict[str, Any]]:
     if not Path(path).is_file():
         raise UserError(f"no records at {path}; {HOW}")
     records = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             record = json.loads(line)
             records[record["id"]] = record

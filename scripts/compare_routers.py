@@ -233,7 +233,9 @@ def timed(work: Any, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--pair", nargs=2, required=True, metavar=("SMALL", "LARGE"), help="names in the files of records"
     )

@@ -52,7 +52,9 @@ def split_every_other(block: ExpertBlock) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", metavar="MODEL", help="model folder of recipes/clsr_distillation")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--utterances", type=at_least(1), default=30, help="at most so many, spread over the manifest")

@@ -20,7 +20,15 @@ from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
 from efficient_asr.evaluation.transcriber import fingerprint
 from efficient_asr.models import read_config
-from efficient_asr.settings import add_whisper_options, at_least, measuring_parser, parse_columns, whisper_options
+from efficient_asr.settings import (
+    add_lm_options,
+    add_whisper_options,
+    at_least,
+    lm_options,
+    measuring_parser,
+    parse_columns,
+    whisper_options,
+)
 
 
 def main() -> None:
@@ -28,11 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("result.json"), help="where the Result goes (default result.json)"
     )
-    parser.add_argument("--lm", help="ARPA or kenlm binary, for CTC models")
-    parser.add_argument("--lm_alpha", type=float, default=0.5)
-    parser.add_argument("--lm_beta", type=float, default=1.0)
-    parser.add_argument("--lm_beam_size", type=at_least(1), default=100)
-    parser.add_argument("--lm_case", default="lower", choices=["lower", "upper"])
+    add_lm_options(parser)
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's)")
     parser.add_argument("--no_macs", action="store_true", help="do not count MACs")
     add_whisper_options(parser)
@@ -52,11 +56,9 @@ def main() -> None:
         language=args.language,
         task=args.task or "transcribe",
     )
-    with_lm = None
-    if args.lm:
-        options = {"alpha": args.lm_alpha, "beta": args.lm_beta, "beam_size": args.lm_beam_size, "case": args.lm_case}
-        with_lm = load_transcriber(args.model, lm_path=args.lm, **options)
-    about = read_config(args.model).get("about", {}) if Path(args.model).is_dir() else {}
+    lm_given = lm_options(args)
+    with_lm = load_transcriber(args.model, **lm_given) if lm_given else None
+    about = read_config(args.model).get("about", {}) if (Path(args.model) / "config.json").is_file() else {}
     transcriber = load_transcriber(args.model, **whisper_options(args))
     lm_config = with_lm.language_model.config if with_lm else None
     records = score(

@@ -25,7 +25,6 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr import load_transcriber
-from efficient_asr.checkpoints import FolderLock
 from efficient_asr.data import SAMPLE_RATE, Row, Rows, StateStore, iterate_batches
 from efficient_asr.errors import UserError, check_writable, exit_code
 from efficient_asr.evaluation.evaluator import Benchmark
@@ -34,6 +33,7 @@ from efficient_asr.evaluation.transcriber import Transcriber, fingerprint
 from efficient_asr.evaluation.transcript import Transcript
 from efficient_asr.evaluation.wer import count_errors
 from efficient_asr.files import whole_lines, write_whole
+from efficient_asr.locks import FolderLock
 from efficient_asr.models import resolve_source
 from efficient_asr.models.whisper import encoder_frames
 from efficient_asr.settings import add_whisper_options, measuring_parser, parse_columns, whisper_options

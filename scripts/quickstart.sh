@@ -25,6 +25,10 @@ done
 run mini_decider decider mini/decider
 # The smaller one again, with an expert that the larger one teaches, and with LoRA.
 run mini_clsr_js clsr_distillation mini/clsr_js
-run mini_lora lora mini/lora
+if "$PYTHON" -c 'import peft' 2>/dev/null; then
+    run mini_lora lora mini/lora
+else
+    echo "== mini_lora is left out: it needs peft (pip install -e '.[lora]')"
+fi
 "$PYTHON" scripts/report.py --runs "$RESULTS"
 echo "results: $RESULTS; a model to try: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

@@ -45,7 +45,7 @@ PY
     $pip install -q -r "$ROOT/requirements.txt"
     $pip install -q -e "$ROOT[dev]"
     $pip install -q -e "$ROOT[lm]" ||
-        echo "kenlm could not be installed (it may need a C++ compiler): decoding with language models is left out"
+        echo "kenlm could not be installed (it may need a C++ compiler): decoding with language models is left out, and its columns stay empty"
 }
 
 STAMP=$(cat "$ROOT/requirements.txt" "$ROOT/setup.py" "$ROOT/scripts/setup.sh" | cksum)

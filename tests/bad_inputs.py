@@ -141,6 +141,43 @@ def speechbrain_checkpoint(world: World) -> list[str]:
     return []
 
 
+def antiphase(path: Path) -> None:
+    samples = chirp(1.31, 200, 800)
+    wave(path, np.stack([samples, -samples], axis=1))
+
+
+def concatenated(path: Path) -> None:
+    wave(path, chirp(1.31, 200, 800))
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def as_csv(world: World) -> list[str]:
+    rows = world.rows()
+    for split in ("train", "dev", "test"):
+        cells = "".join(f"{r['id']},{r['audio']},{r['text']}\n" for r in rows)
+        extra = "u9,u1.wav,nine,and more\n" if split == "train" else ""
+        (world.corpus / f"{split}.csv").write_text(f"id,audio,text\n{cells}{extra}")
+        (world.corpus / f"{split}.jsonl").unlink()
+    return []
+
+
+def quantised(world: World) -> None:
+    config = {"model_type": "whisper", "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (world.model / "config.json").write_text(json.dumps(config))
+
+
+def adapter(world: World) -> None:
+    (world.model / "config.json").unlink()
+    (world.model / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/nowhere"}')
+
+
+def upper_case_language_model(world: World) -> None:
+    grams = "-1\t<unk>\t0\n-1\t<s>\t0\n-1\t</s>\t0\n-1\tONE\t0\n-1\tTWO\t0\n"
+    (world.root / "lm.arpa").write_text(
+        f"\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n{grams}\n\\2-grams:\n-1\t<s> ONE\n\n\\end\\\n"
+    )
+
+
 def byte_order_mark(world: World) -> list[str]:
     path = world.corpus / "train.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -176,6 +213,11 @@ MANIFEST = [
     line("a language that is a number", lambda row, w: {**row, "language": 3}, "language 3 is not a text"),
     line("bad lines and --skip_bad", lambda row, w: b"{broken", "1 bad utterance left out; listed in", "--skip_bad", "True", code=0),
     Case("a byte order mark", TRAIN, byte_order_mark, "result: ", code=0),
+    Case("a CSV whose last line has a cell too many", TRAIN, as_csv, "4 cells instead of 3"),
+    line("a language that is none", lambda row, w: row | {"language": "egnlish"}, "Did you mean 'english'"),
+    line("a segment that begins behind the end of its file", lambda row, w: row | {"offset": 7.0, "duration": 1.0}, "ends at 1.31 s"),
+    line("an offset in words", lambda row, w: row | {"start": "noon"}, "rename the column"),
+    line("a segment whose end and duration differ", lambda row, w: row | {"start": 0.1, "end": 0.5}, "lasts 0.400 s"),
     line("a text too long for its audio", lambda row, w: {**row, "text": "far too many words " * 9}, "u1: 1.31 s give 66 frames, its 170 characters need 179"),
     line("characters unknown to the pretrained model", lambda row, w: {**row, "text": "zéro"}, "characters that the model does not know: z é", "--pretrained_model", "{model}"),
     line("an utterance over max_duration_s", lambda row, w: row, "1 utterances of 'train' are longer than max_duration_s = 1.2 and left out", "--max_duration_s", "1.2", code=0),
@@ -195,6 +237,8 @@ AUDIO = [
     audio("a truncated FLAC", truncated, "u1.flac is", name="u1.flac"),
     audio("a sample that is NaN", not_finite, "has samples that are not finite"),
     audio("silence with a text", lambda p: wave(p, np.zeros(20000)), "is silent"),
+    audio("channels that cancel each other out, with a text", antiphase, "its channels cancel each other out"),
+    audio("two WAV files, one behind the other", concatenated, "several recordings, one behind the other"),
     audio("clipped speech: used", lambda p: wave(p, np.clip(20 * chirp(1.31, 200, 800), -1, 1)), "1 of 4 utterances are clipped (such as u1)", code=0),
     audio("a header that claims 12 Hz", lambda p: odd_rate(p, 12), "claims a sample rate of 12 Hz"),
     audio("a rate of 44,099 Hz: resampled", lambda p: wave(p, chirp(1.31, 200, 800, 44099), 44099), "result: ", code=0),
@@ -210,6 +254,9 @@ SETTINGS = [
     Case("a class that does not exist", TRAIN, lambda w: w.yaml.write_text(w.yaml.read_text() + "frontend: !new:torch.nn.Nothing {}\n") and [], "Nothing"),
     Case("a value that must be given", TRAIN, lambda w: w.yaml.write_text(w.yaml.read_text().replace("corpus: jsonl\n", "")) and [], "'corpus' must be given"),
     options("a mistyped key", "--number_of_epoch", "2", shows="Did you mean 'number_of_epochs'"),
+    options("an abbreviated option", "--prec", "bf16", shows="Did you mean 'precision'"),
+    options("what other programs call it", "--epochs", "3", shows="Did you mean 'number_of_epochs'"),
+    options("a key inside another", "--head_optimizer.lr", "0.1", shows="write --lr_head"),
     options("words where a number belongs", "--number_of_epochs", "many", shows="does not fit"),
     options("null where a number belongs", "--max_duration_s", "null", shows="does not fit"),
     options("null where a list belongs", "--test_splits", "null", shows="does not fit"),
@@ -287,6 +334,10 @@ MEASURING = [
     evaluate("columns that cannot be read", lambda w: None, "cannot be read; write", "--columns", "{audio"),
     evaluate("columns that are a word", lambda w: None, "columns must map manifest fields", "--columns", "audio"),
     evaluate("a language model that is none", lambda w: (w.root / "lm.arpa").write_text("hello"), "is not a language model that kenlm can read", "--lm", "{root}/lm.arpa"),
+    evaluate("a language model in capitals", upper_case_language_model, "--lm_case upper", "--lm", "{root}/lm.arpa"),
+    evaluate("a model that was saved quantised", quantised, "was saved quantised, by bitsandbytes (8 bits)"),
+    evaluate("an adapter whose base is not there", adapter, "is an adapter for '/nowhere', which cannot be loaded"),
+    evaluate("a pipe in place of a manifest", lambda w: ((w.corpus / "test.jsonl").unlink(), os.mkfifo(w.corpus / "test.jsonl")), "is a pipe or a device"),
     evaluate("a test manifest that is not there", lambda w: (w.corpus / "test.jsonl").unlink(), "no manifest at"),
     evaluate("a test manifest with a bad line and --skip_bad", lambda w: w.write([*w.rows("test"), b"x"], "test"), "1 bad utterance left out", "--skip_bad", code=0),
     Case("a file that is not there, among others", TRANSCRIBE, lambda w: [str(w.audio), "none.wav"], "1 of 2 files could not be transcribed"),

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from runs import OPTIONS, begin, make_yaml, train
+from safetensors.torch import load_file, save_file
 
-from efficient_asr.checkpoints import Attributes, Checkpointer, FolderLock, check_settings, load_state
+from efficient_asr import checkpoints
+from efficient_asr.checkpoints import Attributes, Checkpointer, check_settings, load_state
 from efficient_asr.errors import UserError, exit_code
+from efficient_asr.locks import FolderLock
 from efficient_asr.models import load_encoder
 from efficient_asr.models.ctc import CTCModel
 
@@ -352,3 +355,44 @@ def test_a_model_folder_on_a_full_disk_is_a_users_matter(tmp_path: Path, monkeyp
     monkeypatch.setattr(components, "save_file", full)
     with pytest.raises(UserError, match=r"cannot be written to .*No space left"):
         components.save_folder(tmp_path, {}, {})
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False)
+        self.second.weight = self.first.weight
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    model, other = Tied(), Tied()
+    checkpointer = Checkpointer(tmp_path, model, {})
+    checkpointer.save("a", {"position": [1, 0]})
+    (file,) = tmp_path.glob("*/model.safetensors")
+    assert list(load_file(file)) == ["first.weight"]
+    Checkpointer(tmp_path, other, {}).load_model(checkpointer.newest())
+    assert torch.equal(other.first.weight, model.first.weight) and other.second.weight is other.first.weight
+    # those of earlier versions, which hold both, are read as well
+    save_file({f"{name}.weight": torch.ones(64, 64) for name in ("first", "second")}, file)
+    other.load_state_dict({f"{name}.weight": torch.zeros(64, 64) for name in ("first", "second")})
+    Checkpointer(tmp_path, other, {}).load_model(checkpointer.list()[0])
+    assert torch.equal(other.second.weight, torch.ones(64, 64))
+
+
+def test_a_worker_that_dies_does_not_take_the_checkpoint_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises in the main process, wherever it is, when a loading process has died."""
+    checkpointer, calls = Checkpointer(tmp_path, Tied(), {}), []
+    original = checkpoints.save_file
+
+    def dying(*args: object) -> None:
+        calls.append(args)
+        if len(calls) < 3:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+        original(*args)
+
+    monkeypatch.setattr(checkpoints, "save_file", dying)
+    checkpointer.save("a", {"position": [1, 0]})
+    assert checkpointer.newest() is not None and len(calls) == 3
+    assert "a process that loads data has died" in checkpoints.worker_died(RuntimeError("DataLoader worker x"))

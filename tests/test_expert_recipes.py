@@ -394,7 +394,7 @@ def test_another_language_is_no_going_on(places: Path, capsys) -> None:
 
 
 def test_a_test_language_that_whisper_lacks_is_named_before_training(places: Path, capsys) -> None:
-    speak(places, "test", "xx")
+    speak(places, "test", "it")
     assert train(places, "a", recipe="lora") == 2
     assert "utterance 'u0' of 'test'" in capsys.readouterr().err
     assert not list((places / "a" / "output" / "save").glob("CKPT*"))

@@ -193,3 +193,48 @@ def test_a_signal_after_the_last_step_is_not_forgotten(tiny_yaml: Path, capsys: 
     assert run(Late, arguments) == 130
     assert "goes on" in capsys.readouterr().err
     assert run(CTCBrain, arguments) == 0
+
+
+@pytest.mark.parametrize(("factor", "per_epoch"), [(8, [4]), (3, [3, 1]), (2, [2, 2]), (1, [1] * 4)])
+def test_the_last_batches_of_an_epoch_take_a_step_too(
+    factor: int, per_epoch: list[int], tiny_yaml: Path, tmp_path: Path
+) -> None:
+    steps: list[str] = []
+    arguments = [str(tiny_yaml), *QUICK, "--number_of_epochs", "2", "--grad_accumulation_factor", str(factor)]
+    assert run(brain_with(set(), "loss", steps), arguments) == 0
+    assert [len(step.split(",")) for step in steps] == per_epoch * 2
+
+
+def test_a_last_step_is_scaled_by_its_own_number_of_batches(tiny_yaml: Path, tmp_path: Path) -> None:
+    """Four batches with a factor of 8 are one step, and so are they with a factor of 4: the weights must be the same."""
+    weights = []
+    for factor in ("4", "8"):
+        folders = ["--output_folder", str(tmp_path / factor), "--results_folder", str(tmp_path / factor)]
+        options = ["--number_of_epochs", "2", "--train_only", "True", "--grad_accumulation_factor", factor]
+        assert run(CTCBrain, [str(tiny_yaml), *QUICK, *folders, *options]) == 0
+        weights.append(load_file(tmp_path / factor / "model" / "model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_debug_goes_through_everything_and_touches_no_result(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [str(tiny_yaml), *QUICK, "--test_batch_size", "1", "--debug"]
+    assert run(CTCBrain, arguments) == 0
+    assert not (tmp_path / "results").exists() and not (tmp_path / "output" / "model").exists()
+    result = json.loads((tmp_path / "output-debug" / "results" / "tiny.json").read_text())
+    assert result["utterances"] == 2 and "no number says anything" in capsys.readouterr().out
+    assert run(CTCBrain, [str(tiny_yaml), *QUICK, "--number_of_epochs", "1"]) == 0  # begins anew
+    assert "going on from" not in capsys.readouterr().out
+
+
+def test_the_end_says_what_is_kept_and_only_what_was_measured(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [str(tiny_yaml), *QUICK, "--number_of_epochs", "1"]
+    assert run(CTCBrain, arguments) == 0
+    said = capsys.readouterr().out
+    assert "--keep_checkpoints False removes them" in said and (tmp_path / "output" / "save").is_dir()
+    assert " - " not in said and "with LM" not in said and "GMACs" not in said and "CPU" not in said
+    assert run(CTCBrain, [*arguments, "--keep_checkpoints", "False"]) == 0
+    assert "checkpoints removed" in capsys.readouterr().out and not (tmp_path / "output" / "save").exists()

@@ -171,3 +171,35 @@ def test_the_comparison_can_fail(yaml: Path, uninterrupted: dict, tmp_path: Path
     assert train(yaml, tmp_path, None, [*OPTIONS, "--seed", "7"])[0] == 0
     with pytest.raises(AssertionError):
         assert_same(uninterrupted["model"], end_state(tmp_path)["model"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"), [*((moment, signal.SIGTERM) for moment in (0, 2, 5, 7, 9)), (6, signal.SIGINT)]
+)
+def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(
+    moment: int, number: int, yaml: Path, uninterrupted: dict, tmp_path: Path
+) -> None:
+    """Schedulers and terminals signal loading processes as well; none of them may take the checkpoint along."""
+    options = [*OPTIONS, "--num_workers", "2", "--ckpt_interval_steps", "0"]
+    code, console = train(yaml, tmp_path, functools.partial(signal_group_at, moment, number), options)
+    assert code == 130 and "saved in" in console and "killed by signal" not in console, console
+    assert list((tmp_path / "output" / "save").glob("CKPT+*")), console
+    code, console = train(yaml, tmp_path, None, options)
+    assert code == 0 and "going on from" in console, console
+    assert_same(uninterrupted["model"], end_state(tmp_path)["model"])
+
+
+def signal_group_at(moment: int, number: int) -> None:
+    """Make this process the leader of its group, and signal all of it before the `moment`-th batch."""
+    from efficient_asr.brains import CTCBrain
+
+    os.setpgrp()
+    original, calls = CTCBrain.fit_batch, [0]
+
+    def fit_batch(self: CTCBrain, batch: object) -> torch.Tensor:
+        if calls[0] == moment:
+            os.killpg(0, number)
+        calls[0] += 1
+        return original(self, batch)
+
+    CTCBrain.fit_batch = fit_batch

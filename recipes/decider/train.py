@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from efficient_asr import distributed, routing_data
 from efficient_asr.brains import RecipeBrain
-from efficient_asr.data import BatchOrder, Rows
+from efficient_asr.data import BatchOrder, Loader, Rows
 from efficient_asr.errors import UserError
 from efficient_asr.evaluation.transcriber import Transcriber, load_transcriber
 from efficient_asr.experiment import run
@@ -51,7 +51,7 @@ class DeciderBrain(RecipeBrain):
     def loader(model: Router, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
         """Load what the decider looks at, with the difference in errors between the two models."""
         examples = routing_data.Examples.of(model, rows, hparams, hparams[key])
-        return DataLoader(
+        return Loader(
             examples, batch_sampler=order, collate_fn=routing_data.collate_examples, num_workers=hparams["num_workers"]
         )
 
