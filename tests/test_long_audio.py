@@ -330,7 +330,7 @@ def test_real_recordings_cut_anywhere(real_data: Any, real_models: Any) -> None:
     wav = load_audio(next((real_data / "longform" / "audio").glob("librispeech_1688*")))
     for options in ({}, {"timestamps": True}):
         transcriber = load_transcriber(real_models / "whisper-tiny", language="en", **options)
-        for start in np.random.default_rng(0).integers(0, 20 * RATE, 3):
+        for start in np.random.default_rng(0).integers(0, 20 * RATE, 1):
             (found,) = transcriber.transcribe(wav[None, start:], torch.ones(1))
             assert_in_order(found, (len(wav) - start) / RATE)
             assert len(found.text.split()) > 80
