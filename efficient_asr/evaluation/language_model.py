@@ -80,7 +80,6 @@ class LanguageModel:
         Hypotheses kept a frame.
     case : str
         `lower` or `upper`: how the language model writes its words.
-
     check : bool
         See that its words can be spelled with the labels.
 
