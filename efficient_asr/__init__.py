@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from efficient_asr._torchaudio import ensure_importable
+from efficient_asr.utils.torchaudio_compat import ensure_importable
 
 if TYPE_CHECKING:
-    from efficient_asr.evaluation.transcriber import Transcriber
+    from efficient_asr.inference.transcriber import Transcriber
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,6 @@ def load_transcriber(source: str | os.PathLike[str], **options) -> Transcriber:
     UserError
         Where `source` is not such a model.
     """
-    from efficient_asr.evaluation.transcriber import load_transcriber as load
+    from efficient_asr.inference.load import load_transcriber as load
 
     return load(source, **options)

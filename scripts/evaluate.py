@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from efficient_asr import load_transcriber
-from efficient_asr.errors import UserError, check_writable, exit_code
-from efficient_asr.evaluation.evaluator import Benchmark, evaluate, score
-from efficient_asr.evaluation.transcriber import fingerprint
-from efficient_asr.models import read_config
-from efficient_asr.settings import (
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.evaluator import evaluate, score
+from efficient_asr.evaluation.runtime import limit_convolution_cache
+from efficient_asr.models.sources import fingerprint, read_config
+from efficient_asr.settings.options import (
     add_lm_options,
     add_whisper_options,
     at_least,
@@ -29,6 +29,7 @@ from efficient_asr.settings import (
     parse_columns,
     whisper_options,
 )
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def main() -> None:
         language=args.language,
         task=args.task or "transcribe",
     )
+    limit_convolution_cache(len(benchmark.rows))
     lm_given = lm_options(args)
     with_lm = load_transcriber(args.model, **lm_given) if lm_given else None
     about = read_config(args.model).get("about", {}) if (Path(args.model) / "config.json").is_file() else {}

@@ -22,10 +22,10 @@ from speechbrain.processing.signal_processing import reverberate
 from tqdm import tqdm
 
 import efficient_asr  # noqa: F401
-from efficient_asr.augmentation import add_noise
 from efficient_asr.data import SAMPLE_RATE, Row, load_row, read_manifest
-from efficient_asr.errors import UserError, check_writable, exit_code
-from efficient_asr.settings import at_least
+from efficient_asr.data.augmentation import add_noise
+from efficient_asr.settings.options import at_least
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
 
 
 def files_of(manifest: Path | None, part: str, kind: str) -> list[Row]:

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
+source recipes/decider/label.sh
 RESULTS=${RESULTS:-output/quickstart/runs}
 
 run mini_finetune_ctc finetune_ctc mini/finetune_ctc
@@ -20,11 +21,11 @@ run mini_early_exit early_exit mini/early_exit
 # Two tiny Whispers, each alone and then chosen between for every utterance by a decider.
 for size in small large; do
     run "mini_whisper_alone_$size" finetune_whisper mini/whisper --whisper "$size" --test_only True
-    label "$size" "efficient_asr:mini_whisper_$size" plain data/mini own output/mini_routing train dev
+    label "$size" "efficient_asr:mini_whisper_$size" plain data/mini unpadded output/mini_routing train dev
 done
 run mini_decider decider mini/decider
 # The smaller one again, with an expert that the larger one teaches, and with LoRA.
-run mini_clsr_js clsr_distillation mini/clsr_js
+run mini_clsr_js clsr mini/clsr_js
 if "$PYTHON" -c 'import peft' 2>/dev/null; then
     run mini_lora lora mini/lora
 else

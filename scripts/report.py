@@ -12,22 +12,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from efficient_asr.errors import UserError, exit_code
 from efficient_asr.evaluation.result import Result
 from efficient_asr.evaluation.wer import count_errors, paired_bootstrap
-from efficient_asr.experts_report import draw_gates, render_experts
-from efficient_asr.report import (
-    check_comparable,
-    group_runs,
-    load_published,
-    load_runs,
-    make_table,
-    plot,
-    plot_name,
-    render,
-    results_page,
-)
-from efficient_asr.routing_report import render_routing
+from efficient_asr.reporting.pages import fill_markers, results_page
+from efficient_asr.reporting.plots import plot, plot_name
+from efficient_asr.reporting.published import load_published
+from efficient_asr.reporting.results import check_comparable, group_runs, load_runs
+from efficient_asr.reporting.tables import make_table
+from efficient_asr.utils.errors import UserError, exit_code
+from efficient_asr.utils.technique import techniques
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,9 +57,7 @@ def main() -> None:
     if own:
         pages = {ROOT / "results" / "README.md": results_page(runs, published)}
         for path in [ROOT / "README.md", *ROOT.glob("recipes/*/README.md")]:
-            text = render(path.read_text(encoding="utf-8"), runs, published)
-            text = render_routing(text, ROOT / "results" / "routing")
-            pages[path] = render_experts(text, ROOT / "results" / "experts")
+            pages[path] = fill_markers(path.read_text(encoding="utf-8"), runs, published, ROOT / "results")
         for path, text in pages.items():
             if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
                 raise UserError(f"{path} does not show the results as they are; run python scripts/report.py")
@@ -79,9 +70,8 @@ def main() -> None:
         if not own:
             print(make_table(name, results, published) + "\n")
         print(f"plot: {plot(name, results, plots / plot_name(name))}")
-    for folder in sorted((ROOT / "results" / "experts").glob("*/")) if own else ():
-        picture = draw_gates(load_runs(folder), ROOT / "results" / "plots" / f"gates-{folder.name}.png")
-        if picture:
+    for technique in techniques() if own else ():
+        for picture in technique.load(technique.pictures)(ROOT / "results") if technique.pictures else ():
             print(f"plot: {picture}")
     return None
 

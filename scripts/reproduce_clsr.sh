@@ -32,7 +32,7 @@ train_and_test() { # train_and_test <method> <languages> [--key value ...]
     case $method in
     lora) recipe=lora ;;
     clsr_full) recipe=finetune_whisper ;;
-    *) recipe=clsr_distillation ;;
+    *) recipe=clsr ;;
     esac
     run "$name" "$recipe" "$method" --experiment "$name" --seed "$SEED" --data_folder "$CV" --prepared_folder "data/clsr_common_voice/$SIZE/$name" \
         --languages "[$languages]" "${DATA[@]}" "$@"

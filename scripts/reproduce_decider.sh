@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
+source recipes/decider/label.sh
 ROUTING=output/routing MANIFESTS=data/routing/manifests
 TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_noisy"
 
@@ -19,7 +20,7 @@ prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"languag
     label small "$LARGE" whisper data/common_voice none $ROUTING train dev test
     run decider decider decider --data_folder "$1" --small "$SMALL" --large "$LARGE" --labels_folder $ROUTING/labels \
         --states_folder null
-    "$PYTHON" scripts/compare_routers.py --pair tiny small --models "$SMALL" "$LARGE" --manifests data/common_voice --tests test \
+    "$PYTHON" recipes/decider/compare.py --pair tiny small --models "$SMALL" "$LARGE" --manifests data/common_voice --tests test \
         --labels $ROUTING/labels --corpus common_voice --deciders output/decider/1986/model \
         --out results/routing/common_voice-tiny-small.json
     exit
@@ -43,7 +44,7 @@ mix ljspeech test ljspeech_noisy
 from pathlib import Path
 from efficient_asr.experiment import prepare_splits
 from efficient_asr.settings import load_hparams
-prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"looks_at": "audio"})[0])
+prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"router_input": "audio"})[0])
 PY
 
 # compare <small> <large>: passes, four kinds of deciders with three seeds each, the table and the picture.
@@ -51,18 +52,18 @@ compare() {
     local small=$1 large=$2 deciders=()
     for name in "$small" "$large"; do
         # shellcheck disable=SC2086
-        label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS own $ROUTING $TESTS dev "$TRAIN"
+        label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS unpadded $ROUTING $TESTS dev "$TRAIN"
     done
-    for looks_at in encoder transcript audio large_encoder; do
+    for router_input in encoder transcript audio large_encoder; do
         for seed in ${SEEDS:-1986 1987 1988}; do
-            local output=output/decider_${small}_${large}_$looks_at/$seed
+            local output=output/decider_${small}_${large}_$router_input/$seed
             deciders+=("$output/model")
             [ -f "$output/model/config.json" ] || "$PYTHON" recipes/decider/train.py hparams/real/decider.yaml --seed "$seed" \
-                --looks_at "$looks_at" --small_name "$small" --large_name "$large" --train_split "$TRAIN" --train_only True
+                --router_input "$router_input" --small_name "$small" --large_name "$large" --train_split "$TRAIN" --train_only True
         done
     done
     # shellcheck disable=SC2086
-    "$PYTHON" scripts/compare_routers.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" --states $ROUTING/states \
+    "$PYTHON" recipes/decider/compare.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" --states $ROUTING/states \
         --models "$EFFICIENT_ASR_MODELS/whisper-$small" "$EFFICIENT_ASR_MODELS/whisper-$large" \
         --out "results/routing/$small-$large.json"
 }

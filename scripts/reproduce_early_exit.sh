@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 DATA=$1
 shift
 source scripts/setup.sh
+source recipes/early_exit/sweep.sh
 
 train() { # train <experiment> <recipe> [--key value ...]
     local experiment=$1 recipe=$2

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
+source recipes/clsr/data.sh
 real_experts
 RESULTS=${RESULTS:-results/experts/tiny} LAST_SPLIT=english SEEDS=${SEEDS:-77 78}
 
@@ -22,13 +23,13 @@ method() { # method <name> <variant> <recipe> <yaml> [--key value ...]: with eve
 
 plain tiny
 for SEED in $SEEDS; do
-    method ft CLSR-FT clsr_distillation experts
-    method ft_budget_0.5 "CLSR-FT, budget 0.5" clsr_distillation experts --gate_budget 0.5
-    method js "CLSR-JS" clsr_distillation experts "${TEACHER[@]}" --distillation_loss js
-    method kl "CLSR-KL" clsr_distillation experts "${TEACHER[@]}" --distillation_loss kl
+    method ft CLSR-FT clsr experts
+    method ft_budget_0.5 "CLSR-FT, budget 0.5" clsr experts --gate_budget 0.5
+    method js "CLSR-JS" clsr experts "${TEACHER[@]}" --distillation_loss js
+    method kl "CLSR-KL" clsr experts "${TEACHER[@]}" --distillation_loss kl
     method lora LoRA lora experts_lora
     method full "full fine-tuning" finetune_whisper experts_full
-    method low_rank "CLSR-JS, rank 16" clsr_distillation experts "${TEACHER[@]}" --distillation_loss js --expert_rank 16 --lr 0.0003
+    method low_rank "CLSR-JS, rank 16" clsr experts "${TEACHER[@]}" --distillation_loss js --expert_rank 16 --lr 0.0003
 done
 plain small
 "$PYTHON" scripts/report.py

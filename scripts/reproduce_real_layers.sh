@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 : "${EFFICIENT_ASR_MODELS:?set it to the folder that holds whisper-base}"
 source scripts/setup.sh
+source recipes/early_exit/sweep.sh
 LAST_SPLIT=librispeech_test_other
 
 run base_finetune_ctc finetune_ctc real/whisper_base
@@ -18,7 +19,7 @@ run base_downsampling_average_x2 downsampling real/base_downsampling --downsampl
 run base_downsampled_early_exit early_exit real/downsampled_early_exit
 run base_downsampled_layer_removal_first_5 layer_removal real/downsampled_layer_removal --kept_layers first_5
 
-# The thresholds give mean exit layers of about 5.8, 5.5, 5 and 4 on the validation split (scripts/sweep.py --calibrate_mean_layer).
+# The thresholds give mean exit layers of about 5.8, 5.5, 5 and 4 on the validation split (recipes/early_exit/sweep.py --calibrate_mean_layer).
 for split in arctic_en ljspeech librispeech_test_other; do
     exits() { # exits <experiment> <rule> <threshold ...>
         sweep "$1" "output/$1/1986/model" "data/real_arctic/$split.jsonl" "${@:2}" --corpus arctic-dev --repeats 2

@@ -20,8 +20,8 @@ import torch
 from efficient_asr import load_transcriber
 from efficient_asr.data import inspect_audio, load_audio, silence
 from efficient_asr.data.audio import SILENT_PEAK
-from efficient_asr.errors import UserError, exit_code, print_json
-from efficient_asr.settings import add_lm_options, add_whisper_options, lm_options, whisper_options
+from efficient_asr.settings.options import add_lm_options, add_whisper_options, lm_options, whisper_options
+from efficient_asr.utils.errors import UserError, exit_code, print_json
 
 
 def main() -> None:

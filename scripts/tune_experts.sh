@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
+source recipes/clsr/data.sh
 real_experts
 RESULTS=${RESULTS:-results/experts/tuning}
 
@@ -18,7 +19,7 @@ run plain finetune_whisper real/experts_full --experiment plain --variant whispe
     --measure_macs False
 for lr in 0.00005 0.0002 0.0008; do trial lora LoRA lora experts_lora "$lr"; done
 for lr in 0.000003 0.00001 0.00003; do trial full "full fine-tuning" finetune_whisper experts_full "$lr"; done
-for lr in 0.0001 0.0003 0.001; do trial low_rank "CLSR-JS, rank 16" clsr_distillation experts "$lr" "${TEACHER[@]}" --distillation_loss js --expert_rank 16; done
-for lr in 0.00001 0.00003 0.0001; do trial ft CLSR-FT clsr_distillation experts "$lr"; done
-trial ft_budget_0.5 "CLSR-FT, budget 0.5" clsr_distillation experts 0.00003 --gate_budget 0.5
+for lr in 0.0001 0.0003 0.001; do trial low_rank "CLSR-JS, rank 16" clsr experts "$lr" "${TEACHER[@]}" --distillation_loss js --expert_rank 16; done
+for lr in 0.00001 0.00003 0.0001; do trial ft CLSR-FT clsr experts "$lr"; done
+trial ft_budget_0.5 "CLSR-FT, budget 0.5" clsr experts 0.00003 --gate_budget 0.5
 "$PYTHON" scripts/report.py

@@ -15,8 +15,8 @@ import torch
 
 import efficient_asr  # noqa: F401  (first: it makes torchaudio importable)
 from efficient_asr.models.ctc import CTCHead, CTCModel
-from efficient_asr.models.whisper import new_whisper_encoder
-from efficient_asr.text import CharacterLabels
+from efficient_asr.models.encoders.whisper import new_whisper_encoder
+from efficient_asr.text.labels import CharacterLabels
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["one two", "turn on the light", "nine", "call anna at home"]
@@ -40,7 +40,7 @@ TINY = (
 base: !include:{root}/hparams/_base/ctc.yaml
 experiment: tiny
 recipe: finetune_ctc
-encoder: !apply:efficient_asr.models.whisper.new_whisper_encoder
+encoder: !apply:efficient_asr.models.encoders.whisper.new_whisper_encoder
     d_model: 32
     layers: 1
     heads: 2
@@ -67,7 +67,7 @@ def write_tiny_yaml(path: Path, corpus: Path, out: Path) -> Path:
 
 def multilingual_whisper(seed: int, texts: list[str] | None = None, layers: int = 2, **options):
     """Make a tiny random Whisper of four languages; two of equal texts have the same vocabulary."""
-    from efficient_asr.models.new_whisper import new_whisper
+    from efficient_asr.models.whisper.new import build_whisper
 
     torch.manual_seed(seed)
     wanted = {
@@ -78,7 +78,7 @@ def multilingual_whisper(seed: int, texts: list[str] | None = None, layers: int 
         "window_s": 2.0,
         "max_tokens": 24,
     }
-    model = new_whisper(texts or TEXTS, languages=["en", "de", "fr", "nl"], **wanted | options)
+    model = build_whisper(texts or TEXTS, languages=["en", "de", "fr", "nl"], **wanted | options)
     for name, parameter in model.network.named_parameters():
         if "layer_norm" not in name and "embed_positions" not in name:
             torch.nn.init.normal_(
@@ -191,12 +191,12 @@ def tiny_ctc() -> CTCModel:
 @pytest.fixture(scope="session")
 def tiny_whispers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Directories of two Whispers of random weights with a window of 2 s, loud enough to write different things."""
-    from efficient_asr.models.new_whisper import new_whisper
+    from efficient_asr.models.whisper.new import build_whisper
 
     folders = {}
     for seed, (name, width, layers) in enumerate((("small", 16, 1), ("large", 32, 2))):
         torch.manual_seed(seed)
-        model = new_whisper(TEXTS, d_model=width, encoder_layers=layers, heads=2, window_s=2.0, max_tokens=16)
+        model = build_whisper(TEXTS, d_model=width, encoder_layers=layers, heads=2, window_s=2.0, max_tokens=16)
         for parameter in model.network.model.decoder.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         folders[name] = str(tmp_path_factory.mktemp("whisper") / name)

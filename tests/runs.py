@@ -20,7 +20,9 @@ OPTIONS = [
 
 # Processes start from one that has imported everything and used no threads.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["efficient_asr.experiment", "efficient_asr.brains", "efficient_asr.models.whisper"])
+CONTEXT.set_forkserver_preload(
+    ["efficient_asr.training.run", "efficient_asr.training.brain", "efficient_asr.models.encoders.whisper"]
+)
 
 
 def make_yaml(base: Path) -> Path:
@@ -36,8 +38,8 @@ def _train(yaml: Path, folder: Path, prepare: Callable[[], None] | None, options
         os.dup2(console.fileno(), 1)
         os.dup2(console.fileno(), 2)
     torch.set_num_threads(1)
-    from efficient_asr.brains import CTCBrain
-    from efficient_asr.experiment import run
+    from efficient_asr.training.ctc import CTCBrain
+    from efficient_asr.training.run import run
 
     if prepare is not None:
         prepare()
@@ -68,3 +70,14 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a script or recipe as a user would, from the project's folder."""
     command = [sys.executable, script, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def torchrun(script: list[str], folder: Path, yaml: Path, *options: str) -> subprocess.CompletedProcess:
+    """Train in two processes."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *script, str(yaml), "--device=cpu",
+        "--output_folder", str(folder / "output"), "--results_folder", str(folder / "results"), "--batch_size", "1",
+        "--measure_runtime", "False", "--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "1", *options,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, env=environment)

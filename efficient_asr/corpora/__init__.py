@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.utils.errors import UserError, did_you_mean
 
 Prepare = Callable[..., dict[str, Path]]
 

@@ -22,8 +22,9 @@ import soundfile
 from tqdm import tqdm
 
 from efficient_asr.data import ORIGIN, SAMPLE_RATE, Row, in_parallel, write_manifest
-from efficient_asr.errors import UserError, did_you_mean
-from efficient_asr.text import normalise_plain
+from efficient_asr.text.normalise import normalise_plain
+from efficient_asr.utils.errors import UserError, did_you_mean
+from efficient_asr.utils.files import atomic_write
 
 VOICES = {
     "en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo", "ru": "ru_RU_f_IvrvoiceRU",
@@ -106,9 +107,8 @@ def _convert(out_folder: Path, item: tuple[str, str, str, Path]) -> Row | None:
         except (OSError, ValueError) as error:
             raise UserError(f"{source} cannot be decoded ({error}); fetch its package again") from None
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        soundfile.write(partial, samples, SAMPLE_RATE, format="FLAC")
-        partial.replace(target)
+        with atomic_write(target, shared=True) as partial:
+            soundfile.write(partial, samples, SAMPLE_RATE, format="FLAC")
     duration = soundfile.info(target).frames / SAMPLE_RATE
     if duration < 0.2:
         return None

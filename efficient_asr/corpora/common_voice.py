@@ -25,9 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, table_rows, write_manifest
-from efficient_asr.errors import UserError, did_you_mean
-from efficient_asr.files import write_whole
-from efficient_asr.text import upper
+from efficient_asr.text.normalise import upper
+from efficient_asr.utils.errors import UserError, did_you_mean
+from efficient_asr.utils.files import atomic_write_text
 
 SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
@@ -196,7 +196,7 @@ def _join(parts: dict[str, dict[str, Path]], out_folder: Path) -> dict[str, Path
     manifests = {f"{split}_{language}": path for language, found in parts.items() for split, path in found.items()}
     for split in dict.fromkeys(split for found in parts.values() for split in found):
         paths = [found[split] for found in parts.values() if split in found]
-        write_whole(out_folder / f"{split}.jsonl", "".join(path.read_text(encoding="utf-8") for path in paths))
+        atomic_write_text(out_folder / f"{split}.jsonl", "".join(path.read_text(encoding="utf-8") for path in paths))
         manifests[split] = out_folder / f"{split}.jsonl"
     ids: dict[str, Any] = {}
     for language in parts:
@@ -210,7 +210,7 @@ def _write_ids(folder: Path, ids: dict[str, dict[str, list[int]]]) -> None:
     """Write the rows that were taken, by language and split; where all were, there is no such file."""
     path = folder / "ids.json"
     if ids:
-        write_whole(path, json.dumps(ids) + "\n")
+        atomic_write_text(path, json.dumps(ids) + "\n")
     else:
         path.unlink(missing_ok=True)
 
@@ -266,7 +266,7 @@ def _read_split(
     rows = [row for row in found if row is not None]
     out_folder.mkdir(parents=True, exist_ok=True)
     write_manifest(manifest, iter(rows))
-    write_whole(about, json.dumps({"made_of": made_of, "rows": chosen}) + "\n")
+    atomic_write_text(about, json.dumps({"made_of": made_of, "rows": chosen}) + "\n")
     if len(rows) < len(lines):
         print(f"{split}: {len(lines) - len(rows)} of {len(lines)} sentences are shorter than three words and left out")
     return manifest, chosen

@@ -18,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, table_rows, write_manifest
-from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.utils.errors import UserError, did_you_mean
+from efficient_asr.utils.files import atomic_write
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender")
@@ -109,15 +110,16 @@ def download_split(folder: Path, split: str, fetch: Callable[[str, str], Iterabl
     print(f"fetching {HUB}, {folder.name}, {split}")
     found = fetch(folder.name, split)
     (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{split}.tsv.partial"
-    with open(partial, "w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(folder / f"{split}.tsv") as partial,
+        open(partial, "w", encoding="utf-8", newline="") as file,
+    ):
         for entry in tqdm(found, desc=f"{folder.name} {split}", unit="utt", leave=False):
             name = Path(entry["audio"]["path"] or f"{entry['id']}-{entry['num_samples']}.wav").name
             (folder / "audio" / split / name).write_bytes(entry["audio"]["bytes"])
             texts = [entry["raw_transcription"], entry["transcription"], ""]
             cells = [entry["id"], name, *texts, entry["num_samples"], entry["gender"]]
             file.write("\t".join(" ".join(str(cell).split()) for cell in cells) + "\n")
-    partial.replace(folder / f"{split}.tsv")
 
 
 def prepare(

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from efficient_asr.data import BROKEN, ORIGIN, TABLES, Row, check_columns, lines_of, parse_line
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import atomic_write
 
 
 def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[Row]:
@@ -70,17 +71,9 @@ class _Writers:
         if split not in self.files:
             if not _can_be_a_file(split):
                 raise UserError(f"split '{split[:60]}' cannot be the name of a file; see {row[ORIGIN]}")
-            path = self.folder / f"{split}.jsonl.partial"
+            path = self.stack.enter_context(atomic_write(self.folder / f"{split}.jsonl"))
             self.files[split]: TextIO = self.stack.enter_context(open(path, "w", encoding="utf-8"))
         self.files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def finish(self) -> dict[str, Path]:
-        """Return the manifest of every split."""
-        manifests = {split: self.folder / f"{split}.jsonl" for split in self.files}
-        for split, file in self.files.items():
-            file.close()
-            os.replace(file.name, manifests[split])
-        return manifests
 
 
 def _can_be_a_file(split: str) -> bool:
@@ -148,4 +141,4 @@ def prepare(
                 raise UserError(f"data_folder: {folder} holds no {', '.join(endings[:-1])} or {endings[-1]} file")
             for path in files:
                 _by_split(path, _read(path.name, folder, mapping), writers)
-        return writers.finish()
+    return {split: Path(out_folder) / f"{split}.jsonl" for split in writers.files}

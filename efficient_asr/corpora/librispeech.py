@@ -7,6 +7,7 @@ this file), for the low-resource experiments of arXiv 2303.06740.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, write_manifest
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import LineStore, read_complete_lines
 
 SPLITS = (
     "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other",
@@ -55,23 +57,19 @@ def _read_split(folder: Path, manifest: Path) -> None:
     if not transcripts:
         raise UserError(f"{folder} holds no <speaker>/<chapter>/*.trans.txt")
     progress_file = manifest.with_name(manifest.name + ".progress")
-    done, end = 0, 0  # chapters, and bytes up to the end of the last whole one
-    if progress_file.is_file():
-        with open(progress_file, "rb") as file:
-            for line, transcript in zip(file, transcripts, strict=False):
-                if not line.endswith(b"\n") or json.loads(line)[0] != str(transcript):
-                    break
-                done, end = done + 1, end + len(line)
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    with open(progress_file, "ab") as file:
-        file.truncate(end)
-        left = transcripts[done:]
+    done = itertools.count()
+
+    def same(chapter: list, start: int, size: int) -> bool:
+        return chapter[0] == str(transcripts[next(done)])
+
+    with LineStore(progress_file, "chapters", same) as lines:
+        left = transcripts[lines.count :]
         chapters = in_parallel(_read_chapter, left, len(left) > 50)
-        progress = tqdm(chapters, total=len(transcripts), initial=done, desc=folder.name, unit="chapter")
+        progress = tqdm(chapters, total=len(transcripts), initial=lines.count, desc=folder.name, unit="chapter")
         for transcript, rows in zip(left, progress, strict=True):
-            file.write(json.dumps([str(transcript), rows]).encode() + b"\n")
-    with open(progress_file, "rb") as file:
-        write_manifest(manifest, (row for line in file for row in json.loads(line)[1]))
+            lines.append([str(transcript), rows])
+    chapters = (content for content, start, _ in read_complete_lines(progress_file) if start)
+    write_manifest(manifest, (row for _, rows in chapters for row in rows))
     _chapters_file(manifest).write_text(str(len(transcripts)))
     progress_file.unlink()
 

@@ -22,7 +22,7 @@ import torchaudio.functional
 from tqdm import tqdm
 
 from efficient_asr.data import SAMPLE_RATE, write_manifest
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
 
 ACCENTS = ["en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029"]
 VOICES = {  # espeak-ng variants that sound human; the splits share none, nor close relatives such as steph and steph2

@@ -1,16 +1,8 @@
 """Manifests, audio, datasets and batches: the only place where data comes in."""
 
 from efficient_asr.data.audio import SAMPLE_RATE, inspect_audio, load_audio, load_row, silence
-from efficient_asr.data.batches import (
-    BatchOrder,
-    absolute_lengths,
-    check_wavs,
-    iterate_batches,
-    make_loader,
-    normalise_texts,
-    pad_wavs,
-    zero_padding,
-)
+from efficient_asr.data.batches import iterate_batches, make_loader, normalise_texts
+from efficient_asr.data.feature_store import FeatureStore
 from efficient_asr.data.manifest import (
     BROKEN,
     FIELDS,
@@ -23,8 +15,9 @@ from efficient_asr.data.manifest import (
     report_skipped,
     write_manifest,
 )
+from efficient_asr.data.padding import absolute_lengths, check_wavs, pad_wavs, zero_padding
 from efficient_asr.data.parallel import Loader, in_parallel
-from efficient_asr.data.states import StateStore
+from efficient_asr.data.sampler import BatchOrder
 from efficient_asr.data.tables import TABLES, lines_of, table_rows
 
 __all__ = [
@@ -34,10 +27,10 @@ __all__ = [
     "SAMPLE_RATE",
     "TABLES",
     "BatchOrder",
+    "FeatureStore",
     "Loader",
     "Row",
     "Rows",
-    "StateStore",
     "absolute_lengths",
     "check_columns",
     "check_wavs",

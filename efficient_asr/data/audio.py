@@ -21,7 +21,7 @@ import torch
 import torchaudio.functional
 
 from efficient_asr.data.ffmpeg import LONGEST_S, bad_rate, check_chunks, ffmpeg_blocks, packet_duration, reason_of
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
 
 SAMPLE_RATE = 16000
 SILENT_PEAK = 1e-4  # -80 dBFS

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from efficient_asr.data.audio import AudioReport, inspect_audio
 from efficient_asr.data.parallel import in_parallel
-from efficient_asr.files import file_state
+from efficient_asr.utils.files import LineStore, file_state
 
 PARALLEL_FROM = 1000  # utterances; below, starting processes takes longer than checking
 _CHUNK, _REMEMBERED = 250, 20000
 
 
 @dataclass
-class Found:
+class AudioCheck:
     """What was found: seconds of every utterance, problems by utterance, and those that are silent or clipped."""
 
     durations: array
@@ -34,8 +33,8 @@ class Found:
 
 
 def check_files(
-    get: Callable[[int], dict[str, Any]], durations: array, samples: bool, memo: Path | None, label: str
-) -> Found:
+    get: Callable[[int], dict[str, Any]], durations: array, samples: bool, cache: Path | None, label: str
+) -> AudioCheck:
     """Check the audio of many utterances, on all CPU cores.
 
     Arguments
@@ -46,7 +45,7 @@ def check_files(
         Seconds as the manifest has them, NaN where it does not say.
     samples : bool
         Decode everything, or read the headers only.
-    memo : Path, optional
+    cache : Path, optional
         Remembers what was found, for as long as sizes and times of the files stay.
     label : str
         For the progress bar.
@@ -56,13 +55,13 @@ def check_files(
     Found
         With the missing durations filled in.
     """
-    found = Found(array("d", durations))
+    found = AudioCheck(array("d", durations))
     chunks = [range(start, min(start + _CHUNK, len(durations))) for start in range(0, len(durations), _CHUNK)]
     progress = tqdm(
         total=len(durations), desc=f"checking {label}", unit="utt", leave=False, mininterval=1,
         disable=len(durations) < PARALLEL_FROM,
     )  # fmt: skip
-    with _Memo(memo, _fingerprint(get, len(durations), samples) if memo is not None else None) as known, progress:
+    with _Cache(cache, _fingerprint(get, len(durations), samples) if cache is not None else None) as known, progress:
         left = []
         for chunk in chunks:
             if chunk.start in known.chunks:
@@ -79,7 +78,7 @@ def check_files(
     return found
 
 
-def _note(found: Found, chunk: range, reports: list[AudioReport], durations: array) -> None:
+def _note(found: AudioCheck, chunk: range, reports: list[AudioReport], durations: array) -> None:
     """Add the reports on some utterances to what was found."""
     for i, (duration_s, problem, silent, clipped, cancelled) in zip(chunk, reports, strict=True):
         if problem is not None:
@@ -123,48 +122,29 @@ def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
     return digest.hexdigest()
 
 
-class _Memo:
-    """Reports on chunks of utterances, a JSON line each, written as they come: a check that was interrupted goes on from there.
+class _Cache:
+    """Reports on chunks of utterances; see `LineStore`.
 
-    Chunks with a problem are not kept: what was wrong may have been mended without a trace in size or time of the file.
+    Chunks with a problem are not kept: it may have been fixed without a trace in size or time of the file.
     """
 
     def __init__(self, path: Path | None, fingerprint: str | None) -> None:
         self.chunks: dict[int, list[AudioReport]] = {}
-        self.file: TextIO | None = None
-        if path is None or fingerprint is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        end = 0
-        with open(path, "ab+") as file:
-            file.seek(0)
-            for number, line in enumerate(file):
-                try:
-                    content = json.loads(line)
-                    if not line.endswith(b"\n") or (number == 0 and content != fingerprint):
-                        break
-                    if number:
-                        self.chunks[int(content[0])] = [AudioReport(*report) for report in content[1]]
-                except (ValueError, TypeError, IndexError, KeyError):
-                    break
-                end += len(line)
-            file.truncate(end)
-        self.file = open(path, "a", encoding="utf-8")
-        if not end:
-            self._write(fingerprint)
+        self.lines = (
+            LineStore(path, fingerprint, self._accept) if path is not None and fingerprint is not None else None
+        )
+
+    def _accept(self, content: Any, start: int, size: int) -> None:
+        self.chunks[int(content[0])] = [AudioReport(*report) for report in content[1]]
 
     def add(self, chunk: range, reports: list[AudioReport]) -> None:
         """Keep the reports on some utterances."""
-        if self.file is not None and not any(report.problem for report in reports):
-            self._write([chunk.start, reports])
+        if self.lines is not None and not any(report.problem for report in reports):
+            self.lines.append([chunk.start, reports])
 
-    def _write(self, content: Any) -> None:
-        self.file.write(json.dumps(content) + "\n")
-        self.file.flush()
-
-    def __enter__(self) -> _Memo:
+    def __enter__(self) -> _Cache:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.file is not None:
-            self.file.close()
+        if self.lines is not None:
+            self.lines.close()

@@ -23,9 +23,10 @@ import numpy as np
 from efficient_asr.data.audio import silence
 from efficient_asr.data.checking import check_files
 from efficient_asr.data.tables import MAX_LINE_BYTES, check_manifest, lines_of, read_number
-from efficient_asr.distributed import if_main_process
-from efficient_asr.errors import UserError, did_you_mean, listing
-from efficient_asr.languages import normalise_language
+from efficient_asr.text.languages import normalise_language
+from efficient_asr.utils.distributed import if_main_process
+from efficient_asr.utils.errors import UserError, did_you_mean, listing
+from efficient_asr.utils.files import atomic_write
 
 FIELDS = ("id", "audio", "duration", "text", "language", "speaker", "offset", "end")
 # What fields are called besides.
@@ -88,11 +89,9 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
     """Write rows as JSON lines; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    with open(partial_path, "w", encoding="utf-8") as file:
+    with atomic_write(path) as partial_path, open(partial_path, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial_path, path)
     return path
 
 
@@ -309,7 +308,7 @@ def read_manifest(
     skipped_file: Path | None = None,
     check_audio: str = "header",
     refuse_silence: bool = False,
-    memo: Path | None = None,
+    cache: Path | None = None,
 ) -> Rows:
     """Read and check a manifest.
 
@@ -329,7 +328,7 @@ def read_manifest(
         `header` reads the header of every audio file; `samples` decodes them all, in parallel.
     refuse_silence : bool
         Whether silent audio is a mistake (`samples` finds it).
-    memo : Path, optional
+    cache : Path, optional
         File that remembers the result of checking, so that files that stayed as they are need not be checked again.
 
     Returns
@@ -352,7 +351,7 @@ def read_manifest(
         origins = _scan(lines, problems)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    found = check_files(lines, lines.durations, check_audio == "samples", memo, path.name)
+    found = check_files(lines, lines.durations, check_audio == "samples", cache, path.name)
     durations = np.array(found.durations, dtype=np.float64)
     for i, problem in found.problems.items():
         problems[lines.numbers[i]] = problem

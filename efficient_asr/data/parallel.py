@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
 
 Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
 _work: Callable[[Any], Any] | None = None  # in a worker

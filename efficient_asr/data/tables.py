@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20
 TABLES = {".csv": ",", ".tsv": "\t"}  # delimiter by the ending of the file

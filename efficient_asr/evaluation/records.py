@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from efficient_asr import distributed
-from efficient_asr.files import whole_lines
+from efficient_asr.utils import distributed
+from efficient_asr.utils.files import LineStore
 
 
 class Records(Sequence[dict[str, Any]]):
@@ -75,7 +75,7 @@ class PartFiles:
         else:
             self._folder = None
             stem.parent.mkdir(parents=True, exist_ok=True)
-        self.stem, self.key = stem, key
+        self.stem, self.key = stem, {"key": key}
         self.places: dict[str, tuple[Path, int, int]] = {}
         for path in self._paths():
             self._read(path)
@@ -84,31 +84,17 @@ class PartFiles:
     def _paths(self) -> list[Path]:
         return sorted(self.stem.parent.glob(f"{self.stem.name}.part-*"))
 
-    def _read(self, path: Path) -> int:
-        """Note what a file holds; returns the bytes up to the end of its last whole record."""
-        end = 0
-        for content, start, size in whole_lines(path):
-            if start == 0:
-                if content != {"key": self.key}:
-                    break
-            else:
-                try:
-                    self.places[content["id"]] = (path, start, size)
-                except (KeyError, TypeError):
-                    break
-            end = start + size
-        return end
+    def _read(self, path: Path) -> LineStore:
+        """Note where the records of a file are."""
 
-    def open(self) -> BinaryIO:
-        """Return the file of this process, opened for appending."""
-        path = self.stem.with_name(f"{self.stem.name}.part-{distributed.rank()}")
-        end = self._read(path) if path.is_file() else 0
-        file = open(path, "r+b" if end else "wb", buffering=0)
-        file.truncate(end)
-        file.seek(end)
-        if not end:
-            file.write(json.dumps({"key": self.key}).encode() + b"\n")
-        return file
+        def note(content: Any, start: int, size: int) -> None:
+            self.places[content["id"]] = (path, start, size)
+
+        return LineStore(path, self.key, note)
+
+    def open(self) -> LineStore:
+        """Return the file of this process, for appending."""
+        return self._read(self.stem.with_name(f"{self.stem.name}.part-{distributed.rank()}"))
 
     def merge(self, ids: Iterator[str]) -> Records:
         """Return all records, in the order of `ids`."""

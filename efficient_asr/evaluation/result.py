@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from efficient_asr.errors import UserError
 from efficient_asr.evaluation.records import Records
-from efficient_asr.files import write_whole
+from efficient_asr.evaluation.runtime import CACHE_VARIABLE
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import atomic_write, atomic_write_text
 
 PACKAGES = ("torch", "torchaudio", "transformers", "speechbrain", "jiwer", "kenlm", "thop")
 
@@ -69,10 +70,9 @@ class Result:
         path = target if target.suffix == ".json" else target / f"{self.experiment}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         utterances = path.with_suffix(".utterances.jsonl")
-        partial = utterances.with_name(utterances.name + ".partial")
-        self.rows.write(partial)
-        os.replace(partial, utterances)
-        write_whole(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+        with atomic_write(utterances, shared=True) as partial:
+            self.rows.write(partial)
+        atomic_write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
         self.path = path
         return path
 
@@ -156,6 +156,7 @@ def provenance(seed: int | None) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
         "seed": seed,
+        "onednn_cache_capacity": os.environ.get(CACHE_VARIABLE),
         "hardware": {
             "machine": platform.machine(),
             "cpu_count": os.cpu_count(),

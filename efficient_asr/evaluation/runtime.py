@@ -7,6 +7,7 @@ repeated; median and range are kept.
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import statistics
@@ -19,9 +20,21 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr.data import Rows, iterate_batches
-from efficient_asr.evaluation.transcriber import Transcriber, move, transcribe_rows
+from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 
 WARM_UP_BATCHES = 2
+MANY, CACHE_VARIABLE = 500, "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+
+def limit_convolution_cache(utterances: int) -> None:
+    """Keep the memory of oneDNN small where so many utterances, each of a length of its own, are to be computed.
+
+    torch's convolutions on a CPU keep compiled code for the last 1024 shapes, which can take a gigabyte. With more than
+    `MANY` utterances a shape has left that cache before it comes again, so a smaller one costs no time. Only counts where no
+    convolution has run yet in this process; the Result's provenance records it.
+    """
+    if utterances > MANY:
+        os.environ.setdefault(CACHE_VARIABLE, "64")
 
 
 def device_name(device: str) -> str:
@@ -83,7 +96,7 @@ def measure_runtime(
     dict
         One entry of `runtimes` in the Result.
     """
-    move(transcriber, device)
+    transcriber.to(device)
     rows = rows.select(rows.durations.argsort(kind="stable")) if batch_size > 1 else rows
     audio_s = float(rows.durations.sum())
 

@@ -13,16 +13,17 @@ from speechbrain.nnet.RNN import LSTM
 from torch import nn
 
 from efficient_asr.data import absolute_lengths, zero_padding
-from efficient_asr.errors import UserError
-from efficient_asr.models.components import build, describe, load_weights, save_folder
-from efficient_asr.models.encoder import Encoder
-from efficient_asr.text import CharacterLabels
+from efficient_asr.models.encoders.base import Encoder
+from efficient_asr.models.parts import Part, build, describe, load_weights, save_folder
+from efficient_asr.models.sources import read_config
+from efficient_asr.text.labels import CharacterLabels
+from efficient_asr.utils.errors import UserError
 
 FORMAT = {"format": "efficient_asr", "version": 1, "kind": "ctc"}
 
 
 @dataclass
-class Reading:
+class CTCOutput:
     """What a head made of a batch.
 
     Attributes
@@ -45,7 +46,7 @@ class Reading:
         return self.logits.float().log_softmax(dim=-1)
 
 
-class CTCHead(nn.Module):
+class CTCHead(Part):
     """An optional block and a linear layer to characters.
 
     Arguments
@@ -107,23 +108,30 @@ class CTCHead(nn.Module):
         m = self.frames_per_state
         return logits.reshape(logits.shape[0], logits.shape[1] * m, -1), frame_lengths * m
 
-    def read(self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor) -> Reading:
+    def read(self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor) -> CTCOutput:
         """Run an encoder on `wavs` [batch, time] with `lengths` [batch], and itself on its output.
 
         A technique's head may run as many layers as it needs instead.
         """
         encoded = encoder(wavs, lengths)
-        return Reading(*self(encoded.states, encoded.frame_lengths))
+        return CTCOutput(*self(encoded.states, encoded.frame_lengths))
 
-    def adopt(self, trained: nn.Module) -> dict[str, torch.Tensor]:
+    def init_from(self, trained: nn.Module) -> dict[str, torch.Tensor]:
         """Return the weights to start with from a trained head (the last of several), repeated for `frames_per_state`."""
-        trained = trained.heads[-1] if hasattr(trained, "heads") else trained
+        trained = trained.single_head()
         weights = trained.state_dict()
-        if self.frames_per_state > 1 and getattr(trained, "frames_per_state", 0) == 1:
+        if self.frames_per_state > 1 and trained.frames_per_state == 1:
             # Every frame of a state starts as a copy of the one frame it had: CTC collapses them, the texts stay the same.
             for key in ("linear.weight", "linear.bias"):
                 weights[key] = torch.cat([weights[key]] * self.frames_per_state)
         return weights
+
+    def single_head(self) -> CTCHead:
+        """Return the head that another one starts from: itself, or the last where a technique has several."""
+        return self
+
+    def check(self, encoder: Encoder) -> None:
+        """Refuse, with a UserError, an encoder that the head cannot stand on."""
 
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -160,14 +168,14 @@ class CTCModel(nn.Module):
         self.frontend, self.encoder, self.head, self.labels = frontend, encoder, head, labels
         self.history: dict[str, Any] = {}
 
-    def shorten(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def apply_frontend(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the encoder gets: samples [batch, time] and lengths [batch]."""
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
         return self.frontend((zero_padding(wavs, lengths), lengths))
 
-    def recognise(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> Reading:
+    def recognise(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> CTCOutput:
         """Read a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]; options are the head's."""
-        return self.head.read(self.encoder, *self.shorten(wavs, wav_lens), **options)
+        return self.head.read(self.encoder, *self.apply_frontend(wavs, wav_lens), **options)
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Recognise a batch.
@@ -188,8 +196,8 @@ class CTCModel(nn.Module):
         frame_lengths : torch.Tensor
             Real frames of each utterance, [batch].
         """
-        reading = self.recognise(wavs, wav_lens, **options)
-        return reading.log_probs, reading.frame_lengths
+        output = self.recognise(wavs, wav_lens, **options)
+        return output.log_probs, output.frame_lengths
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return how many CTC frames come out of so many samples; both [batch]."""
@@ -200,7 +208,7 @@ class CTCModel(nn.Module):
     @property
     def technique(self) -> str:
         """Names of the techniques in the model; `none` where there is none, or all are at their identity."""
-        used = [*self.history, *(type(part).__module__.rpartition(".")[2] for part in self._used_parts())]
+        used = [*self.history, *(part.technique for part in self._used_parts())]
         return " + ".join(sorted(used)) or "none"
 
     @property
@@ -217,8 +225,13 @@ class CTCModel(nn.Module):
     def _used_parts(self) -> list[nn.Module]:
         """The parts that are techniques and not at their identity."""
         parts = (self.frontend, self.encoder, self.head)
-        techniques = [part for part in parts if type(part).__module__.startswith("efficient_asr.techniques.")]
-        return [part for part in techniques if not part.is_identity]
+        return [part for part in parts if isinstance(part, Part) and part.technique and not part.is_identity]
+
+    @property
+    def few_frames_advice(self) -> str:
+        """What to change about the parts where there are too few frames for the texts; ends in ` or `."""
+        advice = (part.few_frames_advice for part in self._used_parts())
+        return "".join(f"{each} or " for each in advice if each)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -239,8 +252,6 @@ class CTCModel(nn.Module):
         UserError
             Where the folder is damaged or of another kind.
         """
-        from efficient_asr.models import read_config
-
         config = read_config(str(folder))
         if {key: config.get(key) for key in FORMAT} != FORMAT:
             raise UserError(f"{folder}/config.json does not describe a CTC model of efficient_asr (version 1)")
@@ -250,8 +261,7 @@ class CTCModel(nn.Module):
         characters = config.get("labels")
         if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
             raise UserError(f"{folder}/config.json: the alphabet does not fit the head; the folder is damaged")
-        if hasattr(head, "check"):
-            head.check(encoder)
+        head.check(encoder)
         model = cls(frontend, encoder, head, CharacterLabels(characters))
         history = config.get("history")
         if isinstance(history, dict) and all(isinstance(entries, dict) for entries in history.values()):
@@ -283,7 +293,7 @@ class CTCModel(nn.Module):
             raise UserError(f"pretrained_model: {folder} has another alphabet ({''.join(trained.labels.characters)!r})")
         own = self.state_dict()
         other = {key: value for key, value in trained.state_dict().items() if not key.startswith("head.")}
-        other |= {f"head.{key}": value for key, value in self.head.adopt(trained.head).items()}
+        other |= {f"head.{key}": value for key, value in self.head.init_from(trained.head).items()}
         self.history = trained.history
         fitting = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
         left = [key for key in own if key not in fitting]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from efficient_asr.errors import UserError
-
-# transformers warns of what is checked here, and shows bars for what takes a second
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+from efficient_asr.utils.errors import UserError
 
 _LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, AttributeError, StrictDataclassError,
@@ -31,6 +29,20 @@ QUANTISED_HINT = (
     "Take the original model; or load this one with transformers where that package is installed, call .dequantize(), and save "
     "it with save_pretrained to another folder."
 )
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' warnings of what is checked here, and its bars for what takes a second."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
@@ -76,7 +88,8 @@ def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
 def _load(kind: type, source: str, **options: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Call `from_pretrained`; what goes wrong there becomes a UserError."""
     try:
-        return kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+        with quiet_transformers():
+            return kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
     except pickle.UnpicklingError:
         raise UserError(
             f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
@@ -136,7 +149,7 @@ def refuse_quantised(source: str, config: dict[str, Any]) -> None:
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a local directory holds a LoRA (or another adapter of peft) instead of a whole model."""
+    """Whether a local directory holds an adapter of peft instead of a whole model."""
     folder = Path(source)
     return (
         os.path.isdir(source) and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
@@ -152,7 +165,8 @@ def load_config(source: str, kind: type = AutoConfig, what: str = "model directo
         Where there is none.
     """
     try:
-        config = kind.from_pretrained(source)
+        with quiet_transformers():
+            config = kind.from_pretrained(source)
     except _LOADING_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"'{source}' is neither a {what} nor a hub id that can be reached ({reason})") from None

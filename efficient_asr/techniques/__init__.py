@@ -1,1 +1,1 @@
-"""Techniques for cheaper recognition: one idea from one paper a file, as plain torch modules and functions."""
+"""Techniques: one module or package each, found by name; see `efficient_asr.utils.technique`."""

@@ -29,13 +29,21 @@ import torch
 from speechbrain.lobes.downsampling import Conv1DDownsampler, PoolingDownsampler, SignalDownsampler
 from torch import nn
 
-from efficient_asr.errors import UserError, did_you_mean
+from efficient_asr.models.parts import Part
+from efficient_asr.utils.errors import UserError, did_you_mean
+from efficient_asr.utils.technique import Key, Technique
 
+TECHNIQUE = Technique(
+    name="downsampling",
+    parts={"downsampler": ":Downsampler"},
+    former_names={"techniques.downsampling.Downsampler": "downsampler"},
+    keys=(Key("downsampling_kernel", least=1),),
+)
 TECHNIQUES = ("none", "signal", "average", "convolutional")
 POOLING_PADDING = 2
 
 
-class Downsampler(nn.Module):
+class Downsampler(Part):
     """Shorten waveforms by a factor.
 
     Arguments
@@ -56,6 +64,9 @@ class Downsampler(nn.Module):
         Where an argument is none of these.
     """
 
+    technique = "downsampling"
+    few_frames_advice = "a smaller downsampling_factor"
+
     def __init__(
         self, technique: str, factor: float = 1, kernel_size: int | None = None, convolution_init: str = "random"
     ) -> None:
@@ -69,18 +80,18 @@ class Downsampler(nn.Module):
             raise UserError(f"downsampling_factor: '{technique}' needs a whole number, not {factor}; use 'signal'")
         if convolution_init not in ("random", "lowpass"):
             raise UserError(f"convolution_init: '{convolution_init}' is not random or lowpass")
-        self.technique = "none" if factor == 1 else technique
+        self.method = "none" if factor == 1 else technique
         self.ratio = Fraction(1 if technique == "none" else factor).limit_denominator(1000)
         self.kernel_size = kernel_size
         self.convolution_init = convolution_init
         stride = int(self.ratio)
-        if self.technique == "signal":
+        if self.method == "signal":
             # As a ratio of integers the target rate is exact: 16000/3 Hz is no integer, 3 to 1 is.
             self.filter = SignalDownsampler(self.ratio, self.ratio.numerator)
-        elif self.technique == "average":
+        elif self.method == "average":
             self.kernel_size = kernel_size or (12 if stride >= 4 else 10)
             self.filter = PoolingDownsampler(stride, self.kernel_size, padding=POOLING_PADDING)
-        elif self.technique == "convolutional":
+        elif self.method == "convolutional":
             self.kernel_size = kernel_size or 161
             self.filter = Conv1DDownsampler(stride, self.kernel_size)
             if convolution_init == "lowpass":
@@ -100,28 +111,28 @@ class Downsampler(nn.Module):
     @property
     def is_identity(self) -> bool:
         """Whether the waveform passes unchanged."""
-        return self.technique == "none"
+        return self.method == "none"
 
     @property
     def label(self) -> str:
         """Technique and factor."""
-        return f"{self.technique} x{float(self.ratio):g}"
+        return f"{self.method} x{float(self.ratio):g}"
 
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return the samples [batch] that come out of so many samples [batch]."""
-        if self.technique == "none":
+        if self.method == "none":
             return lengths
-        if self.technique == "signal":
+        if self.method == "signal":
             p, q = self.ratio.numerator, self.ratio.denominator
             return torch.div(lengths * q + p - 1, p, rounding_mode="floor")
-        padding = POOLING_PADDING if self.technique == "average" else 0
+        padding = POOLING_PADDING if self.method == "average" else 0
         windows = torch.div(lengths + 2 * padding - self.kernel_size, int(self.ratio), rounding_mode="floor") + 1
         return windows.clamp(min=0)
 
     def forward(self, wavs_and_lengths: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return shortened `(wavs, lengths)` for `wavs` [batch, time], zero behind each end, and `lengths` [batch]."""
         wavs, lengths = wavs_and_lengths
-        if self.technique == "none":
+        if self.method == "none":
             return wavs, lengths
         if wavs.shape[1] < (self.kernel_size or 1):
             wavs = nn.functional.pad(wavs, (0, self.kernel_size - wavs.shape[1]))
@@ -134,11 +145,6 @@ class Downsampler(nn.Module):
         """Return the constructor's arguments."""
         factor = int(self.ratio) if self.ratio.denominator == 1 else float(self.ratio)
         return {
-            "technique": self.technique, "factor": factor, "kernel_size": self.kernel_size,
+            "technique": self.method, "factor": factor, "kernel_size": self.kernel_size,
             "convolution_init": "random",  # the weights come from the file
         }  # fmt: skip
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Downsampler:
-        """Build a downsampler; a convolution gets random weights."""
-        return cls(**config)

@@ -22,9 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficient_asr.errors import UserError
-from efficient_asr.models.components import build, describe
-from efficient_asr.models.encoder import Encoder, EncoderOutput, EncoderState
+from efficient_asr.models.encoders.base import Encoder, EncoderOutput, EncoderState
+from efficient_asr.models.parts import build, describe
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.technique import Key, Technique
+
+TECHNIQUE = Technique(
+    name="layer_drop",
+    parts={"layer_drop": ":LayerDrop"},
+    former_names={"techniques.layer_drop.LayerDrop": "layer_drop"},
+    keys=(Key("test_layerdrop", eval_only=True), Key("test_layerdrop_seed", least=0, eval_only=True)),
+)
 
 
 class LayerDrop(Encoder):
@@ -44,6 +52,8 @@ class LayerDrop(Encoder):
     UserError
         Where `probability` is none.
     """
+
+    technique = "layer_drop"
 
     def __init__(self, encoder: Encoder, probability: float, seed: int = 0) -> None:
         super().__init__()

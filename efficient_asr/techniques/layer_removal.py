@@ -31,9 +31,14 @@ from typing import Any
 
 import torch
 
-from efficient_asr.errors import UserError
-from efficient_asr.models.encoder import Encoder, frame_mask
+from efficient_asr.models.encoders.base import Encoder, frame_mask
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.technique import Key, Technique
 
+TECHNIQUE = Technique(
+    name="layer_removal",
+    keys=(Key("kept_layers", untyped=True), Key("calibration_utterances", least=1)),
+)
 CHOICES = ("first", "last", "every", "least_redundant")
 
 

@@ -17,28 +17,41 @@ Whisper is adapted, and scored by real decoding. Computation is in float32 by de
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration
 
-from efficient_asr.errors import UserError
-from efficient_asr.models.whisper_asr import Whisper
+from efficient_asr.models.parts import stable_name
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.technique import Key, Technique
 
-try:
-    import peft
-except ImportError:  # said where it is needed
-    peft = None
-
+TECHNIQUE = Technique(
+    name="lora",
+    parts={"lora_whisper": ":LoraWhisper"},
+    former_names={"techniques.lora.LoraWhisper": "lora_whisper"},
+    keys=(Key("lora_rank", least=1), Key("lora_alpha", least=0.0), Key("lora_dropout", least=0.0, most=1.0)),
+)
 ADAPTER = "lora"
 
 
-def check_peft() -> None:
-    """Refuse, with a UserError, to go on without the package peft."""
-    if peft is None:
-        raise UserError("LoRA needs the package peft: pip install 'efficient_asr[lora]'")
+def import_peft() -> ModuleType:
+    """Return the package peft.
+
+    Raises
+    ------
+    UserError
+        Where it is not installed.
+    """
+    try:
+        return importlib.import_module("peft")
+    except ImportError:
+        raise UserError("LoRA needs the package peft: pip install 'efficient_asr[lora]'") from None
 
 
 class LoraWhisper(Whisper):
@@ -87,9 +100,9 @@ class LoraWhisper(Whisper):
         UserError
             For settings that peft refuses, such as layers that are not there.
         """
-        check_peft()
+        peft = import_peft()
         model = cls(whisper.network, whisper.tokenizer)
-        model.forget_origin()
+        model.reset_metadata()
         try:
             config = peft.LoraConfig(
                 r=rank,
@@ -103,9 +116,9 @@ class LoraWhisper(Whisper):
         model.merge = merge
         return model.eval()
 
-    def complete(self, source: str) -> LoraWhisper:
+    def load_parts(self, source: str) -> LoraWhisper:
         """Load the matrices that `save` kept apart."""
-        check_peft()
+        peft = import_peft()
         try:
             self._peft, self.merge = [peft.PeftModel.from_pretrained(self.network, str(Path(source) / ADAPTER))], False
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -116,7 +129,7 @@ class LoraWhisper(Whisper):
         """Write a plain Whisper with the matrices merged into it, or the original one with the matrices beside it."""
         adapted = copy.deepcopy(self._peft[0]).to(dtype)
         network = adapted.merge_and_unload() if self.merge else adapted.unload()
-        network.config.adapter = None if self.merge else "techniques.lora.LoraWhisper"
+        network.config.adapter = None if self.merge else stable_name(LoraWhisper)
         network.save_pretrained(folder)
         if not self.merge:
             self._peft[0].save_pretrained(folder / ADAPTER)

@@ -11,26 +11,29 @@ head; at factor 1 this is exactly the recipe `finetune_ctc`.
 import sys
 from typing import Any
 
-from efficient_asr.brains import CTCBrain
-from efficient_asr.evaluation.evaluator import Benchmark
-from efficient_asr.experiment import run
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.models.ctc import CTCModel
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
 
 
 class DownsamplingBrain(CTCBrain):
     """Adds what was done to the waveform to the Result."""
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None, records: Any = None) -> dict[str, Any]:
+    def result_details(
+        model: CTCModel, hparams: dict[str, Any], benchmark: Benchmark | None = None, records: Any = None
+    ) -> dict[str, Any]:
         """Technique, factor, and the rate that the encoder sees."""
         downsampler = model.frontend
         return {
-            "downsampling_technique": downsampler.technique,
+            "downsampling_technique": downsampler.method,
             "downsampling_factor": float(downsampler.ratio),
-            "effective_sample_rate_hz": 16000 / float(downsampler.ratio),
+            "effective_sample_rate_hz": SAMPLE_RATE / float(downsampler.ratio),
             "frames_per_state": model.head.frames_per_state,
         }
 
 
 if __name__ == "__main__":
-    sys.exit(run(DownsamplingBrain))
+    sys.exit(run(DownsamplingBrain, recipe="downsampling"))

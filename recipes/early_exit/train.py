@@ -4,8 +4,9 @@
     python recipes/early_exit/train.py hparams/early_exit.yaml --data_folder /corpora/LibriSpeech --calibrate_mean_layer 18
     python recipes/early_exit/train.py hparams/early_exit.yaml ... --test_only True --exit_rule similarity --exit_threshold 0.95
 
-The rules are explained in `efficient_asr/techniques/early_exit.py`. Rule, threshold and patience belong to measuring: one
-training serves all of them, and `scripts/sweep.py` compares many. `exit_training: two_step` trains the whole model with the last
+The rules are explained in `efficient_asr/techniques/early_exit/heads.py`. Rule, threshold and patience belong to
+measuring: one training serves all of them, and `recipes/early_exit/sweep.py` compares many. `exit_training: two_step` trains
+the whole model with the last
 head only, for `first_step_epochs`, then the other heads alone. With `calibrate_*` the validation split chooses the threshold.
 """
 
@@ -15,15 +16,16 @@ from typing import Any
 import speechbrain as sb
 import torch
 
-from efficient_asr.brains import CTCBrain, ctc_loss
 from efficient_asr.data import Rows
-from efficient_asr.errors import UserError
-from efficient_asr.evaluation.evaluator import Benchmark
-from efficient_asr.experiment import run
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.models.ctc import CTCModel, greedy_texts
-from efficient_asr.models.encoder import Encoder
-from efficient_asr.sweep import CALIBRATIONS, check_exit_settings, sweep
-from efficient_asr.techniques.early_exit import ExitHeads
+from efficient_asr.models.encoders.base import Encoder
+from efficient_asr.techniques.early_exit.heads import ExitHeads
+from efficient_asr.techniques.early_exit.sweep import CALIBRATIONS, exit_layers_of, sweep
+from efficient_asr.training.ctc import CTCBrain, ctc_loss
+from efficient_asr.training.run import run
+from efficient_asr.utils.errors import UserError
 
 
 class EarlyExitBrain(CTCBrain):
@@ -32,14 +34,7 @@ class EarlyExitBrain(CTCBrain):
     @staticmethod
     def make_head(hparams: dict[str, Any], encoder: Encoder, n_labels: int) -> ExitHeads:
         """Make a head for each exit; by default on the upper half of the layers, as in the paper."""
-        check_exit_settings(hparams)
-        layers = hparams["exit_layers"] or list(range(encoder.num_layers // 2 + 1, encoder.num_layers + 1))
-        weights = hparams["exit_loss_weights"]
-        if weights is not None and len(weights) != len(layers):
-            raise UserError(
-                f"exit_loss_weights: {list(weights)} are not {len(layers)} weights, one a layer of {layers}"
-            )
-        encoder.layerdrop = 0.0  # a head would read the layer before
+        layers = exit_layers_of(hparams, encoder)
         heads = ExitHeads([hparams["head"](encoder.hidden_size, n_labels) for _ in layers], layers)
         heads.check(encoder)
         heads.set_rule(hparams["exit_rule"], hparams["exit_threshold"], hparams["exit_patience"])
@@ -84,7 +79,7 @@ class EarlyExitBrain(CTCBrain):
         return loss
 
     @staticmethod
-    def finish(model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
+    def calibrate(model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
         """Calibrate the threshold on the validation utterances."""
         wanted = {key: hparams[f"calibrate_{key}"] for key in CALIBRATIONS}
         rule, patience = hparams["exit_rule"], hparams["exit_patience"]
@@ -94,27 +89,29 @@ class EarlyExitBrain(CTCBrain):
             print(f"calibrated on the validation split: {model.head.label}")
 
     @staticmethod
-    def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
+    def apply_eval_settings(transcriber: Transcriber, hparams: dict[str, Any]) -> None:
         """Apply the rule that is to be measured; without a threshold in the YAML the saved one stays, if it is of this rule."""
-        heads, rule, patience = model.head, hparams["exit_rule"], hparams["exit_patience"]
+        heads, rule, patience = transcriber.model.head, hparams["exit_rule"], hparams["exit_patience"]
         if hparams["exit_threshold"] is not None or rule == "none":
             heads.set_rule(rule, hparams["exit_threshold"], patience)
         elif (rule, patience) != (heads.rule, heads.patience):
             raise UserError(
                 f"exit_threshold: the model has one for {heads.rule} (patience {heads.patience}), none for {rule} (patience "
-                f"{patience}); give one, such as scripts/sweep.py --calibrate_mean_layer finds"
+                f"{patience}); give one, such as recipes/early_exit/sweep.py --calibrate_mean_layer finds"
             )
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None, records: Any = None) -> dict[str, Any]:
+    def result_details(
+        model: CTCModel, hparams: dict[str, Any], benchmark: Benchmark | None = None, records: Any = None
+    ) -> dict[str, Any]:
         """The rule; with a benchmark, how deep utterances went and what each head alone would have said."""
         rule = (model.head.rule, model.head.threshold, model.head.patience)
         details = dict(zip(("exit_rule", "exit_threshold", "exit_patience"), rule, strict=True))
         if benchmark is not None:
             found = sweep(model, benchmark, macs=False)
             details |= found.details(found.exits(*rule))
-        return CTCBrain.details_of(model) | details
+        return CTCBrain.result_details(model, hparams) | details
 
 
 if __name__ == "__main__":
-    sys.exit(run(EarlyExitBrain))
+    sys.exit(run(EarlyExitBrain, recipe="early_exit"))

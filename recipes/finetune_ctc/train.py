@@ -13,8 +13,8 @@ run leaves a model folder behind and a Result for every test split.
 
 import sys
 
-from efficient_asr.brains import CTCBrain
-from efficient_asr.experiment import run
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
 
 if __name__ == "__main__":
-    sys.exit(run(CTCBrain))
+    sys.exit(run(CTCBrain, recipe="finetune_ctc"))

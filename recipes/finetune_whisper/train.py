@@ -13,8 +13,8 @@ again, and leaves a directory in Hugging Face's layout.
 
 import sys
 
-from efficient_asr.brains import WhisperBrain
-from efficient_asr.experiment import run
+from efficient_asr.training.run import run
+from efficient_asr.training.whisper import WhisperBrain
 
 if __name__ == "__main__":
-    sys.exit(run(WhisperBrain))
+    sys.exit(run(WhisperBrain, recipe="finetune_whisper"))

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from efficient_asr.brains import CTCBrain
 from efficient_asr.data import Rows, iterate_batches
-from efficient_asr.evaluation.evaluator import Benchmark
-from efficient_asr.experiment import run
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.techniques.layer_drop import LayerDrop
 from efficient_asr.techniques.layer_removal import choose_layers, keep_layers
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
 
 
 class LayerRemovalBrain(CTCBrain):
@@ -32,7 +33,9 @@ class LayerRemovalBrain(CTCBrain):
         model = super().build(hparams, rows)
         count = min(len(rows), hparams["calibration_utterances"])
         some = rows.select(np.linspace(0, len(rows) - 1, count).astype(int))
-        batches = (model.shorten(wavs, wav_lens) for _, wavs, wav_lens in iterate_batches(some, hparams["batch_size"]))
+        batches = (
+            model.apply_frontend(wavs, wav_lens) for _, wavs, wav_lens in iterate_batches(some, hparams["batch_size"])
+        )
         kept = choose_layers(model.encoder, hparams["kept_layers"], batches)
         if len(kept) < model.encoder.num_layers:
             before = model.history.get("layer_removal", {})
@@ -46,19 +49,22 @@ class LayerRemovalBrain(CTCBrain):
         return model
 
     @staticmethod
-    def configure(model: CTCModel, hparams: dict[str, Any]) -> None:
+    def apply_eval_settings(transcriber: Transcriber, hparams: dict[str, Any]) -> None:
         """Let layers drop out at random."""
+        model = transcriber.model
         if hparams["test_layerdrop"]:
             model.encoder = LayerDrop(model.encoder, hparams["test_layerdrop"], hparams["test_layerdrop_seed"])
 
     @staticmethod
-    def details_of(model: CTCModel, benchmark: Benchmark | None = None, records: Any = None) -> dict[str, Any]:
+    def result_details(
+        model: CTCModel, hparams: dict[str, Any], benchmark: Benchmark | None = None, records: Any = None
+    ) -> dict[str, Any]:
         """Layers that are left, and the probability of leaving one out."""
         details = {"layers": model.encoder.num_layers}
         if isinstance(model.encoder, LayerDrop):
             details |= {"test_layerdrop": model.encoder.probability, "test_layerdrop_seed": model.encoder.seed}
-        return CTCBrain.details_of(model) | details
+        return CTCBrain.result_details(model, hparams) | details
 
 
 if __name__ == "__main__":
-    sys.exit(run(LayerRemovalBrain))
+    sys.exit(run(LayerRemovalBrain, recipe="layer_removal"))

@@ -12,10 +12,10 @@ import sys
 from typing import Any
 
 from efficient_asr.data import Rows
-from efficient_asr.distilling import DistillingBrain
-from efficient_asr.experiment import run
-from efficient_asr.models.whisper_asr import Whisper
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.techniques.distillation.brain import DistillingBrain
 from efficient_asr.techniques.lora import LoraWhisper
+from efficient_asr.training.run import run
 
 
 class LoraBrain(DistillingBrain):
@@ -34,11 +34,11 @@ class LoraBrain(DistillingBrain):
         )
 
     @staticmethod
-    def about(model: LoraWhisper) -> dict[str, Any]:
+    def training_details(model: LoraWhisper) -> dict[str, Any]:
         """Return what the matrices weigh, for all languages together."""
         weights = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
         return {"megabytes": weights * 4 / 1e6}
 
 
 if __name__ == "__main__":
-    sys.exit(run(LoraBrain))
+    sys.exit(run(LoraBrain, recipe="lora"))

@@ -12,7 +12,7 @@ from conftest import chirp
 
 from efficient_asr.corpora import get_corpus, jsonl, librispeech, mini, prepare_corpus
 from efficient_asr.data import read_manifest
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
 
 
 def test_mini_is_deterministic_and_splits_share_no_voice(tmp_path: Path) -> None:

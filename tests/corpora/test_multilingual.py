@@ -17,7 +17,7 @@ from efficient_asr.corpora.asterisk import read_texts, split_of
 from efficient_asr.corpora.common_voice import most_voted
 from efficient_asr.corpora.fleurs import download_split, whisper_code
 from efficient_asr.data import read_manifest
-from efficient_asr.errors import UserError
+from efficient_asr.utils.errors import UserError
 
 
 def rows_of(path: Path) -> list[dict]:

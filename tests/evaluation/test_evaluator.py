@@ -10,14 +10,16 @@ import torch
 from conftest import TEXTS
 
 from efficient_asr.data import Row, load_audio
-from efficient_asr.errors import UserError
-from efficient_asr.evaluation.evaluator import Benchmark, evaluate
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.evaluator import evaluate
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.result import Result
 from efficient_asr.evaluation.runtime import measure_runtime
-from efficient_asr.evaluation.transcriber import CTCTranscriber, Transcriber
-from efficient_asr.evaluation.transcript import Transcript
+from efficient_asr.inference.ctc import CTCTranscriber
+from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.ctc import CTCModel
+from efficient_asr.utils.errors import UserError
 
 FIELDS = """experiment recipe technique variant corpus split benchmark_hash utterances audio_s reference_words wer_percent
 wer_ci95_percent cer_percent substitutions deletions insertions wer_lm_percent parameters macs_g macs_g_per_audio_s macs_thop_g
@@ -26,7 +28,7 @@ RUNTIME_FIELDS = """device device_name threads batch_size lm runtime_s runtime_m
 peak_memory_bytes""".split()
 
 
-class Parrot:
+class Parrot(Transcriber):
     """Says what it was told to, whatever it hears, after one matrix product."""
 
     def __init__(self, texts: list[str], seconds: float = 0.0) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 
 from efficient_asr.data import load_audio
 from efficient_asr.evaluation.macs import count_macs, thop_available
-from efficient_asr.models.ssl import SSLEncoder
-from efficient_asr.models.whisper import WhisperEncoder
+from efficient_asr.models.encoders.ssl import SSLEncoder
+from efficient_asr.models.encoders.whisper import WhisperEncoder
 
 needs_thop = pytest.mark.skipif(not thop_available(), reason="thop cannot be imported on this Python (no distutils)")
 
@@ -165,7 +165,7 @@ def test_matrix_times_vector() -> None:
 @pytest.mark.parametrize("kind", ["wav2vec2-base", "wavlm-large"])
 def test_the_adapter_costs_what_the_network_costs(kind: str, ssl_sources: dict[str, str]) -> None:
     """What is shown above for transformers' own forward holds for our layer-by-layer one."""
-    from efficient_asr.models import load_encoder
+    from efficient_asr.models.encoders.load import load_encoder
 
     encoder = load_encoder(ssl_sources[kind]).eval()
     ours = count_macs(encoder, torch.randn(1, 9000), torch.tensor([9000]))
@@ -308,11 +308,12 @@ def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_d
     What counting adds is found utterance by utterance, with and without it in turn and the least disturbed of three each: whole
     evaluations, one after the other, differ by a tenth on a busy machine whether anything is counted or not.
     """
-    from efficient_asr.evaluation.evaluator import Benchmark, evaluate
-    from efficient_asr.evaluation.transcriber import CTCTranscriber
-    from efficient_asr.models import load_encoder
+    from efficient_asr.evaluation.benchmark import Benchmark
+    from efficient_asr.evaluation.evaluator import evaluate
+    from efficient_asr.inference.ctc import CTCTranscriber
     from efficient_asr.models.ctc import CTCHead, CTCModel
-    from efficient_asr.text import CharacterLabels
+    from efficient_asr.models.encoders.load import load_encoder
+    from efficient_asr.text.labels import CharacterLabels
 
     labels = CharacterLabels.from_texts(["abcdefghijklmnopqrstuvwxyz'"])
     encoder = load_encoder(str(real_models / "whisper-tiny"), output_norm=False)

@@ -8,10 +8,11 @@ from conftest import environment_folder
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from efficient_asr.data import pad_wavs
-from efficient_asr.errors import UserError
-from efficient_asr.models import load_encoder, resolve_source
-from efficient_asr.models.encoder import masked_layer_norm
-from efficient_asr.models.whisper import new_whisper_encoder
+from efficient_asr.models.encoders.base import masked_layer_norm
+from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.encoders.whisper import new_whisper_encoder
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.utils.errors import UserError
 
 KINDS = ["wav2vec2-base", "wav2vec2-large", "hubert-base", "distilhubert", "wavlm-base", "wavlm-large"]
 

@@ -13,9 +13,9 @@ from conftest import chirp, multilingual_whisper
 from safetensors.torch import load_file, save_file
 
 import efficient_asr
-from efficient_asr.errors import UserError
-from efficient_asr.models import load_encoder
-from efficient_asr.models.whisper_asr import Whisper
+from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.utils.errors import UserError
 
 
 def rename(source: str, folder: Path, change: object) -> str:
@@ -78,7 +78,9 @@ def test_a_generation_config_is_completed_from_the_tokenizer(lost: list[str], tm
     path = tmp_path / "m" / "generation_config.json"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in lost}))
     found = Whisper.from_source(str(tmp_path / "m"))
-    assert found.languages == whole.languages and found._prompt("de", _options()) == whole._prompt("de", _options())
+    assert found.labels.languages == whole.labels.languages and found.labels.prompt(
+        "de", _options()
+    ) == whole.labels.prompt("de", _options())
     if "lang_to_id" in lost:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             tokenizer = tmp_path / "m" / name
@@ -89,7 +91,7 @@ def test_a_generation_config_is_completed_from_the_tokenizer(lost: list[str], tm
 
 
 def _options() -> object:
-    from efficient_asr.models.decoding import DecodingOptions
+    from efficient_asr.models.whisper.decoding import DecodingOptions
 
     return DecodingOptions()
 

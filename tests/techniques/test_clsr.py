@@ -10,13 +10,14 @@ import torch
 from conftest import multilingual_whisper
 from safetensors import safe_open
 
-from efficient_asr.errors import UserError
-from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
-from efficient_asr.models.decoding import DecodingOptions
-from efficient_asr.models.whisper_asr import Whisper
-from efficient_asr.techniques.clsr import ExpertSettings, gate_budget_loss, language_code
-from efficient_asr.techniques.clsr_network import DistilWhisperForConditionalGeneration
-from efficient_asr.techniques.clsr_whisper import ExpertWhisper, add_experts
+from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.search import decode
+from efficient_asr.techniques.clsr.experts import ExpertSettings, gate_budget_loss, language_code
+from efficient_asr.techniques.clsr.model import ExpertWhisper, add_experts
+from efficient_asr.techniques.clsr.network import DistilWhisperForConditionalGeneration
+from efficient_asr.utils.errors import UserError
 
 LENGTHS = torch.tensor([32000, 20000, 9000])
 SETTINGS = [ExpertSettings(), ExpertSettings(rank=3), ExpertSettings(layers=["encoder.2", "decoder.1"])]
@@ -38,7 +39,7 @@ def prompts(model: Whisper, *languages: str) -> torch.Tensor:
     torch.manual_seed(3)
     tokens = torch.randint(0, 300, (len(languages), 9))
     for row, language in zip(tokens, languages, strict=True):
-        row[:4] = torch.tensor(model._prompt(language, DecodingOptions()))
+        row[:4] = torch.tensor(model.labels.prompt(language, DecodingOptions()))
     return tokens
 
 
@@ -258,7 +259,8 @@ def test_generate_does_not_remember_who_spoke_before(plain: Whisper, wavs: torch
     features = model.features(wavs, LENGTHS)
     with torch.no_grad():
         fresh = model.network.generate(features[:1], max_new_tokens=6)
-        model.decode(
+        decode(
+            model,
             model.encode(wavs, LENGTHS, languages=["de", "fr", "en"]),
             ["de", "fr", "en"],
             DecodingOptions(max_new_tokens=4),
@@ -309,7 +311,7 @@ def test_transcribing_leaves_the_chosen_expert_alone(plain: Whisper, wavs: torch
     with torch.no_grad():
         before = model.network(features, decoder_input_ids=tokens).logits
         encoded = model.encode(wavs[:1], LENGTHS[:1], languages=["fr"])
-        model.decode(encoded, ["fr"], DecodingOptions(max_new_tokens=4))
+        decode(model, encoded, ["fr"], DecodingOptions(max_new_tokens=4))
         model.language_of(wavs[0])
         assert torch.equal(model.network(features, decoder_input_ids=tokens).logits, before)
 
@@ -373,7 +375,7 @@ def test_published_expert_files_are_read(plain: Whisper, wavs: torch.Tensor, tmp
 
 
 def test_published_experts_make_a_folder_for_the_scripts(plain: Whisper, wavs: torch.Tensor, tmp_path: Path) -> None:
-    """The three lines of recipes/clsr_distillation/README.md."""
+    """The three lines of recipes/clsr/README.md."""
     model = experts_of(plain, "de", seed=5)
     torch.save(published(model, "de", "german"), tmp_path / "expert.german.bin")
     plain.save(tmp_path / "plain")
@@ -460,15 +462,18 @@ def test_gate_usage_is_counted_and_beams_follow_their_utterance(plain: Whisper, 
     model = experts_of(plain, "de", "fr", seed=5)
     encoded = model.encode(wavs, LENGTHS, languages=["de", "en", "fr"])
     for beams in (1, 3):
-        found = model.decode(encoded, ["de", "en", "fr"], DecodingOptions(num_beams=beams, max_new_tokens=5))
+        found = decode(model, encoded, ["de", "en", "fr"], DecodingOptions(num_beams=beams, max_new_tokens=5))
         assert "gate_usage" not in found[1].details
         usage = found[0].details["gate_usage"]
         assert usage["encoder.0"][1] == 100 and found[2].details["gate_usage"]["encoder.1"][1] == 28
         assert usage["decoder.0"][1] >= 5 and all(0 <= a <= b for a, b in usage.values())
-    alone = model.decode(
-        model.encode(wavs[:1], LENGTHS[:1], languages=["de"]), ["de"], DecodingOptions(num_beams=3, max_new_tokens=5)
+    alone = decode(
+        model,
+        model.encode(wavs[:1], LENGTHS[:1], languages=["de"]),
+        ["de"],
+        DecodingOptions(num_beams=3, max_new_tokens=5),
     )
-    found = model.decode(encoded, ["de", "en", "fr"], DecodingOptions(num_beams=3, max_new_tokens=5))
+    found = decode(model, encoded, ["de", "en", "fr"], DecodingOptions(num_beams=3, max_new_tokens=5))
     assert alone[0].tokens == found[0].tokens
     summary = model.summary(
         [
@@ -493,7 +498,7 @@ def test_an_unknown_language_is_detected_first(plain: Whisper, wavs: torch.Tenso
 def test_translation_leaves_the_decoder_to_the_shared_blocks(plain: Whisper, wavs: torch.Tensor) -> None:
     model = experts_of(plain, "de", seed=5)
     encoded = model.encode(wavs[:1], LENGTHS[:1], languages=["de"])
-    (found,) = model.decode(encoded, ["de"], DecodingOptions(task="translate", max_new_tokens=4))
+    (found,) = decode(model, encoded, ["de"], DecodingOptions(task="translate", max_new_tokens=4))
     assert {place.split(".")[0] for place in found.details["gate_usage"]} == {"encoder"}
 
 

@@ -13,16 +13,15 @@ import torch
 from conftest import multilingual_whisper
 
 from efficient_asr.data import Rows, write_manifest
-from efficient_asr.errors import UserError
-from efficient_asr.techniques.distillation import (
+from efficient_asr.techniques.distillation.losses import (
     DistillationLoss,
-    Teacher,
-    TeacherCache,
     TeacherDistribution,
     js_divergence,
     kl_divergence,
     with_rest,
 )
+from efficient_asr.techniques.distillation.teacher import Teacher, TeacherCache
+from efficient_asr.utils.errors import UserError
 
 
 def distributions(seed: int, shape: tuple[int, ...] = (3, 5, 11)) -> torch.Tensor:
@@ -150,8 +149,8 @@ def test_cache_says_what_the_teacher_said(tmp_path: Path, rows: Rows) -> None:
     cache = TeacherCache(tmp_path / "kept", {"teacher": "t", "temperature": 1.0, "entries": entries})
     assert cache.fill(teacher, student, rows) == 3
     assert cache.fill(teacher, student, rows) == 0
-    tokens = [student.encode_row(row) for row in rows]
-    path = cache.path("u1", tokens[1])
+    tokens = [student.labels.encode_row(row) for row in rows]
+    path = cache.store.path(f"u1\0{tokens[1]}")
     path.unlink()  # as after an interruption
     assert TeacherCache(cache.folder, cache.about).fill(teacher, student, rows) == 1
     lengths = torch.tensor([len(t) for t in tokens])

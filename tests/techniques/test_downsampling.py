@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from efficient_asr.data import pad_wavs
-from efficient_asr.errors import UserError
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.techniques.downsampling import Downsampler
+from efficient_asr.utils.errors import UserError
 
 CASES = [("signal", f) for f in (1.5, 2, 2.5, 3, 4, 7)] + [
     (t, f) for t in ("average", "convolutional") for f in (2, 3, 4)

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from efficient_asr.data import pad_wavs
-from efficient_asr.errors import UserError
 from efficient_asr.evaluation.macs import count_macs
-from efficient_asr.models import load_encoder
 from efficient_asr.models.ctc import CTCHead, CTCModel
-from efficient_asr.models.whisper import new_whisper_encoder
-from efficient_asr.techniques import early_exit
+from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.encoders.whisper import new_whisper_encoder
 from efficient_asr.techniques.downsampling import Downsampler
-from efficient_asr.techniques.early_exit import NEVER, RULES, ExitHeads
+from efficient_asr.techniques.early_exit import heads as early_exit
+from efficient_asr.techniques.early_exit.heads import NEVER, RULES, ExitHeads
 from efficient_asr.techniques.layer_drop import LayerDrop
 from efficient_asr.techniques.layer_removal import choose_layers, keep_layers, layer_redundancies, parse_choice
-from efficient_asr.text import CharacterLabels
+from efficient_asr.text.labels import CharacterLabels
+from efficient_asr.utils.errors import UserError
 
 KINDS = ("whisper", "wav2vec2-base", "hubert-base", "wavlm-base", "wavlm-large")
 LABELS = CharacterLabels.from_texts(["abcdefghij"])
@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest, ssl_sources: dict[str, str]) -> CTCMod
 def with_exits(model: CTCModel, layers: list[int], rule: str = "none", threshold: float | None = None) -> CTCModel:
     """The same model with heads that start as copies of its own, then go their own ways."""
     heads = ExitHeads([CTCHead.from_config(model.head.config) for _ in layers], layers, rule, threshold)
-    heads.load_state_dict(heads.adopt(model.head))
+    heads.load_state_dict(heads.init_from(model.head))
     torch.manual_seed(5)
     for head in heads.heads[:-1]:
         for parameter in head.parameters():
@@ -59,7 +59,7 @@ def outputs(model: CTCModel, wavs: list[torch.Tensor]) -> tuple[torch.Tensor, to
 
 def hidden(model: CTCModel, wavs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
-        return model.encoder(*model.shorten(*pad_wavs(wavs)), output_hidden_states=True).hidden_states
+        return model.encoder(*model.apply_frontend(*pad_wavs(wavs)), output_hidden_states=True).hidden_states
 
 
 # ------------------------------------------------------------ layer removal
@@ -77,7 +77,7 @@ def test_kept_layers_compute_what_they_would_alone(model: CTCModel, wavs: list[t
     """The cut network equals the whole one whose other layers are skipped; its parameters are gone, from the file too."""
     single = wavs[:1]
     with torch.no_grad():
-        samples, lengths = model.shorten(*pad_wavs(single))
+        samples, lengths = model.apply_frontend(*pad_wavs(single))
         state = model.encoder.begin(samples, lengths)
         if model.encoder.first_droppable_layer and kept[0] != 1:  # WavLM's bias comes from its first layer
             state.position_bias = model.encoder.run_layer(0, state).position_bias
@@ -145,7 +145,7 @@ def test_choices_that_are_none(bad: object) -> None:
 
 
 def test_redundancy_is_the_mean_cosine_over_real_frames(model: CTCModel, wavs: list[torch.Tensor]) -> None:
-    together = layer_redundancies(model.encoder, [model.shorten(*pad_wavs(wavs))])
+    together = layer_redundancies(model.encoder, [model.apply_frontend(*pad_wavs(wavs))])
     alone, frames = torch.zeros(3, dtype=torch.float64), 0
     for wav in wavs:
         states = [h[0].double() for h in hidden(model, [wav])]
@@ -236,7 +236,7 @@ def middle_threshold(model: CTCModel, wavs: list[torch.Tensor], rule: str, patie
         return fn(*args), 0
 
     with torch.no_grad():
-        found = [model.head.trace(model.encoder, *model.shorten(*pad_wavs([wav])), plain) for wav in wavs]
+        found = [model.head.trace(model.encoder, *model.apply_frontend(*pad_wavs([wav])), plain) for wav in wavs]
     if rule == "agreement":
         values = sorted(utterance[1][rule] for utterance in found)
         return (values[0] + values[1]) / 2
@@ -271,7 +271,7 @@ def test_macs_of_an_exit_are_those_of_what_ran(wavs: list[torch.Tensor]) -> None
     head = CTCHead(32, len(LABELS), "none")
     model = with_exits(CTCModel(torch.nn.Identity(), encoder, head, LABELS).eval(), [1, 2, 3])
     batch, wav_lens = pad_wavs(wavs[:1])
-    samples, lengths = model.shorten(batch, wav_lens)
+    samples, lengths = model.apply_frontend(batch, wav_lens)
     frames = int(encoder.frame_lengths(lengths))
     begin = count_macs(encoder.begin, samples, lengths).macs
     one, read = 12 * frames * 32**2 + 2 * frames**2 * 32, frames * 32 * len(LABELS)
@@ -336,7 +336,7 @@ def test_heads_are_taken_over_by_layer(model: CTCModel) -> None:
     for layers, copies in (([2, 3], 1), ([1, 3], 2)):
         config = model.head.config | {"frames_per_state": copies}
         heads = ExitHeads([CTCHead.from_config(config) for _ in layers], layers)
-        heads.load_state_dict(heads.adopt(trained))
+        heads.load_state_dict(heads.init_from(trained))
         for layer, head in zip(layers, heads.heads, strict=True):
             weight = trained.heads[layer - 1].linear.weight
             assert torch.equal(head.linear.weight, torch.cat([weight] * copies))

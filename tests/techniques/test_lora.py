@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import multilingual_whisper
 
-from efficient_asr.errors import UserError
-from efficient_asr.evaluation.whisper_decoding import WhisperTranscriber
-from efficient_asr.models.whisper_asr import Whisper
+from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.lora import LoraWhisper
+from efficient_asr.utils.errors import UserError
 
 LENGTHS = torch.tensor([32000, 20000])
 

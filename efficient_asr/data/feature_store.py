@@ -1,0 +1,156 @@
+"""A store of features on the disk: named tensors of many utterances, one safetensors file each.
+
+A folder holds `meta.json`, which says what the features depend on, and `<ab>/<digest>.safetensors`, where the digest is that of
+the utterance's name. A file appears complete or not at all, so an interrupted pass continues behind the last one, and several
+processes may write at once. Stores of the first version are read too: `about.json` in place of `meta.json`, and encoder states
+packed into one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from efficient_asr.utils.errors import UserError, check_writable
+from efficient_asr.utils.files import atomic_write, atomic_write_text, read_complete_lines
+from efficient_asr.utils.technique import current_value
+
+META, FORMER_META = "meta.json", "about.json"
+
+
+class FeatureStore:
+    """Features of many utterances.
+
+    Arguments
+    ---------
+    folder : Path
+        Where they are.
+    meta : dict, optional
+        What they depend on, for writing; compared with what is there. None opens for reading.
+    what : str
+        What they are, or the option that names the folder, for messages.
+
+    Raises
+    ------
+    UserError
+        Where there is no store, or one that depends on something else.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any] | None = None, what: str = "features") -> None:
+        self.folder, self.what = Path(folder), what
+        path = next((p for name in (META, FORMER_META) if (p := self.folder / name).is_file()), None)
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
+        if found is not None:
+            found = {key: current_value(key, value) for key, value in found.items()}
+        if found is None and meta is None:
+            raise UserError(f"{what}: there are none at {folder}")
+        if found is not None and meta is not None and found != meta:
+            keys = [key for key in {**found, **meta} if found.get(key) != meta.get(key)]
+            raise UserError(f"{what}: {folder} differs in {', '.join(keys)}; name another folder or delete this one")
+        self.meta = found or meta
+        if found is None:
+            check_writable(self.folder, what)
+            atomic_write_text(self.folder / META, json.dumps(meta, indent=1) + "\n")
+        self._packed = _PackedStates.of(self.folder)
+
+    def path(self, name: str) -> Path:
+        """Return the file of an utterance."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:24]
+        return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def __contains__(self, name: str) -> bool:
+        return self.path(name).is_file() or (self._packed is not None and name in self._packed.places)
+
+    def __len__(self) -> int:
+        packed = len(self._packed.places) if self._packed is not None else 0
+        return packed + sum(1 for _ in self.folder.glob("??/*.safetensors"))
+
+    def holds(self, name: str, about: dict[str, str]) -> bool:
+        """Whether there is an intact file of an utterance that was written with the same `about`."""
+        try:
+            with safe_open(self.path(name), "pt") as file:
+                found = file.metadata() or {}
+        except (SafetensorError, OSError):
+            return False
+        return all(found.get(key) == value for key, value in about.items())
+
+    def check_room(self, needed: int, advice: str) -> None:
+        """Refuse to begin what the disk has no room for.
+
+        Arguments
+        ---------
+        needed : int
+            Bytes.
+        advice : str
+            What to do instead, for the message.
+
+        Raises
+        ------
+        UserError
+            With both numbers.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"{self.what}: {self.folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; {advice}"
+            )
+
+    def write(self, name: str, features: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+        """Write the features of an utterance, with what else they depend on; a file that exists is replaced."""
+        path = self.path(name)
+        path.parent.mkdir(exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in features.items()}
+        with atomic_write(path, shared=True) as partial:
+            save_file(tensors, partial, about)
+
+    def read(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the features of an utterance.
+
+        Raises
+        ------
+        UserError
+            Where there are none, or their file is damaged.
+        """
+        path = self.path(name)
+        if self._packed is not None and not path.is_file() and name in self._packed.places:
+            return {"states": self._packed.read(name)}
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{self.what}: {path} cannot be read ({str(error).splitlines()[0]}); delete it, then rerun what wrote it"
+            ) from None
+
+
+class _PackedStates:
+    """Encoder states as the first version kept them: `states.f16`, all frames one after the other, and `index.jsonl`."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self.states, self.shape = folder / "states.f16", shape
+        self.frames = self.states.stat().st_size // (2 * shape[0] * shape[1])
+        self.places: dict[str, tuple[int, int]] = {}
+        for entry, _, _ in read_complete_lines(folder / "index.jsonl"):
+            if entry["first"] + entry["frames"] <= self.frames:
+                self.places[entry["id"]] = (entry["first"], entry["frames"])
+
+    @classmethod
+    def of(cls, folder: Path) -> _PackedStates | None:
+        """Open those of a folder; None where there are none."""
+        if not ((folder / "states.f16").is_file() and (folder / "index.jsonl").is_file()):
+            return None
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        return cls(folder, (meta["states"], meta["dim"]))
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return the states of an utterance, [frames, states, dim], in half precision."""
+        first, count = self.places[name]
+        values = np.memmap(self.states, np.float16, "r", shape=(self.frames, *self.shape))
+        return torch.from_numpy(np.array(values[first : first + count]))

@@ -1,0 +1,65 @@
+"""efficient_asr.data.padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from efficient_asr.utils.errors import UserError
+
+
+def pad_wavs(wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad waveforms with zeros to `wavs` [batch, time] and relative `wav_lens` [batch]."""
+    lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.float64)
+    batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+    return batch, lengths / batch.shape[1]
+
+
+def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor) -> torch.Tensor:
+    """Turn relative `wav_lens` [batch] into sample counts [batch] of `wavs` [batch, time]."""
+    return (wav_lens.to(torch.float64) * wavs.shape[1]).round().long().clamp(max=wavs.shape[1])
+
+
+def check_wavs(wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return waveforms as models take them: float, [batch, time], with relative lengths [batch].
+
+    Integers, as libraries read them from files, are brought to the range from -1 to 1.
+
+    Raises
+    ------
+    UserError
+        Where the samples or the lengths are of another kind than they must be.
+    """
+    wavs = torch.as_tensor(wavs)
+    wav_lens = torch.as_tensor(wav_lens, device=wavs.device)
+    if wavs.dim() == 1:
+        wavs, wav_lens = wavs[None], wav_lens.reshape(1)
+    if wavs.dim() != 2 or wav_lens.shape != wavs.shape[:1]:
+        raise UserError(
+            f"wavs must be [batch, time] and wav_lens [batch], not {list(wavs.shape)} and {list(wav_lens.shape)}"
+        )
+    if len(wav_lens) and (float(wav_lens.max()) > 1.0 + 1e-6 or float(wav_lens.min()) < 0):
+        raise UserError(
+            f"wav_lens are shares of the longest, from 0 to 1, not {float(wav_lens.max()):g}; divide samples by {wavs.shape[1]}"
+        )
+    if not wavs.is_floating_point():
+        if wavs.dtype == torch.uint8:
+            return (wavs.float() - 128) / 128, wav_lens
+        if wavs.dtype not in (torch.int16, torch.int32):
+            raise UserError(f"samples of type {wavs.dtype} are not audio; give floats from -1 to 1, or 16-bit integers")
+        return wavs.float() / -torch.iinfo(wavs.dtype).min, wav_lens
+    wavs = wavs.float()
+    peak = float(wavs.abs().max()) if wavs.numel() else 0.0
+    if peak > 250:  # no recording of floats, and hardly a silent one of 16-bit values
+        raise UserError(f"samples up to {peak:g}: floats must be from -1 to 1; divide 16-bit values by 32768")
+    if peak != peak:
+        raise UserError("there are samples that are not finite (NaN)")
+    return wavs, wav_lens
+
+
+def zero_padding(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Set everything behind `lengths` [batch] to zero in `values` [batch, time, ...]."""
+    if bool((lengths == values.shape[1]).all()):
+        return values
+    mask = torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None]
+    return values * mask.reshape(*mask.shape, *[1] * (values.dim() - 2))

@@ -1,0 +1,107 @@
+"""Benchmark: fixed utterances with normalised references."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.data import Row, Rows, read_manifest
+from efficient_asr.inference.transcriber import MANIFEST
+from efficient_asr.text.languages import normalise_or_keep
+from efficient_asr.text.normalise import get_normaliser
+from efficient_asr.utils.errors import UserError
+
+
+@dataclass
+class Benchmark:
+    """Fixed utterances with normalised references.
+
+    Attributes
+    ----------
+    corpus, split : str
+        Names for the tables.
+    rows : Rows
+        Utterances, `text` as in the manifest; a list of dicts will do.
+    normaliser : str
+        Applied to references and hypotheses alike.
+    language : str
+        Of utterances that do not name theirs.
+    task : str
+        `transcribe`, or `translate`: references are then the rows' `translation`, in English, and BLEU is computed too.
+        Utterances without one are left out.
+    """
+
+    corpus: str
+    split: str
+    rows: Rows
+    normaliser: str = "plain"
+    language: str = "en"
+    task: str = "transcribe"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rows, Rows):
+            self.rows = Rows.of(self.rows)
+        if self.task == "translate":
+            if importlib.util.find_spec("sacrebleu") is None:
+                raise UserError("task: BLEU of translations needs sacrebleu: pip install 'efficient_asr[translation]'")
+            known = [i for i, row in enumerate(self.rows) if row.get("translation")]
+            if not known:
+                raise UserError(
+                    f"task: no utterance of {self.corpus}/{self.split} has a `translation` to compare with; some corpora add "
+                    "them by an option (see corpus_options)"
+                )
+            if len(known) < len(self.rows):
+                without = len(self.rows) - len(known)
+                print(
+                    f"{self.corpus}/{self.split}: {without} of {len(self.rows)} utterances have no `translation`, left out"
+                )
+                self.rows = self.rows.select(known)
+
+    @classmethod
+    def from_manifest(
+        cls,
+        path: Path,
+        corpus: str | None = None,
+        split: str | None = None,
+        normaliser: str = "plain",
+        columns: dict[str, Any] | None = None,
+        skip_bad: bool = False,
+        skipped_file: Path | None = None,
+        check_audio: str = "header",
+        cache: Path | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+    ) -> Benchmark:
+        """Read a manifest, see `read_manifest`; names default to those of its folder and file."""
+        get_normaliser(normaliser)
+        path = Path(path)
+        rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, cache=cache)
+        unnamed = "en" if language in (None, MANIFEST) else normalise_or_keep(language)
+        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, unnamed, task)
+
+    def normalise(self, text: str, row: Row) -> str:
+        """Normalise a text in the language of its utterance, or in English where that is what is asked for."""
+        language = "en" if self.task == "translate" else row.get("language") or self.language
+        return get_normaliser(self.normaliser)(text, language)
+
+    def reference(self, row: Row) -> str:
+        """Return what should come out, as it is written."""
+        return row["translation"] if self.task == "translate" else row["text"]
+
+    @property
+    def references(self) -> list[str]:
+        """Normalised references, in order."""
+        return [self.normalise(self.reference(row), row) for row in self.rows]
+
+    @property
+    def hash(self) -> str:
+        """Changes with any utterance, reference or duration, and with the normaliser."""
+        content = [
+            [row["id"], text, round(row["duration"], 2), *([row["offset"]] if "offset" in row else [])]
+            for row, text in zip(self.rows, self.references, strict=True)
+        ]
+        return hashlib.sha256(json.dumps([self.normaliser, sorted(content)]).encode()).hexdigest()[:16]

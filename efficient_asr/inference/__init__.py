@@ -1,0 +1,1 @@
+"""Inference: transcribers, language models, long audio."""

@@ -1,0 +1,221 @@
+"""Whisper as a Transcriber.
+
+Every utterance gets a window and a log-mel normalisation of its own, so that a transcript cannot depend on its batch mates.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs, zero_padding
+from efficient_asr.inference.transcriber import MANIFEST, Transcriber
+from efficient_asr.inference.transcript import Transcript
+from efficient_asr.models.log_mel import HOP
+from efficient_asr.models.whisper import search
+from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.text.languages import normalise_or_keep
+from efficient_asr.utils.errors import UserError
+
+
+class WhisperTranscriber(Transcriber):
+    """A Whisper with decoding options; transcribes in one step or in two.
+
+    Arguments
+    ---------
+    model : Whisper
+        The model, put into evaluation mode.
+    language : str, optional
+        Language of the audio as an ISO 639-1 code; None lets Whisper detect it, utterance by utterance; `manifest` wants to
+        be told (`languages` of `transcribe`), and detects where it is not.
+    options : DecodingOptions, optional
+        How to decode; greedily by default.
+
+    Raises
+    ------
+    UserError
+        Where the model does not know the language.
+    """
+
+    shows_encoder = True
+
+    def __init__(self, model: Whisper, language: str | None = None, options: DecodingOptions | None = None) -> None:
+        self.takes_languages = language == MANIFEST
+        language = None if self.takes_languages else normalise_or_keep(language)
+        model.labels.check_language(language)
+        self.model, self.language, self.options = model.eval(), language, options or DecodingOptions()
+        self.window_s = model.window_samples / SAMPLE_RATE
+
+    @classmethod
+    def from_source(cls, source: str, language: str | None = None, **options: Any) -> WhisperTranscriber:
+        """Load a Hugging Face directory or hub id in float32; options are those of DecodingOptions.
+
+        Raises
+        ------
+        UserError
+            Where it cannot be loaded or an option is unknown.
+        """
+        options = DecodingOptions.of(options)
+        return cls(Whisper.from_source(source), language, options)
+
+    def check_rows(self, rows: Iterable[Row], split: str) -> None:
+        """Refuse utterances in a language that the model does not know, before the first of them is transcribed.
+
+        Raises
+        ------
+        UserError
+            Naming the first one.
+        """
+        for row in rows if self.takes_languages else ():
+            try:
+                self.model.labels.check_language(row.get("language"))
+            except UserError as error:
+                raise UserError(f"utterance '{row['id']}' of '{split}': {error}") from None
+
+    def encode(
+        self,
+        wavs: torch.Tensor,
+        wav_lens: torch.Tensor,
+        hidden_states: bool = False,
+        languages: list[str | None] | None = None,
+    ) -> Encoded:
+        """First step: run the encoder on [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
+        wavs, wav_lens = check_wavs(wavs, wav_lens)
+        lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
+        languages = languages or [self.language] * len(wavs)
+        with torch.no_grad():
+            return self.model.encode(zero_padding(wavs, lengths), lengths, hidden_states, languages)
+
+    def decode(self, encoded: Encoded, languages: list[str | None] | None = None) -> list[Transcript]:
+        """Second step: search the texts."""
+        with torch.no_grad():
+            languages = languages or [self.language] * len(encoded.states)
+            hypotheses = search.decode(self.model, encoded, languages, self.options)
+        return [Transcript(hypothesis.text, self._details(hypothesis)) for hypothesis in hypotheses]
+
+    def transcribe(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+    ) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most a window each.
+
+        `languages` [batch], where given, stand for the transcriber's own.
+        """
+        languages = languages and [normalise_or_keep(language) for language in languages]
+        return self.decode(self.encode(wavs, wav_lens, languages=languages), languages)
+
+    def for_long_audio(self) -> WhisperTranscriber:
+        """Return a transcriber of the same model for pieces of long audio; see `DecodingOptions.for_long_audio`."""
+        pieces = copy.copy(self)
+        pieces.options = self.options.for_long_audio()
+        return pieces
+
+    def cost_key(self, transcript: Transcript) -> tuple | None:
+        """Return what alone tells MACs apart, where it is known: with greedy decoding of a window, the number of tokens."""
+        greedy = self.options.num_beams == 1 and len(self.options.schedule) == 1 and self.model.cost_is_fixed
+        tokens = transcript.details.get("tokens")  # of one window
+        return (tokens, self.language is None) if greedy and tokens is not None else None
+
+    @property
+    def technique(self) -> str:
+        """Technique of the model."""
+        return self.model.technique
+
+    @property
+    def label(self) -> str:
+        """Variant of the model."""
+        return self.model.label
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the model knows; empty for a model of one."""
+        return tuple(self.model.labels.languages)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Network, language and decoding options."""
+        decoding = {"language": self.language, "takes_languages": self.takes_languages, "options": str(self.options)}
+        return self.model.settings | decoding
+
+    def encoder_shape(self) -> tuple[int, int, int]:
+        """Return hidden states a frame (layers and one), their dimension, and the frames of a window."""
+        config = self.model.network.config
+        return config.encoder_layers + 1, config.d_model, config.max_source_positions
+
+    def _details(self, hypothesis: Hypothesis) -> dict[str, Any]:
+        """What is worth knowing besides the text."""
+        details = {
+            "avg_logprob": hypothesis.avg_logprob, "entropy": hypothesis.entropy, "tokens": len(hypothesis.tokens),
+        }  # fmt: skip
+        if self.model.labels.languages and self.language is None:
+            details["language"] = hypothesis.language
+        if self.options.no_speech_threshold is not None:
+            details["no_speech_prob"] = hypothesis.no_speech_prob
+        if len(self.options.schedule) > 1:
+            details["temperature"] = hypothesis.temperature
+        if self.options.timestamps:
+            details["segments"] = hypothesis.segments
+        return details | hypothesis.details
+
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the technique did over a whole benchmark."""
+        return self.model.summary(records)
+
+    def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
+        """Transcribe long audio [time] window by window, each starting where the last timestamp of the one before ended.
+
+        This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) in transformers' implementation. Without a language
+        (the transcriber's own, where none is given) it is detected on the first window.
+        """
+        self.model.labels.check_timestamps()
+        if len(self.model.tokenizer) > self.model.labels.timestamp_tokens.stop:
+            # transformers would take them for timestamps, and lose them
+            raise UserError(
+                "long_audio: the tokenizer has words behind the timestamps, which sequential decoding loses; take pauses"
+            )
+        network, options = self.model.network, self.options
+        samples = torch.nn.functional.pad(wav.to(self.model.device), (0, -len(wav) % HOP))
+        samples = torch.nn.functional.pad(samples, (0, max(0, self.model.window_samples - len(samples))))
+        features = self.model.log_mel(samples[None], torch.tensor([len(samples)], device=samples.device))
+        with torch.no_grad():
+            language = language or self.language or self.model.language_of(wav.to(self.model.device))
+        chosen: dict[str, Any] = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
+        if self.model.labels.languages:
+            chosen |= {"language": language, "task": options.task}
+        if options.max_new_tokens is not None:
+            chosen["max_new_tokens"] = options.max_new_tokens
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)  # the fallback samples
+            tokens = network.generate(
+                features,
+                attention_mask=torch.ones(features.shape[::2], dtype=torch.long, device=features.device),
+                return_timestamps=True,
+                return_segments=True,
+                temperature=options.schedule if len(options.schedule) > 1 else options.schedule[0],
+                compression_ratio_threshold=options.compression_ratio_threshold,
+                logprob_threshold=options.logprob_threshold,
+                no_speech_threshold=options.no_speech_threshold,
+                **chosen,
+            )
+        segments = [
+            {
+                "start_s": float(part["start"]), "end_s": float(part["end"]),
+                "text": self.model.labels.text(part["tokens"].tolist()),
+            }
+            for part in tokens["segments"][0]
+        ]  # fmt: skip
+        text = " ".join(segment["text"] for segment in segments if segment["text"])
+        return Transcript(text, {"long_audio": "sequential", "segments": segments})
+
+    def to(self, device: str) -> WhisperTranscriber:
+        """Move to a device and return itself."""
+        self.model.to(device)
+        return self
+
+    def parameters_count(self) -> int:
+        """Number of weights; those of the tied output layer once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())

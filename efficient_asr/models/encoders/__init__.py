@@ -1,0 +1,1 @@
+"""Encoders, shown layer by layer."""

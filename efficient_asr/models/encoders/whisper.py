@@ -1,0 +1,155 @@
+"""Whisper's encoder behind the interface of all encoders, on the audio's own length.
+
+Whisper was trained on 30 s windows, mostly padding. Here the encoder sees an utterance's own frames only: the log-mel
+frames of the real audio, its first position embeddings, and nothing else. A fine-tuned CTC head has no use for the
+padding, and a 3 s utterance costs a tenth. The log-mel is normalised per utterance (SpeechBrain's wrapper takes the
+maximum over the batch) and equals Whisper's own on those frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import WhisperConfig, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperEncoderNetwork
+
+from efficient_asr.data import SAMPLE_RATE, zero_padding
+from efficient_asr.models.encoders.base import (
+    Encoder,
+    EncoderState,
+    advance,
+    attention_mask,
+    plain_network_config,
+)
+from efficient_asr.models.loading import load_network
+from efficient_asr.models.log_mel import HOP, LogMel, encoder_frames
+from efficient_asr.utils.errors import UserError
+
+
+class WhisperEncoder(Encoder):
+    """Whisper's encoder.
+
+    Arguments
+    ---------
+    network : transformers' WhisperEncoder
+        The network.
+    output_norm : bool
+        Whether the output is normalised per utterance, after Whisper's own final layer norm.
+    freeze : bool
+        Train nothing.
+    freeze_feature_extractor : bool
+        Do not train the two convolutions.
+    spec_augment : bool
+        Mask time and frequency bands of the log-mel in training.
+    spec_augment_masks : int
+        Masks of each kind.
+    spec_augment_frames, spec_augment_bands : int
+        Widest mask of time, in frames of 10 ms, and of frequency, in mel bands.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        output_norm: bool = False,
+        freeze: bool = False,
+        freeze_feature_extractor: bool = True,
+        spec_augment: bool = False,
+        spec_augment_masks: int = 2,
+        spec_augment_frames: int = 40,
+        spec_augment_bands: int = 15,
+    ) -> None:
+        super().__init__()
+        self.model = network
+        self.output_norm, self.spec_augment = output_norm, spec_augment
+        self.masks = (spec_augment_masks, spec_augment_frames, spec_augment_bands)
+        self.hidden_size = network.config.d_model
+        self.layerdrop = network.config.encoder_layerdrop
+        self.log_mel = LogMel(network.config.num_mel_bins)
+        if freeze_feature_extractor or freeze:
+            network.conv1.requires_grad_(False)
+            network.conv2.requires_grad_(False)
+        if freeze:
+            network.requires_grad_(False)
+
+    @classmethod
+    def from_source(cls, source: str, **options: Any) -> WhisperEncoder:
+        """Load weights from a hub id or a local directory."""
+        return cls(load_network(WhisperModel, source).encoder, **options)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WhisperEncoder:
+        """Build the network of `to_config` with random weights."""
+        network = WhisperEncoderNetwork(WhisperConfig(**plain_network_config(config["network"], ("whisper",))))
+        return cls(network, output_norm=config["output_norm"])
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the network's configuration as plain data."""
+        network = self.model.config.to_diff_dict() | {"encoder_layers": self.num_layers, "model_type": "whisper"}
+        return {"network": network, "output_norm": self.output_norm}
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers."""
+        return self.model.layers
+
+    def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return frames [batch] for samples [batch]."""
+        return encoder_frames(lengths)
+
+    def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
+        """Compute log-mel features, run the convolutions, add positions."""
+        lengths = lengths.to(wavs.device)
+        mel_lengths, frame_lengths = lengths // HOP, self.frame_lengths(lengths)
+        limit = self.model.config.max_source_positions
+        if int(frame_lengths.max()) > limit:
+            raise UserError(
+                f"{int(lengths.max()) / SAMPLE_RATE:.1f} s of audio in one utterance, but this Whisper encoder has "
+                f"positions for {limit * 2 * HOP / SAMPLE_RATE:.0f} s; split the audio"
+            )
+        mel = self.log_mel(wavs, lengths)
+        if self.training and self.spec_augment:
+            mel = _mask_bands(mel, *self.masks)
+        # conv1 looks at its neighbours: what it sees behind the end must be the zeros it would see at batch 1.
+        states = nn.functional.gelu(self.model.conv1(mel))
+        states = zero_padding(states.transpose(1, 2), mel_lengths).transpose(1, 2)
+        states = nn.functional.gelu(self.model.conv2(states)).transpose(1, 2)
+        states = states + self.model.embed_positions.weight[: states.shape[1]]
+        states = nn.functional.dropout(states, self.model.dropout, self.training)
+        mask = attention_mask(self.model.config, states, frame_lengths)
+        return EncoderState(states, frame_lengths, mask)
+
+    def run_layer(self, index: int, state: EncoderState) -> EncoderState:
+        """Run one transformer layer."""
+        return advance(state, self.layers[index](state.states, state.mask))
+
+    def finish(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the final layer norm."""
+        return self.model.layer_norm(states)
+
+
+def _mask_bands(mel: torch.Tensor, masks: int, frames: int, bands: int) -> torch.Tensor:
+    """SpecAugment (arXiv 1904.08779) without warping: zero `masks` stretches of time and of frequency in each row."""
+    keep = torch.ones_like(mel, requires_grad=False)
+    for row in keep.unbind():
+        for dim, widest in ((1, frames), (0, bands)):
+            size = row.shape[dim]
+            for _ in range(masks):
+                width = int(torch.randint(min(widest, size) + 1, ()))
+                start = int(torch.randint(size - width + 1, ()))
+                row.narrow(dim, start, width).zero_()
+    return mel * keep
+
+
+def new_whisper_encoder(
+    d_model: int, layers: int, heads: int, n_mels: int = 80, dropout: float = 0.1, **options: Any
+) -> WhisperEncoder:
+    """Make a small encoder of Whisper's architecture with random weights, to be trained from scratch."""
+    config = WhisperConfig(
+        d_model=d_model, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * d_model,
+        num_mel_bins=n_mels, dropout=dropout, attention_dropout=dropout, decoder_layers=1, vocab_size=8,
+        decoder_attention_heads=heads, decoder_ffn_dim=8, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return WhisperEncoder(WhisperEncoderNetwork(config), **options)

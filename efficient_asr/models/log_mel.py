@@ -1,0 +1,50 @@
+"""efficient_asr.models.log_mel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.audio_utils import mel_filter_bank
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.encoders.base import (
+    frame_mask,
+)
+
+N_FFT, HOP = 400, 160
+
+
+def encoder_frames(samples: Any) -> Any:
+    """Return Whisper's encoder frames for samples (numbers or tensors): one for every 320, rounded up from whole mel frames."""
+    return (samples // HOP + 1) // 2
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel features, per utterance.
+
+    Arguments
+    ---------
+    n_mels : int
+        Number of mel bands (80, or 128 for large-v3).
+    """
+
+    def __init__(self, n_mels: int) -> None:
+        super().__init__()
+        bank = mel_filter_bank(1 + N_FFT // 2, n_mels, 0.0, 8000.0, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+        self.register_buffer("filters", torch.from_numpy(bank).float().T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return [batch, n_mels, frames]; frames behind `lengths // 160` are zero."""
+        # Zeros behind the end, as in Whisper's padded window: without them the last frames would mirror the signal.
+        wavs = nn.functional.pad(wavs.float(), (0, N_FFT))
+        frames = lengths // HOP
+        with torch.autocast(wavs.device.type, enabled=False):  # 1e-10 is nothing in half precision
+            spectrum = torch.stft(wavs, N_FFT, HOP, window=self.window, return_complex=True)
+            power = spectrum[..., : max(1, int(frames.max()))].abs().pow(2)
+            log_mel = torch.matmul(self.filters, power).clamp(min=1e-10).log10()
+        mask = frame_mask(frames, log_mel.shape[2])[:, None]
+        loudest = log_mel.masked_fill(~mask, -torch.inf).amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0 * mask

@@ -1,0 +1,187 @@
+"""Saving and loading models made of parts, as plain data.
+
+A part is a module with `to_config() -> dict` and a class method `from_config(dict)`. In `config.json` it stands as
+`{"type": "<name>", "config": {...}}`, with a name that does not depend on where its class lives: those of `CORE_PARTS`, and what
+techniques declare (`efficient_asr.utils.technique`). A downloaded file can name nothing else. Folders of the first version, which
+store the path of the class, are read through `FORMER_NAMES` and the `former_names` of the techniques.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import atomic_write, atomic_write_text
+from efficient_asr.utils.technique import current_value, find, merged, techniques, unknown_part
+
+CORE_PARTS = {
+    "ctc_head": "efficient_asr.models.ctc:CTCHead",
+    "ssl_encoder": "efficient_asr.models.encoders.ssl:SSLEncoder",
+    "whisper_encoder": "efficient_asr.models.encoders.whisper:WhisperEncoder",
+}
+FORMER_NAMES = {
+    "models.ctc.CTCHead": "ctc_head",
+    "models.ssl.SSLEncoder": "ssl_encoder",
+    "models.whisper.WhisperEncoder": "whisper_encoder",
+}
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class Part(nn.Module):
+    """Base class of what stands in a model folder.
+
+    Attributes
+    ----------
+    technique : str or None
+        Name of the technique that it belongs to; None for what every model has.
+    is_identity : bool
+        Whether it is at the setting that changes nothing.
+    label : str
+        What the technique calls its settings, for the tables.
+    few_frames_advice : str
+        What to change about the part where a model gives too few frames for the texts, such as `a smaller factor`.
+    """
+
+    technique: str | None = None
+    is_identity: bool = False
+    label: str = ""
+    few_frames_advice: str = ""
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs, as plain data."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Part:
+        """Build the part with random weights."""
+        return cls(**config)
+
+
+def stable_name(kind: type) -> str:
+    """Return the name under which a class stands in model folders.
+
+    Raises
+    ------
+    UserError
+        Where no technique declares the class.
+    """
+    path = f"{kind.__module__}:{kind.__qualname__}"
+    for name, reference in CORE_PARTS.items():
+        if reference == path:
+            return name
+    for technique in techniques():
+        for name, reference in technique.parts.items():
+            module, _, attribute = reference.partition(":")
+            if f"{technique.module}.{module}".rstrip(".") + f":{attribute}" == path:
+                return name
+    raise UserError(
+        f"{path} cannot be saved: no technique declares it among its parts (see docs/adding_a_technique.md)"
+    )
+
+
+def describe(part: nn.Module) -> dict[str, Any]:
+    """Return the entry of a part for `config.json`."""
+    if isinstance(part, nn.Identity):
+        return {"type": "identity"}
+    return {"type": stable_name(type(part)), "config": part.to_config()}
+
+
+def find_class(name: Any, what: str) -> type[nn.Module]:
+    """Return the class of a part by its name.
+
+    Raises
+    ------
+    UserError
+        Where there is no such part, or what it needs is not installed.
+    """
+    former = FORMER_NAMES | merged("former_names")
+    name = former.get(str(name), str(name))
+    try:
+        if name in CORE_PARTS:
+            module, _, attribute = CORE_PARTS[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        found = find("parts", name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what}: '{name}' needs the package {error.name}, which is not installed") from None
+    if found is None:
+        raise UserError(f"{what}: {unknown_part(name)}; otherwise the model folder is damaged or not to be trusted")
+    return found
+
+
+def build(entry: Any, what: str) -> nn.Module:
+    """Build a part from its entry, with random weights.
+
+    Raises
+    ------
+    UserError
+        Where the entry is malformed or names an unknown part.
+    """
+    name = entry.get("type") if isinstance(entry, dict) else None
+    if name == "identity":
+        return nn.Identity()
+    part = find_class(name, what)
+    try:
+        return part.from_config(_current(entry.get("config", {})))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{what}: the configuration of '{name}' is damaged ({error!r})") from None
+
+
+def _current(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a part as they are named today."""
+    renamed = merged("renamed_keys")
+    names = {key: renamed.get(key, key) for key in config}
+    return {names[key]: current_value(names[key], value) for key, value in config.items()}
+
+
+def save_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    """Write `config.json` and `model.safetensors`; each file appears whole or not at all, the configuration last.
+
+    Raises
+    ------
+    UserError
+        Where the weights cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    try:
+        with atomic_write(folder / WEIGHTS) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, which is no OSError there
+        raise UserError(
+            f"the model cannot be written to {folder} ({error}); free some space, then rerun the command"
+        ) from None
+    atomic_write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read `model.safetensors` as float32.
+
+    Raises
+    ------
+    UserError
+        Where it is missing or damaged.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        others = [
+            p.name for p in sorted(Path(folder).iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        ]
+        hint = (
+            f"; {', '.join(others)} is in a format that can execute code when it is read, and was ignored"
+            if others
+            else ""
+        )
+        raise UserError(f"{folder} has no {WEIGHTS}{hint}")
+    try:
+        return {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy it again") from None

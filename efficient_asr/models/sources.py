@@ -1,0 +1,73 @@
+"""Where models come from: assets of the package, local directories, hub ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.utils.errors import UserError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def resolve_source(source: str | os.PathLike[str]) -> str:
+    """Return the path of an asset for `efficient_asr:<name>`; environment variables and `~` are expanded elsewhere.
+
+    Raises
+    ------
+    UserError
+        Where a variable is unset or the package has no such asset.
+    """
+    source = os.fspath(source)
+    if source.startswith("efficient_asr:"):
+        path = ASSETS / source.removeprefix("efficient_asr:")
+        if not path.exists():
+            known = ", ".join(f"efficient_asr:{p.name}" for p in sorted(ASSETS.iterdir()) if p.name != "README.md")
+            raise UserError(f"the package has no asset '{source}'; it has {known}")
+        return str(path)
+    expanded = os.path.expanduser(os.path.expandvars(source))
+    if "$" in expanded:
+        raise UserError(f"'{source}' names an environment variable that is not set")
+    return expanded
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """Return the config.json of a local model directory.
+
+    Raises
+    ------
+    UserError
+        Where there is none, or it is not JSON.
+    """
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        if (path.parent / "adapter_config.json").is_file():
+            raise UserError(
+                f"{source} is an adapter of peft, not a whole model; merge it into its base (merge_and_unload) and save that "
+                "with save_pretrained"
+            )
+        raise UserError(f"{source} is not a model directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return config
+
+
+def fingerprint(source: str | Path) -> str:
+    """Return a sum over the files of a model folder; of a hub id, the id."""
+    if not os.path.isdir(source):
+        return str(source)
+    digest = hashlib.sha256()
+    files = (p for p in Path(source).rglob("*") if p.suffix in (".json", ".safetensors", ".bin") and p.is_file())
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(source)}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

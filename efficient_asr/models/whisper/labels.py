@@ -1,0 +1,105 @@
+"""What turns utterances into Whisper's tokens and back: prompt, languages, timestamps, text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig, WhisperTokenizer
+
+from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.utils.errors import UserError, did_you_mean
+
+
+class WhisperLabels:
+    """The tokens of a Whisper.
+
+    Arguments
+    ---------
+    tokenizer : WhisperTokenizer
+        The tokenizer.
+    config : PretrainedConfig
+        Of the network.
+    generation_config : GenerationConfig
+        Names the special tokens.
+
+    Attributes
+    ----------
+    start, end : int
+        First and last token of every transcript.
+    languages : dict of str to int
+        Code -> token; empty for a Whisper that knows English only.
+    timestamp_tokens : range
+        One for every 0.02 s of the window and its end; a tokenizer may have words behind them.
+    default_language : str
+        Of training utterances that do not name theirs.
+    """
+
+    def __init__(
+        self, tokenizer: WhisperTokenizer, config: PretrainedConfig, generation_config: GenerationConfig
+    ) -> None:
+        self.tokenizer, self.generation = tokenizer, generation_config
+        self.default_language = "en"
+        self.start, self.end = config.decoder_start_token_id, config.eos_token_id
+        self.languages: dict[str, int] = {}
+        if getattr(generation_config, "is_multilingual", False):
+            self.languages = {token.strip("<|>"): index for token, index in generation_config.lang_to_id.items()}
+        first = generation_config.no_timestamps_token_id + 1
+        count = min(config.max_source_positions + 1, config.vocab_size - first)
+        self.timestamp_tokens = range(first, first + max(0, count))
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the text, without timestamps."""
+        return 4 if self.languages else 2
+
+    @property
+    def no_speech(self) -> int:
+        """The token that stands for silence."""
+        return self.generation.no_timestamps_token_id - 1
+
+    def encode_row(self, row: dict[str, Any]) -> list[int]:
+        """Return the tokens of an utterance for training: prompt, text, end."""
+        prompt = self.prompt(row.get("language") or self.default_language, DecodingOptions())
+        return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
+
+    def prompt(self, language: str | None, options: DecodingOptions) -> list[int]:
+        """Return the tokens that a hypothesis starts with.
+
+        Raises
+        ------
+        UserError
+            Where the model does not know the language, cannot translate, or has no timestamps.
+        """
+        self.check_language(language)
+        if options.timestamps:
+            self.check_timestamps()
+        prompt = [self.start]
+        if self.languages:
+            prompt += [self.languages[language], self.generation.task_to_id[options.task]]
+        elif options.task == "translate":
+            raise UserError("task: this Whisper is English only and cannot translate")
+        return prompt if options.timestamps else [*prompt, self.generation.no_timestamps_token_id]
+
+    def text(self, tokens: list[int]) -> str:
+        """Return the text of tokens, without timestamps and special ones."""
+        tokens = [token for token in tokens if token not in self.timestamp_tokens]
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def check_language(self, language: str | None) -> None:
+        """Refuse a language that the model does not know.
+
+        Raises
+        ------
+        UserError
+            Naming the closest one.
+        """
+        if not self.languages and language not in (None, "en"):
+            raise UserError(f"language: this Whisper is English only; got '{language}'")
+        if self.languages and language is not None and language not in self.languages:
+            hint = did_you_mean(language, self.languages)
+            raise UserError(f"language: this Whisper does not know '{language}'.{hint}")
+
+    def check_timestamps(self) -> None:
+        """Refuse, with a UserError, to predict timestamps with a model that has no tokens for them."""
+        if not self.timestamp_tokens:
+            raise UserError("timestamps: this Whisper has no timestamp tokens (sequential long audio needs them too)")

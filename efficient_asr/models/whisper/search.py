@@ -1,0 +1,192 @@
+"""Searching the best text of what Whisper's encoder has heard: beam search or greedy, fallback, silence.
+
+The search itself is transformers' generation with its cache; the rules around it (suppressed tokens, timestamps, fallback,
+silence) are those of Whisper (arXiv 2212.04356, section 4.5).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.loading import quiet_transformers
+from efficient_asr.models.whisper.decoding import (
+    DecodingOptions,
+    Encoded,
+    Hypothesis,
+    LengthLimits,
+    LoopStop,
+    compression_ratio,
+    entropy,
+    without_loop,
+)
+from efficient_asr.models.whisper.labels import WhisperLabels
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.timestamps import TimestampRules, split_segments
+
+
+def decode(model: Whisper, encoded: Encoded, languages: list[str | None], options: DecodingOptions) -> list[Hypothesis]:
+    """Search the best text of each utterance.
+
+    Arguments
+    ---------
+    model : Whisper
+        The model.
+    encoded : Encoded
+        Of `Whisper.encode`.
+    languages : list of str or None
+        Code of each utterance's language; None to detect it.
+    options : DecodingOptions
+        How to decode.
+    """
+    labels = model.labels
+    languages = encoded.languages or languages
+    silence: list[float | None] = [None] * len(languages)
+    detect = bool(labels.languages) and None in languages
+    if detect or options.no_speech_threshold is not None:
+        logits = model.first_step(encoded)
+        if detect:
+            languages = [a or b for a, b in zip(languages, model.detect_languages(logits), strict=True)]
+        if options.no_speech_threshold is not None:
+            silence = logits.softmax(dim=1)[:, labels.no_speech].tolist()
+    out = search(model, encoded, languages, options, options.schedule[0])
+    for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
+        unsure = hypothesis.avg_logprob < options.logprob_threshold
+        silent = probability is not None and probability > options.no_speech_threshold and unsure
+        if not silent:
+            out[i] = _fall_back(model, hypothesis, encoded, i, languages[i], options)
+        out[i].no_speech_prob = probability
+        if silent:
+            out[i].text, out[i].segments = "", []
+    return out
+
+
+def _fall_back(
+    model: Whisper, hypothesis: Hypothesis, encoded: Encoded, row: int, language: str | None, options: DecodingOptions
+) -> Hypothesis:
+    """Try higher temperatures while a hypothesis fails; alone and from a fixed seed, so that batch mates do not matter."""
+    for temperature in options.schedule[1:]:
+        repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
+        if not (repetitive or hypothesis.looped) and hypothesis.avg_logprob >= options.logprob_threshold:
+            break
+        rows = torch.tensor([row], device=encoded.states.device)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(round(1000 * temperature))
+            (hypothesis,) = search(model, encoded.select(rows), [language], options, temperature)
+    return hypothesis
+
+
+def search(
+    model: Whisper, encoded: Encoded, languages: list[str | None], options: DecodingOptions, temperature: float
+) -> list[Hypothesis]:
+    """Generate with transformers: beam search or greedily, or by sampling where the temperature is above 0."""
+    labels, device = model.labels, model.device
+    prompt = torch.tensor([labels.prompt(language, options) for language in languages], device=device)
+    limits = _length_limits(model, encoded, prompt.shape, options)
+    with quiet_transformers(), model.search_context(languages, options):
+        out = _generate(model, encoded, prompt, limits, options, temperature)
+        found = _hypotheses(model, encoded, languages, out, prompt.shape[1], limits, options, temperature)
+        model.annotate(found, encoded)
+    return found
+
+
+def _length_limits(model: Whisper, encoded: Encoded, shape: torch.Size, options: DecodingOptions) -> torch.Tensor:
+    """Return the most tokens of each hypothesis behind prompts of a shape (batch, length), [batch]."""
+    count, size = shape
+    room = model.network.config.max_target_positions - size
+    limits = torch.full((count,), min(room, options.max_new_tokens or room))
+    if options.max_tokens_per_s is not None:
+        seconds = encoded.lengths.cpu() / SAMPLE_RATE
+        limits = torch.minimum(limits, 10 + torch.ceil(options.max_tokens_per_s * seconds).long())
+    return limits
+
+
+def _generate(
+    model: Whisper,
+    encoded: Encoded,
+    prompt: torch.Tensor,
+    limits: torch.Tensor,
+    options: DecodingOptions,
+    temperature: float,
+) -> Any:
+    """Call transformers' generation below Whisper's own `generate`, which would encode again."""
+    labels, own, size = model.labels, model.network.generation_config, prompt.shape[1]
+    sampling, processors = temperature > 0, []
+    if options.timestamps:
+        first_max = getattr(own, "max_initial_timestamp_index", None)
+        rules = TimestampRules(labels.timestamp_tokens, labels.end, own.no_timestamps_token_id, size, first_max)
+        processors.append(rules)
+    stops = [LengthLimits(size + limits.to(prompt.device))]
+    if options.cut_loops:
+        stops.append(LoopStop(size, labels.timestamp_tokens))
+    return GenerationMixin.generate(
+        model.network,
+        encoder_outputs=BaseModelOutput(encoded.states),
+        decoder_input_ids=prompt,
+        decoder_attention_mask=torch.ones_like(prompt),
+        logits_processor=processors,
+        max_length=None,
+        max_new_tokens=int(limits.max()),
+        stopping_criteria=stops,
+        num_beams=1 if sampling else options.num_beams,
+        length_penalty=options.length_penalty,
+        do_sample=sampling,
+        temperature=temperature if sampling else 1.0,
+        **({"top_k": 0} if sampling else {}),
+        suppress_tokens=own.suppress_tokens if options.suppress else [],
+        begin_suppress_tokens=own.begin_suppress_tokens if options.suppress else [],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+
+
+def _hypotheses(
+    model: Whisper,
+    encoded: Encoded,
+    languages: list[str | None],
+    out: Any,
+    size: int,
+    limits: torch.Tensor,
+    options: DecodingOptions,
+    temperature: float,
+) -> list[Hypothesis]:
+    """Read what was generated behind prompts of `size` tokens: text, confidence, segments."""
+    labels = model.labels
+    beams, scores = getattr(out, "beam_indices", None), out.scores
+    if temperature > 0:  # confidence is that of the model, not of the flattened distributions that were sampled from
+        scores = tuple(step * temperature for step in scores)
+    chosen = model.network.compute_transition_scores(out.sequences, scores, beams, normalize_logits=True)
+    rows = [slice(None)] * len(scores) if beams is None else beams.clamp(min=0).T
+    entropies = torch.stack([entropy(step[of]) for step, of in zip(scores, rows, strict=False)], dim=1)
+    hypotheses = []
+    for i, tokens in enumerate(out.sequences[:, size:].tolist()):
+        count = tokens.index(labels.end) + 1 if labels.end in tokens else len(tokens)
+        count = min(count, int(limits[i]))  # what follows is padding
+        tokens = [token for token in tokens[:count] if token != labels.end]
+        whole = len(tokens)
+        if options.cut_loops:
+            tokens = without_loop(tokens, labels.timestamp_tokens)
+        hypotheses.append(
+            Hypothesis(
+                labels.text(tokens),
+                tokens,
+                float(chosen[i, :count].double().mean()),
+                float(entropies[i, :count].double().mean()),
+                languages[i],
+                temperature=temperature,
+                looped=len(tokens) < whole,
+                segments=_segments(labels, tokens, float(encoded.lengths[i])) if options.timestamps else [],
+            )
+        )
+    return hypotheses
+
+
+def _segments(labels: WhisperLabels, tokens: list[int], samples: float) -> list[dict[str, Any]]:
+    """Return the segments of a hypothesis about so many samples."""
+    parts = split_segments(tokens, labels.timestamp_tokens, samples / SAMPLE_RATE)
+    return [{"start_s": start_s, "end_s": end_s, "text": labels.text(part)} for start_s, end_s, part in parts]

@@ -1,0 +1,1 @@
+"""Reporting: results to tables, plots and pages."""

@@ -1,0 +1,76 @@
+"""Markdown pages: the tables between their markers, and the page of all results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from efficient_asr.evaluation.result import Result
+from efficient_asr.reporting.plots import plot_name
+from efficient_asr.reporting.published import Published
+from efficient_asr.reporting.results import group_runs
+from efficient_asr.reporting.tables import make_table, published_table
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.technique import find
+
+MARKER = re.compile(
+    r"(<!-- (?P<kind>[a-z_]+) (?P<name>[\w./-]+)(?P<words>[\w+ ]*) -->\n).*?(?P<end><!-- /(?P=kind) -->)", re.DOTALL
+)
+
+
+def fill_markers(text: str, runs: list[Result], published: list[Published], results_folder: Path) -> str:
+    """Fill every `<!-- KIND NAME -->` ... `<!-- /KIND -->` of a Markdown text.
+
+    `<!-- table corpus/split -->` is a table of results; techniques that follow the name select rows, besides the baseline:
+    `<!-- table corpus/split x x+y -->`. Techniques declare other kinds (`page_markers`); what none
+    of them declares is left as it is.
+
+    Arguments
+    ---------
+    text : str
+        The page.
+    runs, published : list
+        For tables.
+    results_folder : Path
+        Where the techniques find their own results.
+
+    Raises
+    ------
+    UserError
+        Where a table is asked for that no result belongs to.
+    """
+    groups = group_runs(runs)
+
+    def fill(match: re.Match) -> str:
+        if match["kind"] == "table":
+            return match[1] + _table(match["name"], match["words"].split(), groups, published) + "\n" + match["end"]
+        content = find("page_markers", match["kind"])
+        return match[0] if content is None else match[1] + content(match["name"], results_folder) + "\n" + match["end"]
+
+    return MARKER.sub(fill, text)
+
+
+def _table(name: str, words: list[str], groups: dict[str, list[Result]], published: list[Published]) -> str:
+    if name not in groups:
+        raise UserError(
+            f"a table '{name}' is asked for, but there are results of {', '.join(groups) or 'nothing'} only"
+        )
+    wanted = {"none", *(word.replace("+", " + ") for word in words)}
+    return make_table(name, [r for r in groups[name] if len(wanted) == 1 or r.technique in wanted], published)
+
+
+def results_page(runs: list[Result], published: list[Published], plots: str = "plots") -> str:
+    """Return results/README.md: every table and plot."""
+    parts = [
+        "# Results",
+        "",
+        "Written by `python scripts/report.py` from `runs/*.json` (measured here) and `published/*.json` (the papers' numbers).",
+        "Every row names the commit, versions and hardware in its JSON file.",
+    ]
+    for name, results in group_runs(runs).items():
+        parts += ["", f"## {name}", "", make_table(name, results, published), ""]
+        parts.append(f"![WER against cost on {name}]({plots}/{plot_name(name)})")
+    for paper in sorted({p.paper for p in published}):
+        parts += ["", f"## Published: {paper}", "", next(p.setting for p in published if p.paper == paper), ""]
+        parts.append(published_table(published, paper))
+    return "\n".join(parts) + "\n"

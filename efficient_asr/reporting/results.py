@@ -1,0 +1,55 @@
+"""Results read from their files, in groups that may share a table: one benchmark, one normaliser."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from efficient_asr.evaluation.result import Result
+from efficient_asr.utils.errors import UserError
+
+
+def load_runs(folder: Path) -> list[Result]:
+    """Read all results of a folder, in order of their names."""
+    return [Result.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def group_runs(results: list[Result]) -> dict[str, list[Result]]:
+    """Group results by `corpus/split`.
+
+    Raises
+    ------
+    UserError
+        Where two results claim the same split but were measured on different utterances.
+    """
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[f"{result.corpus}/{result.split}"].append(result)
+    for name, members in groups.items():
+        check_comparable(name, members)
+        members.sort(key=lambda r: (r.technique != "none", r.technique, r.variant))
+    return dict(groups)
+
+
+def check_comparable(name: str, results: list[Result]) -> None:
+    """Refuse results of different benchmarks in one table.
+
+    Raises
+    ------
+    UserError
+        Naming the files and their hashes.
+    """
+    hashes: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        hashes[result.benchmark_hash].append(result.path.name if result.path else result.experiment)
+    if len(hashes) > 1:
+        shown = "; ".join(f"{key}: {', '.join(files)}" for key, files in hashes.items())
+        raise UserError(
+            f"results of {name} were measured on different utterances or with different normalisers and cannot share a table "
+            f"({shown}); measure them again on the same data, or move one set away"
+        )
+
+
+def baseline_of(results: list[Result]) -> Result | None:
+    """The result without a technique; of several, such as single models beside a cascade of them, the costliest."""
+    return max((r for r in results if r.technique == "none"), key=lambda r: r.macs_g or 0.0, default=None)

@@ -1,0 +1,134 @@
+"""Tables of results in Markdown: what was not measured is a dash, synthetic speech is labelled so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from efficient_asr.evaluation.result import Result
+from efficient_asr.reporting.published import Published
+from efficient_asr.reporting.results import baseline_of, check_comparable
+from efficient_asr.utils.technique import techniques
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Draw a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def show(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
+    """Return a number as it stands in tables; a dash for None."""
+    return "–" if value is None else f"{factor * value:.{digits}f}"
+
+
+def _seconds(result: Result, device: str, batch_size: int | None, lm: bool = False) -> str:
+    entry = result.runtime(device, batch_size, lm)
+    return "–" if entry is None else f"{entry['runtime_s']:.2f}"
+
+
+def _speed_up(result: Result, baseline: Result | None, batch_size: int = 1) -> str:
+    own, reference = result.runtime("cpu", batch_size), baseline and baseline.runtime("cpu", batch_size)
+    same = own and reference and all(own[key] == reference[key] for key in ("device_name", "threads"))
+    return "–" if not same else f"{reference['runtime_s'] / own['runtime_s']:.2f}×"
+
+
+def make_table(name: str, results: list[Result], published: list[Published]) -> str:
+    """Draw one Markdown table of a benchmark, the published figures of the same rows beside ours.
+
+    Techniques add their columns where a row has a value for them.
+
+    Arguments
+    ---------
+    name : str
+        `corpus/split`.
+    results : list of Result
+        All of one benchmark.
+    published : list of Published
+        Rows to look for by technique and variant.
+
+    Raises
+    ------
+    UserError
+        Where the results are of different benchmarks.
+    """
+    check_comparable(name, results)
+    first = results[0]
+    by_row = {(p.technique, p.variant): p for p in published}
+    matches = [by_row.get((r.technique, r.variant)) for r in results]
+    found = [match for match in matches if match]
+    kind = "**synthetic speech**" if first.synthetic else "real speech"
+    title = (
+        f"`{name}`: {kind}, {first.utterances} utterances, {first.audio_s / 60:.1f} min, {first.reference_words} words."
+    )
+    columns = _columns(results)
+    if found:
+        columns += _published_columns(matches)
+    rows = zip(*(cells for _, cells in columns), strict=True)
+    hardware = sorted({f"{r['device_name']}, {r['threads']} threads" for result in results for r in result.runtimes})
+    notes = "GMACs are the mean of an utterance; seconds are for the whole split"
+    notes += f" ({'; '.join(hardware)})." if hardware else "."
+    lines = [title, "", markdown_table([head for head, _ in columns], rows), "", notes]
+    if found:
+        sources = "; ".join(sorted({match.source for match in found}))
+        lines.append(f"Paper: {found[0].paper}, {found[0].setting}; read from {sources}.")
+    return "\n".join(lines)
+
+
+def _columns(results: list[Result]) -> list[tuple[str, list[str]]]:
+    """Return heading and cells of each column of our own results."""
+    baseline = baseline_of(results)
+    batch = max((r["batch_size"] for result in results for r in result.runtimes), default=8)
+    added = [
+        (column.head, [show(result.details.get(column.entry), column.digits) for result in results])
+        for technique in techniques()
+        for column in technique.columns
+        if any(column.entry in result.details for result in results)
+    ]
+    return [
+        ("variant", [_row_name(r) for r in results]),
+        *added,
+        ("WER % [95 %]", [_wer(r) for r in results]),
+        ("WER % LM", [show(r.wer_lm_percent) for r in results]),
+        ("GMACs", [show(r.macs_g, 3) for r in results]),
+        ("GMACs (thop)", [show(r.macs_thop_g, 3) for r in results]),
+        ("CPU s", [_seconds(r, "cpu", 1) for r in results]),
+        ("speed-up", [_speed_up(r, baseline) for r in results]),
+        (f"CPU s, batch {batch}", [_seconds(r, "cpu", batch) for r in results]),
+        ("speed-up", [_speed_up(r, baseline, batch) for r in results]),
+        ("CPU s, LM", [_seconds(r, "cpu", 1, lm=True) for r in results]),
+        ("GPU s", [_seconds(r, "cuda", 1) for r in results]),
+        ("GPU s, LM", [_seconds(r, "cuda", 1, lm=True) for r in results]),
+    ]
+
+
+def _published_columns(matches: list[Published | None]) -> list[tuple[str, list[str]]]:
+    """Return heading and cells of each column of the published figures."""
+    heads = {
+        "paper: WER %": ("wer_percent", 2),
+        "WER % LM": ("wer_lm_percent", 2),
+        "GMACs": ("macs_g", 1),
+        "CPU s": ("cpu_s", 0),
+    }
+    return [
+        (head, [show(match.values.get(key) if match else None, digits) for match in matches])
+        for head, (key, digits) in heads.items()
+    ]
+
+
+def _row_name(result: Result) -> str:
+    return f"{result.technique} {result.variant}" if result.technique != "none" else result.variant
+
+
+def _wer(result: Result) -> str:
+    interval = result.wer_ci95_percent
+    return show(result.wer_percent) + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+
+
+def published_table(published: list[Published], paper: str) -> str:
+    """Draw everything that is known of one paper's tables."""
+    columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "cpu_lm_s", "gpu_s", "gpu_lm_s")
+    head = ["row", "WER %", "WER % LM", "GMACs", "CPU s", "CPU s, LM", "GPU s", "GPU s, LM", "read from"]
+    rows = [row for row in published if row.paper == paper]
+    return markdown_table(
+        head, [[row.name, *(show(row.values.get(key), 2) for key in columns), row.source] for row in rows]
+    )

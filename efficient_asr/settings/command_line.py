@@ -1,0 +1,147 @@
+"""The command line of recipes: a YAML file, SpeechBrain's run options, and `--key value` for any key of the YAML file.
+
+Every value is read alone, and a text stays a text: `/x/corpus #2`, `a: b` and `@home` mean themselves. Only numbers, True, False,
+null, lists in [], maps in {} and HyperPyYAML's objects (`!new:`, `!name:`, `!apply:`, `!ref`) are anything else. Names of options
+are never abbreviated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ruamel.yaml
+import torch
+from speechbrain.utils.run_opts import RunOptions
+
+from efficient_asr.utils.errors import UserError, did_you_mean
+
+_OBJECTS = ("!new:", "!name:", "!apply:", "!ref ", "!copy ")
+_SCALAR = re.compile(r"[-+.\w]+|~")
+_LISTS = ("jit_module_keys", "compile_module_keys")
+_HIDDEN = ("param_file", "overridden_args", "tqdm_barcolor")
+RUN_OPTIONS = {field.name: field.default for field in dataclasses.fields(RunOptions) if field.name not in _HIDDEN}
+# What other programs call our keys, or parts of them.
+_SYNONYMS = {
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "n_epochs": "epochs",
+    "optim": "optimizer",
+}
+
+
+class Overrides(dict[str, Any]):
+    """Values of YAML keys given on the command line.
+
+    Attributes
+    ----------
+    text : dict
+        Each value as it was written; None where an option stood without one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: dict[str, str | None] = {}
+
+
+def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, Overrides]:
+    """Return the YAML file, SpeechBrain's run options, and overrides of YAML keys.
+
+    Raises
+    ------
+    UserError
+        Where there is no YAML file or an argument is malformed.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise UserError("name a YAML file first: python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]")
+    overrides, options = Overrides(), [argv[0]]
+    rest = list(argv[1:])
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise UserError(f"command line: {name!r} cannot be read; after the YAML file come --key value pairs")
+        key = name[2:]
+        if key in _LISTS:
+            options.append(name)
+            while rest and not rest[0].startswith("--"):
+                options.append(rest.pop(0))
+            continue
+        flag = RUN_OPTIONS.get(key) is False
+        given: str | None = value if equals else None
+        if given is None and rest and not rest[0].startswith("--"):
+            if not flag or rest[0].lower() in ("true", "false"):
+                given = rest.pop(0)
+        if flag:
+            if (given or "true").lower() not in ("true", "false"):
+                raise UserError(f"{name}: {given!r} is not True or False")
+            options += [name] if (given or "true").lower() == "true" else []
+        elif key in RUN_OPTIONS:
+            if given is None:
+                raise UserError(f"{name} needs a value")
+            options.append(f"{name}={given}")
+        else:
+            overrides[key] = True if given is None else read_value(given)
+            overrides.text[key] = given
+    run_opts = _run_options(options)
+    _check_device(run_opts.device)
+    if "distributed_backend" not in run_opts.overridden_args and (
+        run_opts.device == "cpu" or not torch.cuda.is_available()
+    ):
+        # NCCL, SpeechBrain's default, is for GPUs.
+        run_opts = _run_options([*options, "--distributed_backend=gloo"])
+    return Path(argv[0]), run_opts, overrides
+
+
+def _run_options(arguments: list[str]) -> RunOptions:
+    """Let SpeechBrain read its options; argparse's usage becomes a message."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return RunOptions.from_command_line_args(arguments)[1]
+    except SystemExit:
+        raise UserError(f"command line: {said.getvalue().strip().rpartition('error: ')[2]}") from None
+
+
+def read_value(text: str) -> Any:
+    """Return what a value means; see the module."""
+    yaml = ruamel.yaml.YAML()
+    quoted = len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]
+    if not (_SCALAR.fullmatch(text) or quoted or text[:1] in ("[", "{") or text.startswith(_OBJECTS)):
+        return text
+    try:
+        value = yaml.load(text)
+    except ruamel.yaml.YAMLError:
+        return text
+    if _SCALAR.fullmatch(text) and not isinstance(value, (bool, int, float, type(None))):
+        return text  # a date, for example
+    return str(value) if isinstance(value, str) else value
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that does not exist, or is not here."""
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"--device: '{device}' is no device; write cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: there is no usable GPU here; write --device cpu")
+
+
+def key_hint(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'number_of_epochs'?` for a name that is no key: those that it is the beginning or a word of."""
+    known = [*known, *RUN_OPTIONS]
+    name = _SYNONYMS.get(name, name)
+    close = [key for key in known if key.startswith(name) or name in key.split("_")] if len(name) > 1 else []
+    close = list(dict.fromkeys(close))[:4]
+    if not close:
+        return did_you_mean(name, known)
+    words = [f"'{key}'" for key in close]
+    return f" Did you mean {' or '.join(filter(None, [', '.join(words[:-1]), words[-1]]))}?"

@@ -1,0 +1,91 @@
+"""`train.py --help`: run options, the keys of a YAML file with their comments and defaults, and an example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+
+from efficient_asr.settings.command_line import RUN_OPTIONS
+from efficient_asr.settings.yaml import comment_of, merge_includes, shown
+
+HPARAMS = Path(__file__).parents[2] / "hparams"
+_COMMON_RUN_OPTIONS = {
+    "device": "cpu or cuda; by default cuda where there is a GPU",
+    "precision": "fp32, bf16 or fp16",
+    "debug": "a few batches only, to see that everything runs",
+    "distributed_backend": "of torchrun: nccl or gloo",
+    "noprogressbar": "no progress bars",
+}
+
+
+def yaml_files_of(recipe: str) -> list[Path]:
+    """Return the YAML files of a recipe in this repository, the one of the same name first."""
+    found = [path for path in sorted(HPARAMS.glob("*.yaml")) if merge_includes(path).get("recipe") == recipe]
+    return sorted(found, key=lambda path: path.stem != recipe)
+
+
+def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
+    """Return what `--help` prints.
+
+    Arguments
+    ---------
+    path : Path or None
+        The YAML file; None for the recipe's own.
+    recipe : str or None
+        The recipe.
+    description : str
+        What it does.
+    """
+    files = [path] if path is not None else yaml_files_of(recipe) if recipe else []
+    script = f"recipes/{recipe or '<exp>'}/train.py"
+    lines = [description.strip(), "", f"usage: python {script} YAML [--key value ...]", ""]
+    lines += [
+        "Options of a run:",
+        *_table((f"--{k}", shown(RUN_OPTIONS[k]), v) for k, v in _COMMON_RUN_OPTIONS.items()),
+    ]
+    lines += _table([
+        ("--print_yaml", "", "print the YAML file with everything that it includes, and run nothing"),
+        ("--help", "", "print this; with a YAML file before it, for its keys"),
+    ])  # fmt: skip
+    if files:
+        lines += ["", f"Keys of {_relative(files[0])}, each given as --key value:"]
+        lines += _table((f"--{key}", default, comment) for key, default, comment in described_keys(files[0]))
+        example = "--number_of_epochs 2 --experiment my_first"
+        lines += ["", "Example:", f"  python {script} {_relative(files[0])} {example}"]
+        if len(files) > 1:
+            lines.append(f"  Other YAML files of this recipe: {', '.join(map(_relative, files[1:]))}")
+    return "\n".join(lines)
+
+
+def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and comment of every key of a YAML file that can be given on the command line."""
+    tree = merge_includes(path)
+    for key, value in tree.items():
+        tag = getattr(getattr(value, "tag", None), "value", None) or ""
+        if key.startswith("__") or tag.startswith(("!new:", "!name:", "!apply:")):
+            continue
+        yield key, default_text(value), comment_of(tree, key)
+
+
+def default_text(value: Any) -> str:
+    """Return a default as the help shows it."""
+    if isinstance(value, TaggedScalar) and value.tag.value == "!PLACEHOLDER":
+        return "(must be given)"
+    if isinstance(value, CommentedMap) and not value:
+        return "{}"
+    if value is None:
+        return "null"
+    return value if isinstance(value, str) else shown(value)
+
+
+def _table(rows: Any) -> list[str]:
+    return [f"  {name:<30} {default:<24} {comment}".rstrip() for name, default, comment in rows]
+
+
+def _relative(path: Path) -> str:
+    """Return a path as one would type it."""
+    path = Path(path)
+    return str(path.relative_to(HPARAMS.parent)) if path.is_absolute() and HPARAMS.parent in path.parents else str(path)

@@ -1,0 +1,98 @@
+"""What is known of the keys of the YAML files: limits, and which ones are special. Techniques declare theirs themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.technique import Key, techniques
+
+_EVAL_ONLY = (
+    "experiment output_folder results_folder test_only train_only allow_changed_settings skip_bad check_audio corpus_name "
+    "prepared_folder test_splits test_normaliser threads measure_macs measure_runtime time_lm lm_path lm_alpha lm_beta lm_case "
+    "tensorboard data_folder epoch_counter recipe variant techniques language task length_penalty max_new_tokens suppress "
+    "timestamps temperatures compression_ratio_threshold logprob_threshold no_speech_threshold long_audio keep_checkpoints"
+).split()
+_TEXT = (
+    "experiment recipe variant corpus corpus_name data_folder prepared_folder output_folder results_folder lm_path source "
+    "pretrained_model language noise_manifest rir_manifest"
+).split()
+_NUMBERS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        Key("batch_size", 1), Key("test_batch_size", 1, eval_only=True), Key("num_workers", 0, eval_only=True),
+        Key("number_of_epochs", 1, eval_only=True), Key("grad_accumulation_factor", 1), Key("max_grad_norm", 1e-9),
+        Key("nonfinite_patience", 0, eval_only=True), Key("ckpt_interval_minutes", 0.0, eval_only=True),
+        Key("max_batch_length_s", 1e-3), Key("length_jitter", 0.0, 0.5, former="0.05"), Key("max_duration_s", 1e-3),
+        Key("threads", 0, eval_only=True), Key("runtime_repeats", 0, eval_only=True), Key("lm_beam_size", 1, eval_only=True),
+        Key("lr", 0.0), Key("lr_encoder", 0.0), Key("lr_head", 0.0), Key("weight_decay", 0.0), Key("warmup_ratio", 0.0),
+        Key("label_smoothing", 0.0, 1.0), Key("augment_probability", 0.0, 1.0),
+        Key("train_layerdrop", 0.0, 0.99, former="null"),
+        Key("spec_augment_masks", 0, former="2"), Key("spec_augment_frames", 0, former="40"),
+        Key("spec_augment_bands", 0, former="15"),
+        Key("frames_per_state", 1), Key("head_neurons", 1), Key("head_layers", 1), Key("head_dropout", 0.0, 1.0),
+        Key("num_beams", 1, eval_only=True), Key("max_new_tokens", 1, eval_only=True),
+        Key("overlap_s", 0.0, eval_only=True), Key("long_audio_batch", 1, eval_only=True),
+    )
+}  # fmt: skip
+
+
+def _all_keys() -> dict[str, Key]:
+    """Return what is known of each key, by its name."""
+    plain = {name: Key(name, eval_only=name in _EVAL_ONLY, text=name in _TEXT) for name in (*_EVAL_ONLY, *_TEXT)}
+    declared = {key.name: key for technique in techniques() for key in technique.keys}
+    both = {
+        name: Key(name, k.least, k.most, name in _EVAL_ONLY or k.eval_only, former=k.former)
+        for name, k in _NUMBERS.items()
+    }
+    return plain | both | declared
+
+
+def is_eval_only(name: str) -> bool:
+    """Whether a key matters to measuring only, so that it may change between the start and the end of a training."""
+    key = _all_keys().get(name)
+    return key is not None and key.eval_only
+
+
+def is_untyped(name: str) -> bool:
+    """Whether a key takes values of several types."""
+    key = _all_keys().get(name)
+    return key is not None and key.untyped
+
+
+def is_text_key(name: str) -> bool:
+    """Whether the value of a key is a text even where the YAML files have null."""
+    key = _all_keys().get(name)
+    return key is not None and key.text
+
+
+def former_values() -> dict[str, str]:
+    """Return the values that were fixed before their keys existed, by key."""
+    return {name: key.former for name, key in _all_keys().items() if key.former is not None}
+
+
+def known_limits() -> dict[str, Key]:
+    """Return the keys that are numbers with limits, by name."""
+    return {name: key for name, key in _all_keys().items() if key.least is not None}
+
+
+def check_limit(name: str, value: Any) -> None:
+    """Refuse a number outside the limits of its key.
+
+    Raises
+    ------
+    UserError
+        Naming the key and its limits.
+    """
+    key = known_limits().get(name)
+    if key is None or value is None or isinstance(value, (TaggedScalar, CommentedMap)):
+        return
+    whole = isinstance(key.least, int)
+    number = not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
+    if not number or not key.least <= value < math.inf:
+        raise UserError(f"{name}: expected {'an integer' if whole else 'a number'} >= {key.least}, got {value!r}")
+    if key.most is not None and value > key.most:
+        raise UserError(f"{name}: expected a number from {key.least:g} to {key.most:g}, got {value!r}")

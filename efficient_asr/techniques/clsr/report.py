@@ -1,0 +1,138 @@
+"""Tables and pictures of `scripts/reproduce_experts.sh` and `scripts/tune_experts.sh`: means over seeds, by language."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.evaluation.result import Result
+from efficient_asr.reporting.figures import pyplot
+from efficient_asr.reporting.results import check_comparable, load_runs
+from efficient_asr.reporting.tables import markdown_table
+from efficient_asr.techniques.clsr.experts import SIDES
+from efficient_asr.utils.errors import UserError
+
+BY_LANGUAGE = ("in_domain", "whole_dev")  # a folder holds one of them
+WHOLE = {"cross_domain": "cross-domain WER %", "english": "English WER %"}
+SPLITS = (*BY_LANGUAGE, *WHOLE)
+
+
+def _spread(values: list[float | None], digits: int = 1) -> str:
+    """Write a mean, and half the distance between lowest and highest where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.fmean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {(max(known) - min(known)) / 2:.{digits}f}"
+
+
+def methods_of(runs: list[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Return the runs by variant and split, one for each seed; plain models come first, then technique by technique.
+
+    Raises
+    ------
+    UserError
+        Where runs of one split were not on the same utterances.
+    """
+    found: dict[str, dict[str, list[Result]]] = {}
+    for split in SPLITS:
+        of_split = [run for run in runs if run.split == split]
+        check_comparable(f"results/experts, {split}", of_split)
+        for run in sorted(of_split, key=_rank):
+            found.setdefault(run.variant, {}).setdefault(split, []).append(run)
+    return found
+
+
+def _rank(run: Result) -> tuple:
+    return run.hparams.get("test_only") is not True, run.technique, run.variant, run.provenance["date"]
+
+
+def experts_table(runs: list[Result]) -> str:
+    """Draw WER by language and test set, with what each method trains and weighs."""
+    present = [split for split in SPLITS if any(run.split == split for run in runs)]
+    main, rest = present[0], present[1:]
+    languages = list(next(run for run in runs if run.split == main).details["languages"])
+    sizes = ", ".join(
+        f"{run.split} {run.utterances} utterances, {run.reference_words} words"
+        for run in (next(run for run in runs if run.split == split) for split in present)
+    )
+    counted = any(run.macs_g is not None for run in runs)
+    head = ["model", "seeds", "trained, M", "MB a language", *(["GMACs"] if counted else [])]
+    head += [f"{language} WER %" for language in languages]
+    head += ["macro WER %", "macro CER %", *(WHOLE[split] for split in rest)]
+    rows, seeds = [], 1
+    for variant, splits in methods_of(runs).items():
+        inside = splits.get(main, [])
+        seeds = max(seeds, len(inside))
+        details = inside[0].details if inside else {}
+        trained = details.get("trained_parameters")
+        weight = details.get("megabytes_per_language", details.get("megabytes"))
+        cells = [variant, str(len(inside)), "–" if trained is None else f"{trained / 1e6:.2f}"]
+        cells.append("–" if weight is None else f"{weight:.1f}")
+        cells += [_spread([run.macs_g for run in inside][:1], 2)] if counted else []
+        cells += [_spread([run.details["languages"][a]["wer_percent"] for run in inside]) for a in languages]
+        cells += [_spread([run.details[f"macro_{key}"] for run in inside]) for key in ("wer_percent", "cer_percent")]
+        cells += [_spread([run.wer_percent for run in splits.get(split, [])]) for split in rest]
+        rows.append(cells)
+    spread = " ± is half the distance between two seeds." if seeds > 1 else ""
+    return f"Real speech; {sizes}.{spread}\n\n{markdown_table(head, rows)}"
+
+
+def page_table(name: str, results_folder: Path) -> str:
+    """Return the table of `<!-- experts NAME -->`, from the results in `experts/NAME`.
+
+    Raises
+    ------
+    UserError
+        Where there are none.
+    """
+    folder = results_folder / "experts" / name
+    runs = load_runs(folder)
+    if not any(run.split in SPLITS for run in runs):
+        raise UserError(f"a table '{name}' is asked for, but there is no result on {', '.join(SPLITS)} in {folder}")
+    return experts_table(runs)
+
+
+def draw_all(results_folder: Path) -> list[Path]:
+    """Draw the gates of every folder below `experts`; returns the pictures."""
+    folders = sorted((results_folder / "experts").glob("*/"))
+    plots = results_folder / "plots"
+    drawn = [draw_gates(load_runs(folder), plots / f"gates-{folder.name}.png") for folder in folders]
+    return [path for path in drawn if path is not None]
+
+
+def _place(layer: str) -> tuple[int, int]:
+    """Return where a layer such as `encoder.0` stands."""
+    side, _, number = layer.partition(".")
+    return SIDES.index(side), int(number)
+
+
+def draw_gates(runs: list[Result], path: Path) -> Path | None:
+    """Draw what share of frames and tokens experts answered for, by layer and method; None where no run has experts."""
+    usage: dict[str, dict[str, float]] = {}
+    for variant, splits in methods_of(runs).items():
+        inside = [run for split in BY_LANGUAGE for run in splits.get(split, [])]
+        found: list[dict[str, Any]] = [run.details["gate_usage"] for run in inside if "gate_usage" in run.details]
+        for run, shares in enumerate(found):
+            usage[variant + (f", run {run + 1}" if len(found) > 1 else "")] = shares
+    if not usage:
+        return None
+    layers = sorted({layer for shares in usage.values() for layer in shares}, key=_place)
+    values = [[100 * shares.get(layer, math.nan) for layer in layers] for shares in usage.values()]
+    figure, ax = pyplot.subplots(figsize=(1.5 + 1.0 * len(layers), 1.8 + 0.42 * len(usage)), layout="constrained")
+    image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            text, colour = ("–", "black") if math.isnan(value) else (f"{value:.0f}", "white" if value < 60 else "black")
+            ax.text(x, y, text, ha="center", va="center", color=colour, fontsize=9)
+    names = [f"{SIDES[side]} {number + 1}" for side, number in map(_place, layers)]
+    ax.set_xticks(range(len(layers)), names, rotation=30, ha="right")
+    ax.set_yticks(range(len(usage)), list(usage))
+    figure.colorbar(image, label="% of frames or tokens")
+    ax.set_title("Share of real speech that experts answered for, by layer", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,324 @@
+"""A cascade: several recognisers from small to large, and between neighbours a router that keeps easy utterances with the
+smaller.
+
+Every step of the chain asks its router about the utterances that are left. What a router looks at decides what is paid before:
+
+- `audio`: nothing; then the smaller model runs, or the next step begins.
+- `encoder`: the smaller model's encoder, whose states its decoder then takes over (small encoder -> decider -> small
+  decoder, or on).
+- `transcript`: the whole smaller model (full small model -> confidence -> larger).
+- `large_encoder`: the next model's encoder, the order of arXiv 2309.12712; easy utterances then run the whole smaller model, hard
+  ones only the larger decoder.
+
+A batch is split by route and put together again, and encoder states that exist are never computed again.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficient_asr.data import absolute_lengths, check_wavs
+from efficient_asr.inference.transcriber import MANIFEST, Transcriber
+from efficient_asr.inference.transcript import Transcript
+from efficient_asr.models.parts import build, describe, load_weights, save_folder
+from efficient_asr.models.sources import read_config
+from efficient_asr.techniques.decider.router import Router, RouterInput
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import atomic_write
+
+_MODEL = re.compile(r"model-\d+|[A-Za-z0-9][\w.-]*/[\w][\w.-]*")  # in the folder, or a hub id
+FORMAT = {"format": "efficient_asr", "version": 1, "kind": "cascade"}
+
+
+class CascadeTranscriber(Transcriber):
+    """Recognisers from small to large with routers between them.
+
+    Arguments
+    ---------
+    transcribers : list of Transcriber
+        From small to large; those whose encoder a router looks at must have `encode` and `decode`.
+    routers : list of Router
+        One fewer.
+    thresholds : list of float
+        One a router: utterances that score higher go on to the next model. Infinity keeps all, minus infinity none.
+    names : list of str, optional
+        What the models are called in `route`.
+
+    Raises
+    ------
+    UserError
+        Where these do not go together.
+    """
+
+    technique = "decider"
+
+    def __init__(
+        self,
+        transcribers: list[Any],
+        routers: list[Router],
+        thresholds: list[float],
+        names: list[str] | None = None,
+    ) -> None:
+        if len(transcribers) < 2 or len(routers) != len(transcribers) - 1 or len(thresholds) != len(routers):
+            raise UserError(
+                f"a cascade of {len(transcribers)} models needs one router and one threshold fewer, not {len(routers)} and "
+                f"{len(thresholds)}"
+            )
+        self.transcribers, self.routers, self.thresholds = list(transcribers), list(routers), list(thresholds)
+        self.names = names or (
+            ["small", "large"] if len(transcribers) == 2 else [f"model_{i}" for i in range(len(transcribers))]
+        )
+        for i, router in enumerate(self.routers):
+            router.eval()
+            needed = {"encoder": i, "large_encoder": i + 1}.get(router.router_input)
+            if needed is not None and not self.transcribers[needed].shows_encoder:
+                raise UserError(
+                    f"the router '{router.label}' needs the encoder of a Whisper, but '{self.names[needed]}' is not a Whisper"
+                )
+        self.batched = all(t.batched for t in self.transcribers)
+        windows = [t.window_s for t in self.transcribers if t.window_s is not None]
+        self.window_s = min(windows) if windows else None
+        self.history: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """Routers and thresholds."""
+        return ", ".join(f"{r.label} > {t:.3g}" for r, t in zip(self.routers, self.thresholds, strict=True))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Routers, thresholds and the settings of the models, as plain data."""
+        models = [transcriber.settings for transcriber in self.transcribers]
+        return {"routers": [describe(r) for r in self.routers], "thresholds": self.thresholds, "models": models}
+
+    def transcribe(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+    ) -> list[Transcript]:
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
+        wavs, wav_lens = check_wavs(wavs, wav_lens)
+        out: list[Transcript | None] = [None] * len(wavs)
+        left = list(range(len(wavs)))
+        lengths = absolute_lengths(wavs, wav_lens)
+        scores: list[list[float]] = [[] for _ in left]
+        encoded = None  # by the next model, of those that are left
+        for i, transcriber in enumerate(self.transcribers):
+            batch = _Batch(wavs[left], lengths[left], transcriber, encoded)
+            if i == len(self.routers):
+                keep, encoded = list(range(len(left))), None
+            else:
+                ahead = _Batch(wavs[left], lengths[left], self.transcribers[i + 1])
+                values = self._score(self.routers[i], batch, ahead)
+                for row, value in zip(left, values.tolist(), strict=True):
+                    scores[row].append(value)
+                keep = [j for j, value in enumerate(values.tolist()) if not value > self.thresholds[i]]
+                sent_on = [j for j in range(len(left)) if j not in set(keep)]
+                encoded = ahead.encoded.select(torch.tensor(sent_on)) if ahead.encoded is not None and sent_on else None
+            for j, transcript in zip(keep, batch.transcripts(keep), strict=True):
+                row = left[j]
+                details = {"route": self.names[i], "router_scores": scores[row]}
+                out[row] = Transcript(transcript.text, details | transcript.details)
+            if i == len(self.routers) or not sent_on:
+                break
+            left = [left[j] for j in sent_on]
+        return out
+
+    def for_long_audio(self) -> CascadeTranscriber:
+        """Return the same cascade for pieces of long audio."""
+        pieces = copy.copy(self)
+        pieces.transcribers = [t.for_long_audio() for t in self.transcribers]
+        return pieces
+
+    @staticmethod
+    def _score(router: Router, batch: _Batch, ahead: _Batch) -> torch.Tensor:
+        """Let a router look at what it wants to see; returns scores [batch]."""
+        inputs = RouterInput(batch.wavs, batch.lengths)
+        if router.router_input in ("encoder", "large_encoder"):
+            inputs.hidden_states = (batch if router.router_input == "encoder" else ahead).encode().hidden_states
+        elif router.router_input == "transcript":
+            seen = batch.transcripts(list(range(len(batch.wavs))))
+            inputs.texts, inputs.details = [t.text for t in seen], [t.details for t in seen]
+        device = next((p.device for p in router.parameters()), torch.device("cpu"))
+        inputs.wavs, inputs.lengths = inputs.wavs.to(device), inputs.lengths.to(device)
+        with torch.no_grad():
+            return router(inputs).float().cpu()
+
+    def to(self, device: str) -> CascadeTranscriber:
+        """Move everything to a device and return itself."""
+        for part in (*self.transcribers, *self.routers):
+            part.to(device)
+        return self
+
+    def parameters_count(self) -> int:
+        """Number of weights of all models and routers."""
+        routers = sum(p.numel() for router in self.routers for p in router.parameters())
+        return routers + sum(t.parameters_count() for t in self.transcribers)
+
+    @property
+    def language(self) -> str | None:
+        """Language of the audio, for all models."""
+        return self.transcribers[0].language
+
+    @language.setter
+    def language(self, language: str | None) -> None:
+        for transcriber in self.transcribers:
+            transcriber.language = language
+
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return how often each model answered; the last is the largest."""
+        routes = []
+        for record in records:  # of long audio every piece has one
+            routes += (
+                [record["route"]] if "route" in record else [piece["route"] for piece in record.get("segments", ())]
+            )
+        shares = {name: routes.count(name) / max(1, len(routes)) for name in self.names}
+        return {"route_shares": shares, "large_model_rate": shares[self.names[-1]]}
+
+    def save(
+        self,
+        folder: Path,
+        sources: list[str],
+        about: dict[str, Any] | None = None,
+        decoding: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a self-contained model folder: routers, thresholds, decoding options, and copies of the models of `sources`.
+
+        A source that is no local directory (a hub id) is named instead of copied.
+        """
+        folder = Path(folder)
+        models = [save_cascade_model(folder, i, source) for i, source in enumerate(sources)]
+        state = {
+            f"{i}.{key}": value for i, router in enumerate(self.routers) for key, value in router.state_dict().items()
+        }
+        state = state or {"none": torch.zeros(1)}
+        thresholds = [str(t) if math.isinf(t) else t for t in self.thresholds]  # JSON has no infinity
+        rest = {
+            "thresholds": thresholds,
+            "names": self.names,
+            "models": models,
+            "history": self.history,
+            "about": about or {},
+            "decoding": decoding or {},
+        }
+        save_folder(folder, FORMAT | {"routers": [describe(router) for router in self.routers]} | rest, state)
+
+    @classmethod
+    def load(cls, folder: Path | str, load_model: Any) -> CascadeTranscriber:
+        """Load a model folder; `load_model(path)` loads each model in it. Nothing in it is executed.
+
+        Raises
+        ------
+        UserError
+            Where the folder is damaged or of another kind.
+        """
+        folder = Path(folder)
+        routers, thresholds, names = load_routers(folder)
+        config = read_config(str(folder))
+        try:
+            models = list(map(str, config["models"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder}/config.json is damaged ({error!r})") from None
+        odd = [name for name in models if not _MODEL.fullmatch(name)]
+        if odd:
+            raise UserError(
+                f"{folder}/config.json: '{odd[0]}' is neither a model in this folder nor a hub id; do not trust it"
+            )
+        inside = [str(folder / name) if name.startswith("model-") else name for name in models]
+        cascade = cls([load_model(path) for path in inside], routers, thresholds, names)
+        history = config.get("history")
+        cascade.history = history if isinstance(history, dict) else {}
+        return cascade
+
+
+def load_cascade(
+    folder: str, load_model: Callable[..., Transcriber], language: str | None, options: dict[str, Any]
+) -> CascadeTranscriber:
+    """Load a cascade's folder for `load_transcriber`, with the decoding options that it was saved with.
+
+    Raises
+    ------
+    UserError
+        Where the languages of the rows are asked for, or the folder is damaged.
+    """
+    if language == MANIFEST:
+        raise UserError("language: a cascade takes one language, or detects it (null); not 'manifest'")
+    decoding = (read_config(folder).get("decoding") or {}) | options
+    return CascadeTranscriber.load(folder, lambda path: load_model(path, **decoding))
+
+
+def load_routers(folder: Path) -> tuple[list[Router], list[float], list[str]]:
+    """Load the routers of a cascade's folder, their thresholds and the names of the models, without the models.
+
+    Raises
+    ------
+    UserError
+        Where the folder is damaged or of another kind.
+    """
+    config = read_config(str(folder))
+    if {key: config.get(key) for key in FORMAT} != FORMAT:
+        raise UserError(f"{folder}/config.json does not describe a cascade of efficient_asr (version 1)")
+    try:
+        routers = [build(entry, f"{folder}/config.json, routers") for entry in config["routers"]]
+        thresholds, names = [float(threshold) for threshold in config["thresholds"]], list(map(str, config["names"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/config.json is damaged ({error!r})") from None
+    if not all(isinstance(router, Router) for router in routers):
+        raise UserError(f"{folder}/config.json: not every router is one; the folder is damaged or not to be trusted")
+    weights = load_weights(folder)
+    for i, router in enumerate(routers):
+        own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{i}.")}
+        try:
+            router.load_state_dict(own)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
+    return routers, thresholds, names
+
+
+class _Batch:
+    """Some utterances and what one model has made of them so far."""
+
+    def __init__(self, wavs: torch.Tensor, lengths: torch.Tensor, transcriber: Any, encoded: Any = None) -> None:
+        longest = max(1, int(lengths.max()))
+        self.wavs, self.lengths, self.transcriber = wavs[:, :longest], lengths, transcriber
+        self.encoded, self._transcripts = encoded, None
+
+    def encode(self) -> Any:
+        """Return the encoder states, computed once."""
+        if self.encoded is None or self.encoded.hidden_states is None:
+            self.encoded = self.transcriber.encode(self.wavs, self.lengths / self.wavs.shape[1], hidden_states=True)
+        return self.encoded
+
+    def transcripts(self, rows: list[int]) -> list[Transcript]:
+        """Return the transcripts of some rows, from encoder states where there are any."""
+        if not rows:
+            return []
+        if self._transcripts is not None:
+            return [self._transcripts[row] for row in rows]
+        if self.encoded is not None:
+            found = self.transcriber.decode(self.encoded.select(torch.tensor(rows)))
+        else:
+            longest = max(1, int(self.lengths[rows].max()))
+            found = self.transcriber.transcribe(self.wavs[rows, :longest], self.lengths[rows] / longest)
+        if len(rows) == len(self.wavs):
+            self._transcripts = found
+        return found
+
+
+def save_cascade_model(folder: Path, number: int, source: str) -> str:
+    """Copy a model directory into a cascade's folder as `model-<number>`, whole or not at all; returns its name there."""
+    if not os.path.isdir(source):
+        return source
+    target = folder / f"model-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as partial:
+        shutil.copytree(source, partial)
+    return target.name

@@ -1,0 +1,225 @@
+"""Routers between a small and a large model compared on test sets, from what both models did on every utterance."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficient_asr.data import read_manifest
+from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.techniques.decider.analysis import (
+    Costs,
+    Pair,
+    area_under_roc,
+    bootstrap,
+    curve,
+    oracle_curve,
+    performance_gap_recovered,
+    threshold_for,
+)
+from efficient_asr.techniques.decider.data import RouterInputs, collate_examples, encoder_macs_g, judge
+from efficient_asr.techniques.decider.network import Rule
+from efficient_asr.techniques.decider.router import Router, RouterInput
+from efficient_asr.utils.errors import UserError
+
+
+class Comparison:
+    """The models, what they did on every split, and what routers make of it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.splits = [args.dev, *args.tests]
+        self.pairs = {split: self.read(split) for split in self.splits}
+        self.rows = {split: read_manifest(args.manifests / f"{split}.jsonl") for split in self.splits}
+        self.whispers = {
+            side: WhisperTranscriber.from_source(resolve_source(source))
+            for side, source in zip(("small", "large"), args.models, strict=True)
+        }
+        self.encoders = {
+            "macs_g": [encoder_macs_g(whisper) for whisper in self.whispers.values()],
+            "time_s": [encoder_time_s(whisper) for whisper in self.whispers.values()],
+        }
+
+    def read(self, split: str) -> Pair:
+        """Read the records of both models on a split."""
+        return Pair.read(*(self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair))
+
+    def costs(self, router: Router, pair: Pair, key: str, own: np.ndarray) -> Costs:
+        """Return what both routes cost, in GMACs or seconds."""
+        small, large = self.encoders[key]
+        return Costs.of(router.router_input, *pair.values(key), small, large, own)
+
+    def score(self, router: Router, split: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return scores and GMACs of a router on a split, [utterances], and its mean time in seconds."""
+        pair, rows = self.pairs[split], self.rows[split]
+        if isinstance(router, Rule):
+            lengths = torch.from_numpy(np.round(pair.durations * 16000).astype(np.int64))
+            inputs = RouterInput(
+                torch.zeros(len(rows), 0), lengths, None, [row["text"] for row in pair.small], pair.small
+            )
+            return router(inputs).double().numpy(), np.zeros(len(rows)), 0.0
+        sides = dict(zip(("small", "large"), self.args.models, strict=True))
+        names = dict(zip(("small_name", "large_name"), self.args.pair, strict=True))
+        hparams = {"states_folder": self.args.states, "labels_folder": self.args.labels} | sides | names
+        side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
+        whisper = self.whispers[side] if side and self.args.states is None else None
+        source = RouterInputs.of(router, hparams, split, whisper)
+        scores, macs_g = judge(router, rows, source)
+        place = {row["id"]: i for i, row in enumerate(rows)}
+        missing = next((name for name in pair.ids if name not in place), None)
+        if missing is not None:
+            raise UserError(f"--manifests: {split}.jsonl has no utterance '{missing}', of which there are records")
+        order = [place[name] for name in pair.ids]
+        return scores[order], macs_g[order], router_time_s(router, rows, source)
+
+    def compare(self, name: str, routers: list[Router]) -> dict[str, Any]:
+        """Return what routers of one kind (seeds) do on every test split."""
+        seen = [{split: self.score(router, split) for split in self.splits} for router in routers]
+        out: dict[str, Any] = {"router_input": routers[0].router_input, "seeds": len(routers), "splits": {}}
+        for split in self.args.tests:
+            pair = self.pairs[split]
+            closed = {
+                key: [self.closed(router, pair, of[split], key) for router, of in zip(routers, seen, strict=True)]
+                for key in ("macs_g", "time_s")
+            }
+            aucs = [area_under_roc(of[split][0], pair.gains > 0) for of in seen]
+            out["splits"][split] = {
+                "auc": mean(aucs), "pgr": mean(closed["macs_g"]), "pgr_in_time": mean(closed["time_s"])
+            }  # fmt: skip
+        for key in ("auc", "pgr", "pgr_in_time"):
+            out[key] = mean([entry[key] for entry in out["splits"].values()])
+        out["pgr_ci95"] = self.interval(routers, seen)
+        out["points"] = self.operating_points(routers, seen)
+        out["curves"] = {key: self.pooled_curve(routers[0], seen[0], key) for key in ("macs_g", "time_s")}
+        return out
+
+    def closed(self, router: Router, pair: Pair, seen: tuple, key: str, rows: np.ndarray | None = None) -> float | None:
+        """Return the share of the oracle's gain that a router closes on (resampled) utterances."""
+        scores, macs_g, time_s = seen
+        own = macs_g if key == "macs_g" else np.full(len(scores), time_s)
+        if rows is not None:
+            pair, scores, own = pair.select(rows), scores[rows], own[rows]
+        return performance_gap_recovered(pair, scores, self.costs(router, pair, key, own), *pair.values(key))
+
+    def interval(self, routers: list[Router], seen: list[dict]) -> tuple[float, float] | None:
+        """Return the 95 % interval of the mean over test sets (and seeds) of the share at equal MACs."""
+        groups = [self.pairs[split] for split in self.args.tests]
+
+        def statistic(group: int, rows: np.ndarray) -> float | None:
+            split = self.args.tests[group]
+            return mean(
+                [self.closed(r, groups[group], of[split], "macs_g", rows) for r, of in zip(routers, seen, strict=True)]
+            )
+
+        return bootstrap(groups, statistic, self.args.bootstrap)
+
+    def operating_points(self, routers: list[Router], seen: list[dict]) -> list[dict[str, Any]]:
+        """Return WER and costs over all test sets by thresholds of the dev split: for shares, and for the large model's WER."""
+        dev = self.pairs[self.args.dev]
+        large_wer = 100 * dev.values("errors")[1].sum() / dev.words.sum()
+        wishes = [("calibrate_large_share", share) for share in (0.1, 0.2, 0.3, 0.5, 0.7)] + [
+            ("calibrate_wer_percent", large_wer)
+        ]
+        points = []
+        for key, value in wishes:
+            found = []
+            for router, of in zip(routers, seen, strict=True):
+                scores, macs_g, _ = of[self.args.dev]
+                threshold = threshold_for(dev, scores, self.costs(router, dev, "macs_g", macs_g), key, value)
+                found.append(self.outcome(router, of, threshold))
+            points.append({key: value} | {name: statistics.mean(point[name] for point in found) for name in found[0]})
+        return points
+
+    def outcome(self, router: Router, seen: dict, threshold: float) -> dict[str, float]:
+        """Return rate, WER and mean costs over all test sets at a threshold."""
+        errors = words = sent = count = 0.0
+        totals = {"macs_g": 0.0, "time_s": 0.0}
+        for split in self.args.tests:
+            pair, (scores, macs_g, time_s) = self.pairs[split], seen[split]
+            hard = scores > threshold
+            errors += np.where(hard, *pair.values("errors")[::-1]).sum()
+            words, sent, count = words + pair.words.sum(), sent + hard.sum(), count + len(hard)
+            for key, own in (("macs_g", macs_g), ("time_s", np.full(len(hard), time_s))):
+                costs = self.costs(router, pair, key, own)
+                totals[key] += np.where(hard, costs.hard, costs.easy).sum()
+        return {"large_model_rate": sent / count, "wer_percent": 100 * errors / words} | {
+            key: total / count for key, total in totals.items()
+        }
+
+    def pooled(self) -> Pair:
+        """Return all test utterances as one pair."""
+        parts = [self.pairs[split] for split in self.args.tests]
+        records = [[row for part in parts for row in getattr(part, side)] for side in ("small", "large")]
+        arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("durations", "words")]
+        return Pair([f"{i}" for i in range(len(arrays[0]))], *arrays, *records)
+
+    def pooled_curve(self, router: Router, seen: dict, key: str) -> list[list[float]]:
+        """Return cost and WER of a router over all test sets, point by point."""
+        scores, macs_g = (np.concatenate([seen[split][i] for split in self.args.tests]) for i in (0, 1))
+        times = np.concatenate([np.full(len(seen[split][0]), seen[split][2]) for split in self.args.tests])
+        pair = self.pooled()
+        found = curve(pair, scores, self.costs(router, pair, key, macs_g if key == "macs_g" else times))
+        return [[round(float(v), 4) for v in point] for point in zip(found.cost, found.wer_percent, strict=True)][::2]
+
+    def single_models(self) -> dict[str, Any]:
+        """Return always-small, always-large and the oracle, over all test sets and on each."""
+        out: dict[str, Any] = {}
+        for split in ["all", *self.args.tests]:
+            pair = self.pooled() if split == "all" else self.pairs[split]
+            errors, macs, times = (pair.values(key) for key in ("errors", "macs_g", "time_s"))
+            best = {key: oracle_curve(pair, *pair.values(key)) for key in ("macs_g", "time_s")}
+            entry = {
+                name: {"wer_percent": 100 * e.sum() / pair.words.sum(), "macs_g": m.mean(), "time_s": t.mean()}
+                for name, e, m, t in zip(("small", "large"), errors, macs, times, strict=True)
+            }
+            entry["oracle"] = {
+                "wer_percent": best["macs_g"].wer_percent[-1], "macs_g": best["macs_g"].cost[-1],
+                "time_s": best["time_s"].cost[-1], "large_model_rate": best["macs_g"].rate[-1],
+            }  # fmt: skip
+            if split == "all":
+                curves = {
+                    k: [[round(float(v), 4) for v in p] for p in zip(c.cost, c.wer_percent, strict=True)]
+                    for k, c in best.items()
+                }
+                entry["oracle"]["curves"] = curves
+            out[split] = {"utterances": len(pair.ids), "reference_words": pair.words.sum()} | entry
+        return out
+
+
+def mean(values: list[float | None]) -> float | None:
+    """Return the mean of those that are there."""
+    values = [value for value in values if value is not None]
+    return float(np.mean(values)) if values else None
+
+
+def encoder_time_s(transcriber: WhisperTranscriber) -> float:
+    """Return the seconds that a Whisper's encoder takes for a window at batch 1, the median of seven."""
+    wavs = torch.randn(1, 16000)
+    return timed(lambda: transcriber.encode(wavs, torch.ones(1), hidden_states=True), 7)
+
+
+def router_time_s(router: Router, rows: Any, source: RouterInputs) -> float:
+    """Return the mean seconds that a router takes for an utterance of the first twenty."""
+    times = []
+    for row in [rows[i] for i in range(min(20, len(rows)))]:
+        seen = {"id": row["id"], "duration": row["duration"], "gain": 0.0} | source.load(row)
+        inputs = source.complete(collate_examples([seen]).inputs, "cpu")
+        times.append(timed(lambda inputs=inputs: router(inputs), 3))
+    return float(np.mean(times))
+
+
+def timed(work: Any, repeats: int) -> float:
+    """Return the median seconds of some runs after one that does not count."""
+    found = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - started)
+    return statistics.median(found[1:])

@@ -1,0 +1,354 @@
+"""What deciders are trained and judged on: the encoder states, or audio, that they look at, and the errors of two models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, load_row
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.inference.load import load_transcriber
+from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.loading import load_config
+from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.techniques.decider.analysis import (
+    CALIBRATIONS,
+    HOW,
+    Costs,
+    Pair,
+    area_under_roc,
+    oracle_curve,
+    random_wer_percent,
+    threshold_for,
+)
+from efficient_asr.techniques.decider.cascade import CascadeTranscriber
+from efficient_asr.techniques.decider.network import TARGETS, Decider, LogMelDecider, TranscriptDecider
+from efficient_asr.techniques.decider.router import Router, RouterInput
+from efficient_asr.utils.errors import UserError
+
+
+def new_router(hparams: dict[str, Any]) -> Router:
+    """Make the decider of a YAML file, in the shape of the states that it will see."""
+    router_input, shape = hparams["router_input"], {"channels": hparams["channels"], "strides": hparams["strides"]}
+    if router_input == "audio":
+        return LogMelDecider(**shape)
+    if router_input == "transcript":
+        return TranscriptDecider(hparams["transcript_width"])
+    if router_input not in ("encoder", "large_encoder"):
+        raise UserError(f"router_input: '{router_input}' is not audio, encoder, transcript or large_encoder")
+    source = resolve_source(hparams["small" if router_input == "encoder" else "large"])
+    try:
+        config = load_config(source)
+    except UserError as error:
+        raise UserError(f"small, large: {error}") from None
+    if config.model_type != "whisper":
+        raise UserError(
+            f"small, large: a decider on encoder states needs a Whisper, '{source}' is of type '{config.model_type}'"
+        )
+    frames = hparams["frames"]
+    return Decider(config.encoder_layers + 1, config.d_model, router_input=router_input, frames=frames, **shape)
+
+
+def check_settings(hparams: dict[str, Any]) -> None:
+    """See that settings and models fit before anything is trained.
+
+    Raises
+    ------
+    UserError
+        Naming the key, or the records of another model.
+    """
+    if sum(hparams[key] is not None for key in CALIBRATIONS) > 1:
+        raise UserError(f"give one of {', '.join(CALIBRATIONS)}, not several")
+    easy_to_hard_ratio(hparams, hparams["train_split"])
+    if hparams["target"] not in TARGETS:
+        raise UserError(f"target: '{hparams['target']}' is not {' or '.join(TARGETS)}")
+    for side in ("small", "large"):
+        source = resolve_source(hparams[side])
+        if not os.path.isdir(source):
+            continue  # a hub id
+        model = fingerprint(source)
+        for split in (hparams["train_split"], hparams["valid_split"]):
+            meta = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.meta.json"
+            if meta.is_file() and json.loads(meta.read_text(encoding="utf-8")).get("model") != model:
+                raise UserError(
+                    f"{side}: {meta.with_suffix('').with_suffix('.jsonl')} holds what another model than {source} did"
+                )
+
+
+def easy_to_hard_ratio(hparams: dict[str, Any], split: str) -> float:
+    """Return how many easy utterances there are for a hard one, which the small model gets more wrong than the large one.
+
+    Raises
+    ------
+    UserError
+        Where all are of one kind, so that there is nothing to learn.
+    """
+    gains = read_pair(hparams, split).gains
+    hard = int((gains > 0).sum())
+    if hard in (0, len(gains)):
+        raise UserError(f"{hard} of {len(gains)} training utterances are hard for the small model: nothing to learn")
+    return (len(gains) - hard) / hard
+
+
+def read_pair(hparams: dict[str, Any], split: str) -> Pair:
+    """Read the records of both models on a split."""
+    folder = Path(hparams["labels_folder"])
+    return Pair.read(*(folder / f"{hparams[name]}-{split}.jsonl" for name in ("small_name", "large_name")))
+
+
+class RouterInputs:
+    """Gives a router its inputs: encoder states from a store or computed on the fly, the small model's records, or the audio.
+
+    Arguments
+    ---------
+    store : FeatureStore or None
+        Encoder states that were kept.
+    records : dict or None
+        What the small model wrote, by id.
+    whisper : WhisperTranscriber or None
+        Computes encoder states on the fly, where there is no store.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore | None,
+        records: dict[str, dict[str, Any]] | None = None,
+        whisper: WhisperTranscriber | None = None,
+    ) -> None:
+        self.store, self.records, self.whisper = store, records, whisper
+
+    @classmethod
+    def of(
+        cls, router: Router, hparams: dict[str, Any], split: str, whisper: WhisperTranscriber | None = None
+    ) -> RouterInputs:
+        """Open what the YAML names; `whisper` (see `whisper_for`) computes states that no store has.
+
+        Raises
+        ------
+        UserError
+            Where there are no states, or only of fewer frames than the decider needs.
+        """
+        if router.router_input == "transcript":
+            pair = read_pair(hparams, split)
+            return cls(None, dict(zip(pair.ids, pair.small, strict=True)))
+        if router.router_input == "audio":
+            return cls(None)
+        if not hparams["states_folder"]:
+            return cls(None, whisper=whisper)
+        side = "small" if router.router_input == "encoder" else "large"
+        store = open_states(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
+        shape = (store.meta["states"], store.meta["dim"])
+        if shape != (router.config["states"], router.config["input_size"]):
+            raise UserError(f"{store.folder} holds {shape[0]} states of {shape[1]}, not those of {hparams[side]}")
+        if store.meta["frames"] == "unpadded" and router.frames == "padded":
+            raise UserError(
+                f"frames: {store.folder} keeps the frames of the audio only; pass --frames unpadded, or run "
+                "recipes/decider/label.py with --frames padded"
+            )
+        return cls(store)
+
+    def load(self, row: Row) -> dict[str, torch.Tensor]:
+        """Return `wav` [time], `states` [frames, states, dim], or the small model's `record`."""
+        if self.records is not None:
+            return {"record": self.records[row["id"]]}
+        if self.store is None:
+            return {"wav": load_row(row)}
+        if row["id"] not in self.store:
+            raise UserError(f"{self.store.folder} has no states of utterance '{row['id']}'; {HOW}")
+        return self.store.read(row["id"])
+
+    def complete(self, inputs: RouterInput, device: torch.device | str) -> RouterInput:
+        """Compute the encoder states of a batch, where no store had them."""
+        if self.whisper is not None and inputs.hidden_states is None:
+            wav_lens = inputs.lengths / inputs.wavs.shape[1]
+            encoded = self.whisper.to(str(device)).encode(inputs.wavs, wav_lens, hidden_states=True)
+            inputs.hidden_states = encoded.hidden_states
+        return inputs
+
+
+def whisper_for(router: Router, hparams: dict[str, Any]) -> WhisperTranscriber | None:
+    """Load the Whisper that computes a router's encoder states on the fly; None where a store has them or none are needed."""
+    side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
+    if side is None or hparams["states_folder"]:
+        return None
+    return WhisperTranscriber.from_source(resolve_source(hparams[side]))
+
+
+def open_states(folder: Path, meta: dict[str, Any] | None = None) -> FeatureStore:
+    """Open a store of encoder states, [frames, states, dim] each; with `meta` for writing.
+
+    Raises
+    ------
+    UserError
+        Where there is none, or one of another model.
+    """
+    try:
+        return FeatureStore(folder, meta, "encoder states")
+    except UserError as error:
+        hint = "" if meta is not None else f"; recipes/decider/label.py with --states {folder} writes them"
+        raise UserError(f"{error}{hint}") from None
+
+
+class Examples(Dataset):
+    """Items `id`, `duration`, `gain` and what the router looks at."""
+
+    def __init__(self, rows: Rows, source: RouterInputs, gains: dict[str, float]) -> None:
+        missing = next((row["id"] for row in rows if row["id"] not in gains), None)
+        if missing is not None:
+            raise UserError(f"labels_folder: there is no record of utterance '{missing}'; {HOW}")
+        self.rows, self.source, self.gains = rows, source, gains
+
+    @classmethod
+    def of(cls, router: Router, rows: Rows, hparams: dict[str, Any], split: str) -> Examples:
+        """Read the records of both models, and open what the router looks at."""
+        pair = read_pair(hparams, split)
+        source = RouterInputs.of(router, hparams, split)
+        return cls(rows, source, dict(zip(pair.ids, pair.gains.tolist(), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = self.rows[number]
+        about = {"id": row["id"], "duration": row["duration"]}
+        try:
+            return about | {"gain": self.gains[row["id"]]} | self.source.load(row)
+        except UserError as error:
+            return about | {"problem": str(error)}
+
+
+class ExampleBatch(SimpleNamespace):
+    """`id`, `duration` [batch], `gains` [batch], `inputs`, `problems`."""
+
+    def to(self, device: Any) -> ExampleBatch:
+        """Move to a device and return itself."""
+        inputs = self.inputs
+        inputs.wavs, inputs.lengths = inputs.wavs.to(device), inputs.lengths.to(device)
+        if inputs.hidden_states is not None:
+            inputs.hidden_states = tuple(states.to(device) for states in inputs.hidden_states)
+        self.gains = self.gains.to(device)
+        return self
+
+
+def collate_examples(items: list[dict[str, Any]]) -> ExampleBatch:
+    """Make a padded batch; states become float32."""
+    good = [item for item in items if "problem" not in item]
+    batch = ExampleBatch(id=[item["id"] for item in good], problems=[item for item in items if "problem" in item])
+    if not good:
+        return batch
+    batch.duration = torch.tensor([item["duration"] for item in good])
+    batch.gains = torch.tensor([item["gain"] for item in good], dtype=torch.float32)
+    lengths = (batch.duration.double() * SAMPLE_RATE).round().long()
+    if "wav" in good[0]:
+        lengths = torch.tensor([len(item["wav"]) for item in good])
+    pad = torch.nn.utils.rnn.pad_sequence
+    batch.inputs = RouterInput(torch.zeros(len(good), 0), lengths)
+    if "wav" in good[0]:
+        batch.inputs.wavs = pad([item["wav"] for item in good], batch_first=True)
+    elif "record" in good[0]:
+        batch.inputs.details = [item["record"] for item in good]
+        batch.inputs.texts = [item["record"]["text"] for item in good]
+    else:
+        batch.inputs.hidden_states = pad([item["states"] for item in good], batch_first=True).float().unbind(dim=2)
+    return batch
+
+
+def judge(router: Router, rows: Rows, source: RouterInputs) -> tuple[np.ndarray, np.ndarray]:
+    """Return a router's scores and what each cost in GMACs, [utterances]; one utterance after the other."""
+    router.eval()
+    scores, macs_g = [], []
+    device = next(router.parameters()).device
+    for row in rows:
+        batch = collate_examples([{"id": row["id"], "duration": row["duration"], "gain": 0.0} | source.load(row)])
+        with torch.no_grad():
+            inputs = source.complete(batch.to(device).inputs, device)
+            counted = count_macs(router, inputs)
+        scores.append(float(counted.output))
+        macs_g.append(counted.macs / 1e9)
+    return np.array(scores), np.array(macs_g)
+
+
+def encoder_macs_g(transcriber: WhisperTranscriber) -> float:
+    """Return what a Whisper's encoder costs for a window, in GMACs."""
+    return count_macs(transcriber.encode, torch.zeros(1, SAMPLE_RATE), torch.ones(1)).macs / 1e9
+
+
+def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: str, large: str) -> Costs:
+    """Return what each utterance costs in GMACs on both routes, with the encoder that the order pays for."""
+    side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
+    encoders = {}
+    if side is not None:
+        transcriber = WhisperTranscriber.from_source(resolve_source(small if side == "small" else large))
+        encoders = {f"{side}_encoder": encoder_macs_g(transcriber)}
+    return Costs.of(router.router_input, *pair.values("macs_g"), router=router_macs_g, **encoders)
+
+
+def pgr_at(pair: Pair, records: Iterable[dict[str, Any]]) -> float | None:
+    """Return the share of the oracle's gain that a cascade closed, at the cost it had: what it really did, against its two
+    models.
+
+    None where the oracle gains nothing over choosing at random at that cost.
+    """
+    found = {record["id"]: record for record in records}
+    if set(found) != set(pair.ids) or any(record["macs_g"] is None for record in found.values()):
+        return None
+    errors = 100 * sum(found[name]["errors"] for name in pair.ids) / max(1.0, pair.words.sum())
+    cost = float(np.mean([found[name]["macs_g"] for name in pair.ids]))
+    small, large = pair.values("macs_g")
+    budget = np.array([max(cost, small.mean())])
+    at_random = float(random_wer_percent(pair, small, large, budget)[0])
+    best = float(oracle_curve(pair, small, large).at(budget)[0])
+    return (at_random - errors) / (at_random - best) if at_random - best > 1e-9 else None
+
+
+def pgr_details(
+    hparams: dict[str, Any], benchmark: Benchmark | None, records: Iterable[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """Return `oracle_pgr` for a Result; nothing where the models have no records of the test split."""
+    if benchmark is None or records is None:
+        return {}
+    try:
+        closed = pgr_at(read_pair(hparams, benchmark.split), records)
+    except UserError:
+        return {}
+    return {} if closed is None else {"oracle_pgr": closed}
+
+
+def validate(router: Router, rows: Rows, hparams: dict[str, Any]) -> tuple[Pair, np.ndarray, Costs]:
+    """Return both models' records of the validation utterances, the router's scores, and what each route costs in GMACs."""
+    split = hparams["valid_split"]
+    scores, macs_g = judge(router, rows, RouterInputs.of(router, hparams, split, whisper_for(router, hparams)))
+    pair = read_pair(hparams, split)
+    place = {name: i for i, name in enumerate(pair.ids)}
+    pair = pair.select(np.array([place[row["id"]] for row in rows]))
+    return pair, scores, costs_in_macs(router, pair, macs_g, hparams["small"], hparams["large"])
+
+
+def calibrate_threshold(router: Router, rows: Rows, hparams: dict[str, Any]) -> None:
+    """Choose a router's threshold on the validation utterances, for what the YAML file asks for; 0 where it asks for nothing."""
+    pair, scores, costs = validate(router, rows, hparams)
+    wishes = [(key, hparams[key]) for key in CALIBRATIONS if hparams[key] is not None]
+    router.threshold = threshold_for(pair, scores, costs, *wishes[0]) if wishes else 0.0
+    share, area = (scores > router.threshold).mean(), area_under_roc(scores, pair.gains > 0)
+    print(f"threshold {router.threshold:.3f}: {100 * share:.0f} % of the validation utterances go to the large model")
+    router.history["decider"] = {"validation_auc": area, "threshold": router.threshold}
+
+
+def save_cascade(router: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
+    """Write a model folder that holds a router, with its `threshold`, and the two models between which it chooses."""
+    sources = [resolve_source(hparams[key]) for key in ("small", "large")]
+    names = [hparams["small_name"], hparams["large_name"]]
+    cascade = CascadeTranscriber([load_transcriber(source) for source in sources], [router], [router.threshold], names)
+    cascade.history = router.history
+    limit = hparams["max_tokens_per_s"]
+    decoding = {} if limit is None else {"max_tokens_per_s": limit}
+    cascade.save(folder, sources, about | {"variant": str(hparams["variant"] or cascade.label)}, decoding)

@@ -1,0 +1,345 @@
+r"""Decider: a small network that says whether an utterance is too hard for the smaller of two recognisers.
+
+Malard, Zaiem, Algayres: "Big model only for hard audios: Sample dependent Whisper model selection for efficient inferences"
+(arXiv 2309.12712). The encoder states :math:`h_0, \dots, h_L` (input of the first layer and output of each) are summed with
+learned weights, pass three residual blocks of one-dimensional convolutions, and are averaged over time:
+
+.. math::
+    z = \sum_{l=0}^{L} w_l \, h_l, \qquad
+    p(\mathrm{large}) = \sigma\left(a^\top \frac{1}{T'} \sum_t \mathrm{blocks}(z)_t + b\right).
+
+A block is conv(3, stride s)-batch norm-ReLU-conv(3)-batch norm, plus a shortcut conv(1, stride s)-batch norm, then ReLU; channels
+[256, 256, 256], strides [2, 3, 3], weights :math:`w_l` drawn from [0, 1) and not normalised. On Whisper small these are 1.905 M
+parameters and about 0.89 GMACs for 30 s. The target is 1 where the smaller model makes more errors than the larger (ties go to
+the smaller), the loss binary cross-entropy; above a threshold the larger model is taken.
+
+The paper looks at the **large** model's encoder, whose cost is then always paid; with a modern decoder the encoder is most
+of the cost, and next to nothing is saved. The same network on the **small** model's states (`router_input: encoder`), or a
+light one on the log-mel features, saves it; so do rules without training, and a learned one (`router_input: transcript`), on
+what the small model says of its own transcript.
+
+Deviations, each a setting whose other value is the paper's:
+
+- `frames: unpadded` looks at the audio's own frames only, masked in every block and in the average, instead of the window that is
+  padded to 30 s: a tenth of the cost on short utterances, and the average is of speech. (`padded` is the paper's.)
+- `target: gain` learns by how many errors the larger model is better (smooth L1 loss) instead of whether it is (`label`): a
+  routing mistake costs what it costs.
+- `balance: True` weights hard utterances up to the number of the easy ones.
+- Checkpoints are chosen by the area under the ROC curve; the paper's code takes the argmax of one number, which is always 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.encoders.base import frame_mask
+from efficient_asr.models.log_mel import HOP, LogMel, encoder_frames
+from efficient_asr.models.whisper.decoding import compression_ratio
+from efficient_asr.techniques.decider.router import ROUTER_INPUTS, Router, RouterInput
+from efficient_asr.utils.errors import UserError, did_you_mean
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch norm whose statistics are of real frames only; with fewer than two of them it takes the running ones.
+
+    Otherwise it is torch's `BatchNorm1d`, with the same names. (Under torchrun each process has statistics of its own
+    batch; torch's synchronised one neither masks nor runs on a CPU.)
+
+    Arguments
+    ---------
+    channels : int
+        Channels.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Normalise [batch, channels, frames]; `mask` [batch, 1, frames] is True on real frames."""
+        mean, variance, count = self.running_mean, self.running_var, int(mask.sum())
+        if self.training and count > 1:
+            mean = (x * mask).sum(dim=(0, 2)) / count
+            variance = ((x - mean[:, None]) * mask).pow(2).sum(dim=(0, 2)) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight / torch.sqrt(variance + self.eps)
+        return x * scale[:, None] + (self.bias - mean * scale)[:, None]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions of width 3 and a shortcut, each with batch norm.
+
+    Arguments
+    ---------
+    inputs, outputs : int
+        Channels.
+    stride : int
+        Of the first convolution and the shortcut.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv1d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = MaskedBatchNorm(outputs)
+        self.conv2 = nn.Conv1d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = MaskedBatchNorm(outputs)
+        self.shortcut, self.shortcut_norm = nn.Conv1d(inputs, outputs, 1, stride, bias=False), MaskedBatchNorm(outputs)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map [batch, inputs, frames] with lengths [batch] to [batch, outputs, frames / stride], zero behind each end."""
+        lengths = (lengths - 1) // self.stride + 1
+        inner = self.conv1(x)
+        mask = frame_mask(lengths, inner.shape[2])[:, None]
+        inner = torch.relu(self.norm1(inner, mask)) * mask
+        inner = self.norm2(self.conv2(inner), mask)
+        return torch.relu(inner + self.shortcut_norm(self.shortcut(x), mask)) * mask, lengths
+
+
+class Decider(Router):
+    """The paper's network on the states of an encoder.
+
+    Arguments
+    ---------
+    states : int
+        Number of states: encoder layers and one.
+    input_size : int
+        Their dimension.
+    channels, strides : list of int
+        Of the residual blocks.
+    router_input : str
+        `large_encoder` (the paper) or `encoder`, that of the smaller model.
+    frames : str
+        `padded` (the paper) or `unpadded`.
+    """
+
+    def __init__(
+        self,
+        states: int,
+        input_size: int,
+        channels: tuple[int, ...] | list[int] = (256, 256, 256),
+        strides: tuple[int, ...] | list[int] = (2, 3, 3),
+        router_input: str = "large_encoder",
+        frames: str = "padded",
+    ) -> None:
+        super().__init__()
+        if router_input not in ROUTER_INPUTS:
+            raise UserError(f"router_input: there is no '{router_input}'.{did_you_mean(router_input, ROUTER_INPUTS)}")
+        if frames not in ("padded", "unpadded"):
+            raise UserError(f"frames: '{frames}' is not padded or unpadded")
+        if len(channels) != len(strides) or not channels or min(*channels, *strides) < 1:
+            raise UserError(f"channels {list(channels)} and strides {list(strides)} must be as many positive numbers")
+        self.config = {
+            "states": states, "input_size": input_size, "channels": list(channels), "strides": list(strides),
+            "router_input": router_input, "frames": frames,
+        }  # fmt: skip
+        self.router_input, self.frames = router_input, frames
+        self.weights = nn.Parameter(torch.rand(states))
+        sizes = [input_size, *channels]
+        self.blocks = nn.ModuleList(map(ResidualBlock, sizes, sizes[1:], strides))
+        self.linear = nn.Linear(sizes[-1], 1)
+
+    @property
+    def label(self) -> str:
+        """Name of the row."""
+        names = {"large_encoder": "decider, large encoder first", "encoder": "decider on small encoder"}
+        return names.get(self.router_input, f"decider on {self.router_input}")
+
+    def judge(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return logits [batch] of [batch, dim, frames], zero behind lengths [batch]."""
+        for block in self.blocks:
+            x, lengths = block(x, lengths)
+        return self.linear(x.sum(dim=2) / lengths[:, None]).squeeze(1)
+
+    def forward(self, inputs: RouterInput) -> torch.Tensor:
+        """Return logits [batch]."""
+        frames = inputs.hidden_states[0].shape[1]
+        lengths = torch.full_like(inputs.lengths, frames)
+        if self.frames == "unpadded":
+            lengths = encoder_frames(inputs.lengths).clamp(1, frames)
+            frames = int(lengths.max())
+        # summed one by one: a stack of all states of a window would be as large as they are
+        mixed = sum(weight * h[:, :frames] for weight, h in zip(self.weights, inputs.hidden_states, strict=True))
+        mixed = mixed.transpose(1, 2)
+        return self.judge(mixed * frame_mask(lengths, frames)[:, None], lengths)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return self.config
+
+
+class LogMelDecider(Decider):
+    """The same network on log-mel features of the audio itself: it decides before any recogniser runs.
+
+    Arguments
+    ---------
+    n_mels : int
+        Mel bands.
+    channels, strides : list of int
+        Of the residual blocks.
+    """
+
+    def __init__(
+        self,
+        n_mels: int = 80,
+        channels: tuple[int, ...] | list[int] = (96, 96, 96),
+        strides: tuple[int, ...] | list[int] = (2, 3, 3),
+    ) -> None:
+        super().__init__(1, n_mels, channels, strides, router_input="audio", frames="unpadded")
+        self.config = {"n_mels": n_mels, "channels": list(channels), "strides": list(strides)}
+        self.log_mel = LogMel(n_mels)
+
+    @property
+    def label(self) -> str:
+        """Name of the row."""
+        return "decider on log-mel"
+
+    def forward(self, inputs: RouterInput) -> torch.Tensor:
+        """Return logits [batch]."""
+        features = self.log_mel(inputs.wavs, inputs.lengths)
+        return self.judge(features * self.weights, (inputs.lengths // HOP).clamp(min=1))
+
+
+class TranscriptDecider(Router):
+    """A small network on what the smaller model says of its own transcript: a learned confidence.
+
+    Arguments
+    ---------
+    width : int
+        Of its one hidden layer.
+    """
+
+    router_input, label = "transcript", "decider on transcript"
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.width = width
+        self.norm = MaskedBatchNorm(7)
+        self.layers = nn.Sequential(nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, inputs: RouterInput) -> torch.Tensor:
+        """Return logits [batch]."""
+        numbers = [[details.get(key) for key in ("avg_logprob", "entropy", "tokens")] for details in inputs.details]
+        if any(None in row for row in numbers):
+            raise UserError(
+                "a decider on transcripts needs a smaller model that says avg_logprob, entropy and tokens: a Whisper"
+            )
+        device = self.norm.weight.device
+        logprob, entropy, tokens = torch.tensor(numbers, dtype=torch.float32, device=device).T
+        ratio = torch.tensor([compression_ratio(text) for text in inputs.texts], device=device)
+        seconds = (inputs.lengths / SAMPLE_RATE).to(logprob)
+        unlikely = torch.log1p(-logprob * (tokens + 1))
+        features = [
+            logprob,
+            unlikely,
+            entropy,
+            torch.log1p(tokens),
+            seconds,
+            tokens / seconds.clamp(min=0.1),
+            ratio.to(logprob),
+        ]
+        stacked = torch.stack(features, dim=1)[:, :, None]
+        normal = self.norm(stacked, torch.ones_like(stacked[:, :1], dtype=torch.bool))
+        return self.layers(normal[:, :, 0]).squeeze(1)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"width": self.width}
+
+
+RULES = ("avg_logprob", "sum_logprob", "entropy", "compression_ratio", "duration")
+
+
+class Rule(Router):
+    """A rule without training: one number that is high for hard utterances.
+
+    Arguments
+    ---------
+    rule : str
+        `avg_logprob`: the smaller model's mean log-probability, negative; `sum_logprob`: the sum, which grows with the number of
+        words that may be wrong; `entropy`: of its output distributions, nats; `compression_ratio` of its transcript;
+        `duration` of the audio in seconds, which needs no model.
+
+    Raises
+    ------
+    UserError
+        For another rule.
+    """
+
+    def __init__(self, rule: str) -> None:
+        super().__init__()
+        if rule not in RULES:
+            raise UserError(f"rule: '{rule}' is not one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}")
+        self.rule, self.router_input = rule, "audio" if rule == "duration" else "transcript"
+
+    @property
+    def label(self) -> str:
+        """Name of the row."""
+        return f"rule: {self.rule}"
+
+    def forward(self, inputs: RouterInput) -> torch.Tensor:
+        """Return scores [batch]."""
+        if self.rule == "duration":
+            return inputs.lengths / SAMPLE_RATE
+        if self.rule == "compression_ratio":
+            return torch.tensor([compression_ratio(text) for text in inputs.texts])
+        wanted = {"entropy": ("entropy",), "sum_logprob": ("avg_logprob", "tokens")}.get(self.rule, ("avg_logprob",))
+        values = [[details.get(key) for key in wanted] for details in inputs.details]
+        if any(None in row for row in values):
+            raise UserError(
+                f"rule: the smaller model does not say its {' and '.join(wanted)}; take compression_ratio or duration"
+            )
+        numbers = torch.tensor(values, dtype=torch.float64)
+        if self.rule == "sum_logprob":
+            return -numbers[:, 0] * (numbers[:, 1] + 1)
+        return numbers[:, 0] * (-1 if self.rule == "avg_logprob" else 1)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"rule": self.rule}
+
+
+TARGETS = ("label", "gain")
+
+
+def decider_loss(
+    logits: torch.Tensor, gains: torch.Tensor, target: str = "label", positive_weight: float = 1.0, most: float = 3.0
+) -> torch.Tensor:
+    """Loss of a batch.
+
+    Arguments
+    ---------
+    logits : torch.Tensor
+        [batch].
+    gains : torch.Tensor
+        Errors of the smaller model less those of the larger, [batch].
+    target : str
+        `label` (binary cross-entropy of gain > 0) or `gain` (smooth L1 distance from the gain, cut off at +-`most`).
+    positive_weight : float
+        Weight of utterances with a gain above 0.
+    most : float
+        Errors; beyond, a gain tells of one broken transcript and not of a harder utterance.
+
+    Raises
+    ------
+    UserError
+        For another target.
+    """
+    if target not in TARGETS:
+        raise UserError(f"target: '{target}' is not label or gain")
+    hard = gains > 0
+    if target == "label":
+        weight = torch.tensor(positive_weight, device=logits.device)
+        return nn.functional.binary_cross_entropy_with_logits(logits, hard.to(logits.dtype), pos_weight=weight)
+    losses = nn.functional.smooth_l1_loss(logits, gains.clamp(-most, most).to(logits.dtype), reduction="none")
+    weights = torch.where(hard, positive_weight, 1.0)
+    return (losses * weights).sum() / weights.sum()

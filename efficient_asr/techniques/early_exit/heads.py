@@ -1,0 +1,383 @@
+r"""Early exit: stop after the layer whose output is already good enough, utterance by utterance.
+
+Zaiem, Algayres, Parcollet, Essid, Ravanelli: "Fine-tuning Strategies for Faster Inference using Speech Self-Supervised
+Models: A Comparative Study" (arXiv 2303.06740), section on early exiting. A CTC head stands on each of some layers
+:math:`e`; training minimises the weighted sum of their losses (weights 1 in the paper)
+
+.. math:: \mathcal{L} = \sum_e w_e \, \mathrm{CTC}(\mathrm{head}_e(h_e), y).
+
+Running, an utterance with :math:`T` real frames leaves at the first of these layers where
+
+- `entropy`:     :math:`-\frac{1}{T} \sum_t \sum_c p_{tc} \log p_{tc} < \tau` (nats) for the head's softmax :math:`p`;
+- `similarity`:  :math:`\frac{1}{T} \sum_t \cos(h_{e,t}, h_{e-1,t}) > \tau`; only the head of the exit is computed;
+- `confidence`:  :math:`\frac{1}{T} \sum_t \max_c \log p_{tc} > \tau`;
+- `agreement`:   the greedy labels of this head and of the one before differ by at most :math:`\tau`, their edit distance over the
+  longer one's length (0: they are equal);
+
+and at the last layer otherwise (`none`: always there). The first two are the paper's, after DeeBERT (arXiv 2004.12993) and
+HuBERT-EE (arXiv 2204.06328); agreement is the patience of PABEE (arXiv 2006.04152). With `exit_patience: k` the condition must
+hold at k heads in a row.
+
+As in the paper's code, LayerDrop is off while heads are trained. Deviations from it:
+
+- It averages over the batch, padding included, and the whole batch leaves together. Here every utterance decides for
+  itself over its real frames; who leaves costs nothing from then on, and the rest go on as a smaller, shorter batch. A
+  transcript does not depend on batch mates.
+- Heads stand behind the encoder's final layer norm (and `output_norm`), which all of them share, instead of before it: so the
+  last head is exactly the baseline's, and heads can start as copies of it.
+- Validation scores every head at full depth; the paper's code leaves at the first exit there and chooses checkpoints by it.
+- Heads are ordinary parameters: trained, saved, moved and counted with the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import nn
+
+from efficient_asr.models.ctc import CTCHead, CTCOutput, greedy_labels
+from efficient_asr.models.encoders.base import Encoder, EncoderState, frame_mask
+from efficient_asr.models.parts import Part
+from efficient_asr.utils.errors import UserError, did_you_mean
+
+RULES = ("none", "entropy", "similarity", "confidence", "agreement")
+# Thresholds that never exit.
+NEVER = {"none": 0.0, "entropy": 0.0, "similarity": 2.0, "confidence": 0.0, "agreement": -1.0}
+
+
+def should_exit(rule: str, scores: Any, threshold: float) -> Any:
+    """Whether scores (numbers, arrays or tensors) are good enough to leave."""
+    if rule == "none":
+        return scores < -math.inf
+    if rule == "entropy":
+        return scores < threshold
+    return scores <= threshold if rule == "agreement" else scores > threshold
+
+
+def mean_over_frames(values: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
+    """Mean [batch] over the real frames of [batch, frames]."""
+    mask = frame_mask(frame_lengths, values.shape[1])
+    return values.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
+
+
+def entropy(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
+    """Mean entropy in nats [batch] of [batch, frames, labels]."""
+    return mean_over_frames(-(log_probs.exp() * log_probs).sum(dim=-1), frame_lengths)
+
+
+def confidence(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
+    """Mean of the highest log-probability [batch] of [batch, frames, labels]."""
+    return mean_over_frames(log_probs.amax(dim=-1), frame_lengths)
+
+
+def similarity(before: torch.Tensor, after: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
+    """Mean cosine similarity [batch] of two layers' states [batch, frames, dim]."""
+    return mean_over_frames(torch.cosine_similarity(before, after, dim=-1), frame_lengths)
+
+
+def disagreement(before: Sequence[int], after: Sequence[int]) -> float:
+    """Edit distance of two label sequences over the longer one's length, 0 to 1."""
+    return Levenshtein.normalized_distance(before, after)
+
+
+class ExitHeads(Part):
+    """CTC heads on some layers, and the rule by which utterances leave.
+
+    Arguments
+    ---------
+    heads : list of CTCHead
+        One for each layer of `layers`.
+    layers : list of int
+        The layers that have a head, counted from 1, rising; the last must be the encoder's last.
+    rule : str
+        `none`, `entropy`, `similarity`, `confidence` or `agreement`.
+    threshold : float or None
+        Of the rule; None for one that never exits.
+    patience : int
+        Heads in a row that must be content.
+
+    Raises
+    ------
+    UserError
+        Where an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[nn.Module],
+        layers: Sequence[int],
+        rule: str = "none",
+        threshold: float | None = None,
+        patience: int = 1,
+    ) -> None:
+        super().__init__()
+        layers = list(layers)
+        if not layers or not all(type(i) is int and i >= 1 for i in layers) or layers != sorted({*layers}):
+            raise UserError(f"exit_layers: {layers} is not a rising list of layers, counted from 1")
+        if len(heads) != len(layers):
+            raise ValueError(f"{len(heads)} heads for {len(layers)} layers")
+        self.heads, self.layers = nn.ModuleList(heads), layers
+        self.set_rule(rule, threshold, patience)
+
+    def set_rule(self, rule: str, threshold: float | None = None, patience: int = 1) -> None:
+        """Choose when to leave; see the class."""
+        if rule not in RULES:
+            raise UserError(f"exit_rule: '{rule}' is not {', '.join(RULES)}.{did_you_mean(str(rule), RULES)}")
+        threshold = NEVER[rule] if threshold is None else threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or math.isnan(threshold):
+            raise UserError(f"exit_threshold: {threshold!r} is not a number")
+        if type(patience) is not int or patience < 1:
+            raise UserError(f"exit_patience: {patience!r} is not a whole number of at least 1")
+        self.rule, self.threshold, self.patience = rule, float(threshold), patience
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What all heads share."""
+        return self.heads[0].config
+
+    @property
+    def frames_per_state(self) -> int:
+        """CTC frames for each state."""
+        return self.heads[0].frames_per_state
+
+    # Never the identity: at full depth too it is a network of its own, trained with all its heads.
+    technique = "early_exit"
+
+    @property
+    def label(self) -> str:
+        """Rule, threshold and patience."""
+        if self.threshold == NEVER[self.rule]:
+            return "full depth" if self.rule == "none" else f"{self.rule} never"
+        return f"{self.rule} {self.threshold:.6g}" + (f" patience {self.patience}" if self.patience > 1 else "")
+
+    def check(self, encoder: Encoder) -> None:
+        """See that the last head stands on the encoder's last layer, and that the layers are the encoder's to run.
+
+        Raises
+        ------
+        UserError
+            Where it is not so.
+        """
+        if type(encoder).forward is not Encoder.forward:
+            raise UserError(
+                f"exit heads run the layers themselves, and cannot stand on {type(encoder).__name__}, which does too"
+            )
+        if self.layers[-1] != encoder.num_layers:
+            raise UserError(
+                f"exit_layers: the last is {self.layers[-1]}, but must be the encoder's last layer, {encoder.num_layers}: "
+                "what cannot leave earlier leaves there"
+            )
+
+    def read(
+        self,
+        encoder: Encoder,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        only: Sequence[int] | None = None,
+        train_encoder: bool = True,
+    ) -> CTCOutput:
+        """Run an encoder layer by layer on `wavs` [batch, time] with `lengths` [batch], letting utterances leave.
+
+        Arguments
+        ---------
+        encoder : Encoder
+            The encoder.
+        wavs, lengths : torch.Tensor
+            [batch, time] and real samples [batch].
+        only : list of int, optional
+            For training: run all layers, and the heads on these, and let nobody leave.
+        train_encoder : bool
+            With `only`: whether the encoder gets gradients.
+
+        Returns
+        -------
+        CTCOutput
+            `exit_layer` in the details of every utterance. With `only`, logits are [heads, batch, frames, labels].
+        """
+        if only is not None:
+            return self._read_heads(encoder, wavs, lengths, only, train_encoder)
+        state, rows = encoder.begin(wavs, lengths), torch.arange(len(wavs), device=wavs.device)
+        decisions = _Decisions(self.rule, self.threshold, self.patience, len(wavs))
+        parts = []
+        for index in range(encoder.num_layers):
+            before = state
+            state = encoder.run_layer(index, state)
+            layer = index + 1
+            if layer not in self.layers:
+                continue
+            head, logits = self.heads[self.layers.index(layer)], None
+            if layer == encoder.num_layers:
+                leaving = torch.ones_like(rows, dtype=torch.bool)
+            else:
+                if self.rule not in ("none", "similarity"):
+                    logits, frame_lengths = head(encoder.end(state), state.frame_lengths)
+                    scored = logits.float().log_softmax(dim=-1), frame_lengths
+                else:
+                    scored = before.states, state.states, state.frame_lengths
+                leaving = decisions(rows, scored)
+            if not bool(leaving.any()):
+                continue
+            out = leaving.nonzero()[:, 0]
+            if logits is None:
+                part = state if bool(leaving.all()) else state.select(out)
+                logits, frame_lengths = head(encoder.end(part), part.frame_lengths)
+            else:
+                logits, frame_lengths = logits[out], frame_lengths[out]
+            parts.append((rows[out], layer, logits, frame_lengths))
+            if bool(leaving.all()):
+                break
+            stay = (~leaving).nonzero()[:, 0]
+            state, rows = state.select(stay), rows[stay]
+        return _put_together(parts)
+
+    def _read_heads(
+        self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor, only: Sequence[int], train_encoder: bool
+    ) -> CTCOutput:
+        """Run all layers; logits [heads, batch, frames, labels] of the heads on the layers `only`."""
+        with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
+            encoded = encoder(wavs, lengths, output_hidden_states=True)
+            ends = [encoder.end(EncoderState(encoded.hidden_states[layer], encoded.frame_lengths)) for layer in only]
+        heads = [self.heads[self.layers.index(layer)] for layer in only]
+        read = [head(states, encoded.frame_lengths) for head, states in zip(heads, ends, strict=True)]
+        return CTCOutput(torch.stack([logits for logits, _ in read]), read[0][1])
+
+    def trace(
+        self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor, run: Callable[..., Any]
+    ) -> list[dict[str, Any]]:
+        """Compute one utterance to full depth, once, and note what every rule sees at every head.
+
+        Arguments
+        ---------
+        encoder : Encoder
+            The encoder.
+        wavs, lengths : torch.Tensor
+            [1, time] and [1], as the encoder gets them.
+        run : callable
+            `run(fn, *args)` returns the output of `fn(*args)` and its cost, which can be added up.
+
+        Returns
+        -------
+        list of dict
+            For each head: `layer`, its greedy `labels`, the score of each rule, and the cost of the encoder up to there
+            (`encoder_cost`) and of this head (`head_cost`).
+        """
+        state, cost = run(encoder.begin, wavs, lengths)
+        found, labels = [], None
+        for index in range(encoder.num_layers):
+            before = state
+            state, more = run(encoder.run_layer, index, state)
+            cost = cost + more
+            if index + 1 not in self.layers:
+                continue
+            head = self.heads[self.layers.index(index + 1)]
+            (logits, frame_lengths), head_cost = run(_end, encoder, head, state)
+            log_probs = logits.float().log_softmax(dim=-1)
+            new = greedy_labels(log_probs, frame_lengths)[0]
+            found.append(
+                {
+                    "layer": index + 1, "labels": new,
+                    "entropy": float(entropy(log_probs, frame_lengths)),
+                    "confidence": float(confidence(log_probs, frame_lengths)),
+                    "similarity": float(similarity(before.states, state.states, state.frame_lengths)),
+                    "agreement": math.inf if labels is None else disagreement(labels, new),
+                    "none": 0.0, "encoder_cost": cost, "head_cost": head_cost,
+                }
+            )  # fmt: skip
+            labels = new
+        return found
+
+    def init_from(self, trained: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights to start with: of the trained head on the same layer, or else of the only or last one."""
+        same = dict(zip(trained.layers, trained.heads, strict=True)) if isinstance(trained, ExitHeads) else {}
+        copies = [head.init_from(same.get(layer, trained)) for layer, head in zip(self.layers, self.heads, strict=True)]
+        return {f"heads.{i}.{key}": value for i, weights in enumerate(copies) for key, value in weights.items()}
+
+    def single_head(self) -> CTCHead:
+        """Return the last head."""
+        return self.heads[-1]
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        return {
+            "head": self.config, "layers": self.layers, "rule": self.rule, "threshold": self.threshold,
+            "patience": self.patience,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ExitHeads:
+        """Build heads with random weights."""
+        rest = {key: config[key] for key in ("layers", "rule", "threshold", "patience")}
+        return cls([CTCHead.from_config(config["head"]) for _ in config["layers"]], **rest)
+
+
+def _end(encoder: Encoder, head: nn.Module, state: EncoderState) -> tuple[torch.Tensor, torch.Tensor]:
+    return head(encoder.end(state), state.frame_lengths)
+
+
+class _Decisions:
+    """Who leaves, heads before the present one remembered by utterance."""
+
+    def __init__(self, rule: str, threshold: float, patience: int, batch: int) -> None:
+        self.rule, self.threshold, self.patience = rule, threshold, patience
+        self.content, self.labels = [0] * batch, [None] * batch
+
+    def __call__(self, rows: torch.Tensor, scored: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return boolean [rows] for what `SCORES` takes, or log_probs and lengths for `agreement`."""
+        if self.rule == "none":
+            return torch.zeros_like(rows, dtype=torch.bool)
+        names = rows.tolist()
+        if self.rule == "agreement":
+            found = greedy_labels(*scored)
+            scores = [
+                math.inf if self.labels[name] is None else disagreement(self.labels[name], new)
+                for name, new in zip(names, found, strict=True)
+            ]
+            for name, new in zip(names, found, strict=True):
+                self.labels[name] = new
+        else:
+            scores = SCORES[self.rule](*scored).tolist()
+        for name, score in zip(names, scores, strict=True):
+            self.content[name] = self.content[name] + 1 if should_exit(self.rule, score, self.threshold) else 0
+        return torch.tensor([self.content[name] >= self.patience for name in names], device=rows.device)
+
+
+SCORES: dict[str, Callable[..., torch.Tensor]] = {
+    "entropy": entropy,
+    "confidence": confidence,
+    "similarity": similarity,
+}
+
+
+def _put_together(parts: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]) -> CTCOutput:
+    """Put rows that left at different layers into one batch again."""
+    if len(parts) == 1:
+        rows, layer, logits, frame_lengths = parts[0]
+        return CTCOutput(logits, frame_lengths, [{"exit_layer": layer} for _ in rows])
+    count, frames = sum(len(rows) for rows, *_ in parts), max(logits.shape[1] for *_, logits, _ in parts)
+    first = parts[0][2]
+    together = first.new_zeros(count, frames, first.shape[2])
+    lengths = parts[0][3].new_zeros(count)
+    details: list[dict[str, Any]] = [{} for _ in range(count)]
+    for rows, layer, logits, frame_lengths in parts:
+        together[rows, : logits.shape[1]] = logits
+        lengths[rows] = frame_lengths
+        for row in rows.tolist():
+            details[row] = {"exit_layer": layer}
+    return CTCOutput(together, lengths, details)
+
+
+def exits(rule: str, scores: np.ndarray, threshold: float, patience: int = 1) -> np.ndarray:
+    """Return at which head utterances leave, [utterances], for scores [utterances, heads]."""
+    content = should_exit(rule, scores, threshold)
+    content[:, -1] = False
+    held = content.copy()
+    for k in range(1, patience):
+        held[:, k:] &= content[:, :-k]
+        held[:, :k] = False
+    last = scores.shape[1] - 1
+    return np.where(held.any(axis=1), held.argmax(axis=1), last)

@@ -1,0 +1,1 @@
+"""Texts: normalisers, the alphabet of character models, codes of languages."""

@@ -1,0 +1,200 @@
+"""Text: normalisers for scoring and training, and the character labels of CTC models."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+from num2words import CONVERTER_CLASSES, num2words
+
+from efficient_asr.text.languages import is_language, normalise_or_keep, number_separators
+from efficient_asr.utils.errors import UserError, did_you_mean
+
+MAX_DIGITS = 12  # longer ones are no numbers that anyone says
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
+_HYPHENS = re.compile(r"[-‐‑‒–—―_/]")
+_NO_BREAK_SPACES = "\u00a0\u2009\u202f"  # between thousands in any language
+_TURKIC = {"tr", "az"}  # languages with a dotted and a dotless i
+_ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE)
+
+
+@functools.cache
+def _number_patterns(language: str) -> tuple[re.Pattern, re.Pattern, str]:
+    """Return what digits and signs between them look like, which of it is one number, and the decimal sign of a language."""
+    decimal, group = number_separators(language)
+    between = _NO_BREAK_SPACES + "'" + (" " if group in _NO_BREAK_SPACES else group)  # 1'000 in Switzerland
+    chain = rf"\d+(?:[{re.escape(between + decimal)}.,]\d+)*"
+    grouped = rf"[1-9]\d{{0,2}}(?P<group>[{re.escape(between)}])\d{{3}}(?:(?P=group)\d{{3}})*"
+    lakhs = r"|[1-9]\d?(?:,\d{2})+,\d{3}" if group == "," else ""  # 1,00,000 in India
+    return re.compile(chain), re.compile(rf"(?:{grouped}{lakhs}|\d+)(?:{re.escape(decimal)}\d+)?"), decimal
+
+
+def spell_numbers(text: str, language: str = "en") -> str:
+    """Write digits as words: `chapter 42` -> `chapter forty-two`. Languages unknown to num2words keep their digits.
+
+    Decimal sign and thousands separator are those of the language: `1.000,5` in German is `1,000.5` in English. What is not
+    one number by its rules, such as `192.168.1.1` or `1,2,3`, is several.
+    """
+    chain, number, decimal = _number_patterns(language)
+    # Arabic has signs of its own for both, which go with its own digits.
+    text = text.translate({0x66B: decimal, 0x66C: number_separators(language)[1]})
+
+    def words(digits: str, kind: str) -> str:
+        if len(digits) > MAX_DIGITS:
+            return f" {digits} "
+        try:
+            value = Decimal(digits) if "." in digits else int(digits)
+            return f" {num2words(value, lang=str(language), to=kind)} "
+        except (NotImplementedError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError):
+            return f" {digits} "  # num2words has gaps in many languages
+
+    def spell(match: re.Match) -> str:
+        if not number.fullmatch(match[0]):
+            return "".join(words(digits, "cardinal") for digits in re.findall(r"\d+", match[0]))
+        whole, _, fraction = match[0].partition(decimal)
+        digits = "".join(re.findall(r"\d+", whole))
+        return words(f"{digits}.{fraction}" if fraction else digits, "cardinal")
+
+    if _keeps_digits(language):
+        return text
+    return chain.sub(spell, _ORDINAL.sub(lambda match: words(match[1], "ordinal"), text))
+
+
+@functools.cache
+def _keeps_digits(language: str) -> bool:
+    """Whether numbers stay digits: in languages that num2words does not know, where they would otherwise be lost."""
+    known = {name.partition("_")[0] for name in CONVERTER_CLASSES}
+    return language not in known and language == normalise_or_keep(language) and is_language(language)
+
+
+def lower(text: str, language: str) -> str:
+    """Return a text in lower case; Turkish and Azerbaijani have two letters i, with a dot and without."""
+    if language in _TURKIC:
+        text = text.replace("I", "ı").replace("İ", "i")
+    return text.lower()
+
+
+def upper(text: str, language: str) -> str:
+    """Return a text in upper case; see `lower`."""
+    return (text.replace("i", "İ") if language in _TURKIC else text).upper()
+
+
+def normalise_plain(text: str, language: str = "en") -> str:
+    """Lower case, numbers as words, letters with their marks and inner apostrophes only, single spaces.
+
+    This is the convention of LibriSpeech transcripts, in lower case. Combining marks are kept, since many scripts
+    cannot be read without them. Format characters inside words, such as soft hyphens and joiners, are taken out.
+    """
+    language = normalise_or_keep(language)
+    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES).replace("\u200b", " ")  # zero-width space
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    text = _HYPHENS.sub(" ", lower(spell_numbers(text, language), language))
+    keeps_digits = _keeps_digits(language)
+    text = "".join(
+        c if unicodedata.category(c)[0] in "LM" or c == "'" or (keeps_digits and c.isdecimal()) else " " for c in text
+    )
+    text = re.sub(r"(?<!\w)'+|'+(?!\w)", " ", text)
+    return " ".join(text.split())
+
+
+def normalise_none(text: str, language: str = "en") -> str:
+    """Only collapse white space."""
+    return " ".join(text.split())
+
+
+_BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
+
+
+@functools.cache
+def _english() -> Callable[[str], str]:
+    """Return Whisper's English normaliser as transformers has it, with OpenAI's table of spellings.
+
+    Published error rates are made with it. The package whisper-normalizer, whose own normaliser differs ("cause of death" becomes
+    "because of death"), brings the table, which transformers lacks.
+    """
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    # found, not imported: importing the package takes a second
+    folder = Path(importlib.util.find_spec("whisper_normalizer").origin).parent
+    return EnglishTextNormalizer(json.loads((folder / "normalizers" / "english.json").read_text(encoding="utf-8")))
+
+
+def normalise_whisper_basic(text: str, language: str = "en") -> str:
+    """Whisper's normaliser for languages other than English: lower case, no brackets and what they hold, no punctuation.
+
+    Whisper's own also turns combining marks into spaces, which tears the words of Hindi, Thai and many other scripts apart
+    and makes their error rates meaningless; here marks are kept. Where a language has none, both are the same.
+    """
+    text = unicodedata.normalize("NFKC", _BRACKETS.sub("", text.lower()))
+    return " ".join("".join(" " if unicodedata.category(c)[0] in "SP" else c for c in text).lower().split())
+
+
+def normalise_whisper(text: str, language: str = "en") -> str:
+    """Whisper's normaliser: that for English (spelling, numbers, contractions, fillers), or the basic one elsewhere.
+
+    Source: arXiv 2212.04356, appendix C.
+    """
+    english = normalise_or_keep(language) == "en"
+    return _english()(text).strip() if english else normalise_whisper_basic(text, language)
+
+
+# Scripts that are written without spaces between words: Han, Hiragana, Katakana, Thai, Lao, Myanmar, Khmer. A sign keeps its
+# marks.
+_UNSPACED = re.compile(
+    "([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f\u3005\u3041-\u3096\u30a1-\u30fa\u30fc"
+    "\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff])"
+)
+
+
+def normalise_multilingual(text: str, language: str = "en") -> str:
+    """Whisper's normaliser of the language, with the signs of scripts without spaces (and their marks) as words of their own.
+
+    Word error rates of such languages are then rates of signs, which is how they are published (arXiv 2311.01070, 2212.04356).
+    """
+    text = normalise_whisper(text, language)
+    out = []
+    for part in _UNSPACED.split(text):
+        mark = len(part) == 1 and unicodedata.category(part)[0] == "M"
+        sign = len(part) == 1 and _UNSPACED.match(part) is not None
+        out.append(part if mark or not sign else f" {part}")
+        if part and not sign and len(out) > 1 and not part[0].isspace() and unicodedata.category(part[0])[0] != "M":
+            out[-1] = f" {part}"  # a word of another script begins
+    return " ".join("".join(out).split())
+
+
+def join_signs(text: str) -> str:
+    """Take the spaces out again that `normalise_multilingual` put between signs, for counting characters."""
+    words = text.split()
+    parts = words[:1]
+    for before, word in itertools.pairwise(words):
+        joined = _UNSPACED.match(before) is not None and _UNSPACED.match(word) is not None
+        parts.append(word if joined else f" {word}")
+    return "".join(parts)
+
+
+Normaliser = Callable[[str, str], str]
+NORMALISERS: dict[str, Normaliser] = {
+    "plain": normalise_plain, "none": normalise_none, "whisper": normalise_whisper, "whisper_basic": normalise_whisper_basic,
+    "multilingual": normalise_multilingual,
+}  # fmt: skip
+
+
+def get_normaliser(name: str) -> Normaliser:
+    """Return a normaliser by name.
+
+    Raises
+    ------
+    UserError
+        Where there is none of that name.
+    """
+    if name not in NORMALISERS:
+        hint = did_you_mean(name, NORMALISERS)
+        raise UserError(f"unknown normaliser '{name}'; there are {', '.join(NORMALISERS)}.{hint}")
+    return NORMALISERS[name]

@@ -1,0 +1,127 @@
+"""RecipeBrain: the hooks that a run calls, with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from efficient_asr.data import BatchOrder, Rows, make_loader, report_skipped
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.inference.load import load_transcriber
+from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.training.loop import Loop
+from efficient_asr.utils.errors import UserError, listing
+
+
+class RecipeBrain(Loop):
+    """The hooks that `efficient_asr.training.run` calls, with defaults."""
+
+    takes_language_model = False
+    validates_by: tuple[str, ...] = ()  # keys of the evaluation that the choice of the best checkpoint depends on
+
+    @classmethod
+    def build(cls, hparams: dict[str, Any], rows: Rows) -> nn.Module:
+        """Put the model of a YAML file together, with the training utterances."""
+        raise NotImplementedError
+
+    @staticmethod
+    def check_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Return the training utterances that the model can learn from; those left out go to a file."""
+        return rows
+
+    @staticmethod
+    def check_valid_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Return the validation utterances that the model can be validated on."""
+        return rows
+
+    @staticmethod
+    def loader(model: nn.Module, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
+        """Return the loader of `train_split` or `valid_split`."""
+        return make_loader(rows, model.labels, order, hparams["num_workers"])
+
+    @staticmethod
+    def calibrate(model: nn.Module, hparams: dict[str, Any], rows: Rows) -> None:
+        """Choose thresholds of the trained model with the validation utterances, before it is saved."""
+
+    @staticmethod
+    def save(model: nn.Module, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
+        """Write the model folder."""
+        model.save(folder, about)
+
+    @staticmethod
+    def check_benchmark(model: Any, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
+        """Refuse, before the training, what the trained model could not be measured on."""
+
+    @staticmethod
+    def baseline_source(hparams: dict[str, Any]) -> str | None:
+        """Return the model that `test_only` measures where nothing was trained; None where there is none."""
+        return None
+
+    @staticmethod
+    def load(source: str, hparams: dict[str, Any]) -> Transcriber:
+        """Load a model folder to measure it."""
+        return load_transcriber(source)
+
+    @staticmethod
+    def apply_eval_settings(transcriber: Transcriber, hparams: dict[str, Any]) -> None:
+        """Apply the settings that belong to measuring rather than to training, to the model as it was saved."""
+
+    @staticmethod
+    def default_language(model: nn.Module) -> str | None:
+        """Return the language of training utterances that do not name theirs; None where it makes no difference."""
+        return None
+
+    @staticmethod
+    def result_details(
+        model: Any,
+        hparams: dict[str, Any],
+        benchmark: Benchmark | None = None,
+        records: Iterable[dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Return technique-specific entries of the Result.
+
+        Arguments
+        ---------
+        model : Any
+            The model, trained or loaded; of a transcriber without one, the transcriber.
+        hparams : dict
+            Of the YAML file.
+        benchmark, records : optional
+            With them also what was found on this benchmark besides, or is to be measured on it.
+        """
+        return {key: value for entries in model.history.values() for key, value in entries.items() if key != "label"}
+
+    def init_optimizers(self) -> None:
+        """One optimiser for each group of `parameter_groups`, made by `<group>_optimizer` of the YAML file."""
+        self.optimizers_dict, self.schedulers = {}, {}
+        for name, parameters in self.parameter_groups().items():
+            if parameters:
+                self.optimizers_dict[name] = getattr(self.hparams, f"{name}_optimizer")(parameters)
+                self.schedulers[name] = getattr(self.hparams, f"{name}_scheduler")
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return what is trained, by group."""
+        return {"model": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}
+
+
+def leave_out(rows: Rows, bad: dict[int, str], skip_bad: bool, skipped_file: Path, advice: str) -> Rows:
+    """Return the training utterances without the bad ones (index: what is wrong with it).
+
+    Raises
+    ------
+    UserError
+        Naming them, unless `skip_bad` leaves them out; or where nothing is left.
+    """
+    problems = [{"id": rows[i]["id"], "problem": problem} for i, problem in bad.items()]
+    if bad and not skip_bad:
+        shown = listing([f"{b['id']}: {b['problem']}" for b in problems])
+        raise UserError(f"{len(bad)} of {len(rows)} training utterances cannot be learned from:\n{shown}\n{advice}")
+    if bad:
+        report_skipped("training utterances", problems, skipped_file)
+    if len(bad) == len(rows):
+        raise UserError("no training utterance is left that the model can learn from")
+    return rows.select([i for i in range(len(rows)) if i not in bad])

@@ -1,0 +1,127 @@
+"""The data of an experiment: splits prepared, everything checked before the training, the language model read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from efficient_asr.corpora import prepare_corpus
+from efficient_asr.data import Rows, normalise_texts, read_manifest
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.inference.language_model import LanguageModel
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.text.normalise import get_normaliser
+from efficient_asr.utils import distributed
+from efficient_asr.utils.errors import UserError, check_writable, listing
+from efficient_asr.utils.locks import FolderLock
+
+Anything = TypeVar("Anything")
+
+
+def main_first(work: Callable[[], Anything]) -> Anything:
+    """Do something on the main process, then on the others, which find done what it leaves on the disk."""
+    if not distributed.if_main_process():
+        distributed.ddp_barrier()
+    value = work()
+    if distributed.if_main_process():
+        distributed.ddp_barrier()
+    return value
+
+
+def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
+    """Prepare the corpus on the main process, while no other run does; returns the manifest of every split."""
+    data_folder = resolve_source(hparams["data_folder"]) if hparams["data_folder"] else None
+    prepared_folder, splits = Path(hparams["prepared_folder"]), None
+    if distributed.if_main_process():
+        check_writable(prepared_folder, "prepared_folder")
+        with FolderLock(prepared_folder, wait=True):
+            splits = prepare_corpus(hparams["corpus"], data_folder, prepared_folder, hparams["corpus_options"] or {})
+    splits = distributed.ddp_broadcast(splits)
+    for key in ("train_split", "valid_split", "test_splits"):
+        for name in [hparams[key]] if isinstance(hparams[key], str) else hparams[key] or []:
+            if name not in splits:
+                raise UserError(f"{key}: the corpus has no split '{name}'; it has {', '.join(splits)}")
+    return splits
+
+
+def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_folder: Path) -> list[Benchmark]:
+    """Read and check the test data, and see that the language model can be read, before hours of training."""
+    names = hparams["test_splits"]
+    if not names:
+        raise UserError("test_splits: name at least one split to measure on")
+    if hparams["lm_path"]:
+        read_language_model(hparams, ["", " ", "a"], check=False)
+
+    def read(name: str) -> Benchmark:
+        return Benchmark.from_manifest(
+            splits[name],
+            corpus=hparams["corpus_name"] or hparams["corpus"],
+            split=name,
+            normaliser=hparams["test_normaliser"],
+            skip_bad=hparams["skip_bad"],
+            skipped_file=output_folder / f"skipped_{name}.jsonl",
+            check_audio=hparams["check_audio"],
+            cache=output_folder / f"checked_{name}.json",
+            language=hparams.get("language"),
+            task=hparams.get("task") or "transcribe",
+        )
+
+    return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
+
+
+def read_language_model(hparams: dict[str, Any], vocabulary: list[str], check: bool = True) -> LanguageModel:
+    """Load the language model that the YAML names, and see that it fits the labels."""
+    return LanguageModel(
+        resolve_source(hparams["lm_path"]),
+        vocabulary,
+        alpha=hparams["lm_alpha"],
+        beta=hparams["lm_beta"],
+        beam_size=hparams["lm_beam_size"],
+        case=hparams["lm_case"],
+        check=check,
+    )
+
+
+def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
+    """Read and check training or validation data; too long utterances are left out and counted."""
+    skip_bad, limit = hparams["skip_bad"], hparams["max_duration_s"] or float("inf")
+    rows = main_first(
+        lambda: read_manifest(
+            manifest,
+            skip_bad=skip_bad,
+            skipped_file=output_folder / f"skipped_{split}.jsonl",
+            check_audio=hparams["check_audio"],
+            refuse_silence=True,
+            cache=output_folder / f"checked_{split}.json",
+        )
+    )
+    normaliser = get_normaliser(hparams["train_normaliser"])
+    rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
+    long = (rows.durations > limit).nonzero()[0]
+    if len(long) == len(rows):
+        raise UserError(f"max_duration_s: no utterance of '{split}' is as short as {limit} s")
+    if len(long):
+        names = listing([rows[i]["id"] for i in long[:6]], most=5)
+        print(f"{len(long)} utterances of '{split}' are longer than max_duration_s = {limit} and left out:\n{names}")
+        rows = rows.select((rows.durations <= limit).nonzero()[0])
+    return rows
+
+
+def language_groups(rows: Rows) -> np.ndarray:
+    """Return a number for the language of each utterance, [count]."""
+    return np.unique([str(row.get("language")) for row in rows], return_inverse=True)[1]
+
+
+def digest_of(rows: Rows, language: str | None) -> str:
+    """Return how many utterances there are, and a sum over them; `language` is of those that do not name theirs."""
+    digest = hashlib.sha256()
+    for row in rows:
+        segment = f"\0{row['offset']}" if "offset" in row else ""
+        digest.update(
+            f"{row['id']}\0{row['duration']}\0{row['text']}\0{row.get('language') or language}{segment}\n".encode()
+        )
+    return f"{len(rows)}, sum {digest.hexdigest()[:12]}"

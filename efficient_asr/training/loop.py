@@ -1,0 +1,306 @@
+"""Loop: SpeechBrain's training loop, made to lose nothing. Every Brain of this project inherits it.
+
+- It resumes from the last checkpoint, in the middle of an epoch too, and on a CPU ends bit for bit where an uninterrupted run
+  ends: the batches of an epoch follow from seed and epoch (`data.BatchOrder`), and the random numbers of a step from seed, epoch,
+  step and process, so that there is no random state to restore (`position.py`).
+- A loss or gradient that is not finite skips the step, names the utterances, and stops the run when patience is exhausted
+  (`bad_batches.py`).
+- Ctrl-C, or SIGTERM from a scheduler, ends it after a checkpoint (`interrupts.py`).
+- With several processes all of them take these decisions together, and validation counts every utterance once (`validation.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+from speechbrain.nnet.schedulers import update_learning_rate
+from torch import nn
+from torch.utils.data import DataLoader
+
+from efficient_asr.training.bad_batches import BadBatches
+from efficient_asr.training.checkpoints import WORKER_DIED, StateAdapter, check_settings, worker_died
+from efficient_asr.training.interrupts import StopRequest
+from efficient_asr.training.logs import Logs, Throughput
+from efficient_asr.training.position import Position
+from efficient_asr.training.validation import ValidationCounts
+from efficient_asr.utils import distributed
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.seeding import gradients_finite, seed_step
+
+
+class Loop(sb.Brain):
+    """A Brain whose subclasses say how to compute a loss.
+
+    A subclass has `compute_forward`, `compute_objectives` (which calls `count` outside training), and `init_optimizers`, which
+    fills `optimizers_dict` and `schedulers` with the same names.
+
+    Expects in the YAML: epoch_counter, seed, skip_bad, nonfinite_patience, allow_changed_settings, train_loggers, output_folder.
+    """
+
+    outputs: tuple[str, ...] = ("",)  # what validation counts separately: suffixes of names in the log
+    schedulers: dict[str, Any]
+    train_loss = 0.0
+    train_losses = (0.0,)  # running mean of every process
+
+    def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
+        """Train to the end, from wherever an earlier run came to."""
+        folder, hparams = Path(self.hparams.output_folder), self.hparams
+        self.train_sampler = train_loader.batch_sampler  # SpeechBrain tells it the epoch
+        self.position = Position(self, hparams.epoch_counter, self.train_sampler, len(train_loader))
+        self.logs, self.stop_request = Logs(folder), StopRequest()
+        self.bad_batches = BadBatches(folder, self.logs, hparams.skip_bad, self.nonfinite_patience)
+        self.valid_utterances = len(valid_loader.dataset)
+        with self.stop_request.listening():
+            try:
+                self.fit(hparams.epoch_counter, train_loader, valid_loader)
+            except RuntimeError as error:
+                if not self.stop_request.requested:
+                    raise (UserError(worker_died(error)) if WORKER_DIED in str(error) else error) from None
+                # another process has answered the same signal already, and cannot be waited for any more
+        if self.stop_request.requested:
+            raise KeyboardInterrupt("stopped; rerun the command to resume from the last checkpoint")
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, also under DistributedDataParallel."""
+        return getattr(self.modules["model"], "module", self.modules["model"])
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps."""
+        return self.position.progress
+
+    def on_fit_start(self) -> None:
+        """Wrap, make the optimisers, and resume from the last checkpoint."""
+        self._compile()
+        self._wrap_distributed()
+        self.init_optimizers()
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
+            self.checkpointer.add_recoverable(f"{name}_scheduler", _recoverable(self.schedulers[name], optimizer))
+        newest = self.checkpointer.newest()
+        if newest is not None:
+            check_settings(newest, self.checkpointer.settings, self.hparams.allow_changed_settings)
+            self.checkpointer.recover(newest)
+            print(f"resuming from {newest.path}: {self.position.epoch} epochs and {self.step} batches are done")
+        for name, scheduler in self.schedulers.items():
+            if hasattr(scheduler, "start"):  # its rates depend on how many steps there will be
+                scheduler.start(self.optimizers_dict[name], self.position.total_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training, and how long the logs were."""
+        epochs, step = self.position.done
+        return {
+            "epochs_done": epochs,
+            "step": step,
+            "train_losses": self.train_losses,
+            "optimizer_step": self.optimizer_step,
+            "nonfinite": self.bad_batches.nonfinite,
+            "logs": self.logs.sizes(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the position over, and cut from the logs what was written after it."""
+        self.position.restore(state["epochs_done"], state["step"])
+        self.bad_batches.nonfinite, self.optimizer_step = state["nonfinite"], state["optimizer_step"]
+        losses = state["train_losses"]
+        self.avg_train_loss = losses[min(distributed.rank(), len(losses) - 1)]
+        self.logs.cut_to(state["logs"])
+
+    # ------------------------------------------------------------ a step
+
+    def fit_batch(self, batch: Any) -> torch.Tensor:
+        """Take one batch, and a step of the optimisers at every `grad_accumulation_factor`-th and at the last one of the epoch.
+
+        The loss of each is divided by how many batches the step has. Whatever makes one batch unusable spoils the whole step, in
+        all processes. Returns the loss, NaN for a spoiled one.
+        """
+        self.throughput.batch_came()
+        should_step = self.position.between_steps
+        seed_step(self.hparams.seed, self.position.epoch, self.step, distributed.rank())
+        self.bad_batches.handle_unreadable(batch)
+        self.group_ids += batch.id
+        loss = self._backward(batch, should_step)
+        if should_step:
+            self._take_step()
+        self.throughput.ready()
+        return loss.detach().cpu()
+
+    def _backward(self, batch: Any, should_step: bool) -> torch.Tensor:
+        """Compute loss and gradients of a batch; what cannot be used spoils the step."""
+        # Asked before the model runs: under DistributedDataParallel all processes run it, or none.
+        (unread,) = distributed.any_rank(not batch.id)
+        loss = torch.tensor(torch.nan)
+        with self.no_sync(not should_step):
+            outputs = None
+            if not (unread or self.spoiled):
+                self.on_fit_batch_start(batch, should_step)
+                with self.training_ctx:
+                    outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                    loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+                self.throughput.audio_s += float(batch.duration.sum())
+            finite = bool(torch.isfinite(loss))
+            (bad,) = distributed.any_rank(not finite)
+            if not bad:
+                self.scaler.scale(loss / self.position.group_size).backward()
+                self.on_fit_batch_end(batch, outputs, loss, should_step)
+            elif not self.spoiled:
+                self.spoiled = True
+                if not unread:
+                    ids = [] if finite else list(batch.id)
+                    self.bad_batches.report_nonfinite("loss", ids, self.position.epoch, self.step)
+        return loss
+
+    def _take_step(self) -> None:
+        """Take a step of the optimisers, unless it is spoiled."""
+        if not self.spoiled and not (self.scaler.is_enabled() or gradients_finite(self.model.parameters())):
+            self.bad_batches.report_nonfinite("gradient", self.group_ids, self.position.epoch, self.step)
+            self.spoiled = True
+        self.steps_tried += 1
+        if self.spoiled:
+            self.zero_grad(set_to_none=True)
+        else:
+            self.optimizers_step()
+            self.steps_taken += 1
+            for name, optimizer in self.optimizers_dict.items():
+                if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate with every step
+                    self.schedulers[name].on_batch_end(optimizer)
+        self.spoiled, self.group_ids = False, []
+
+    def freeze_optimizers(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
+        """Return those optimisers that have something to do: a gradient scaler refuses the others."""
+        return {
+            name: optimizer
+            for name, optimizer in optimizers.items()
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        }
+
+    def optimizers_step(self) -> None:
+        """Take a step; one in which nothing learns counts, too, but a gradient scaler would refuse it."""
+        if self.freeze_optimizers(self.optimizers_dict):
+            super().optimizers_step()
+        else:
+            self.optimizer_step += 1
+
+    def evaluate_batch(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Validate one batch."""
+        if self.stop_request.requested:
+            self._stop()
+        self.bad_batches.handle_unreadable(batch)
+        if not batch.id:
+            return torch.tensor(torch.nan)
+        loss = super().evaluate_batch(batch, stage)
+        self.valid_counts.add_loss(float(loss), len(batch.id))
+        return loss
+
+    def count(self, references: list[str], hypotheses: list[str], output: str = "") -> None:
+        """Count the word errors of a validation batch, of one of the model's `outputs`."""
+        self.valid_counts.add_texts(references, hypotheses, output)
+
+    # ------------------------------------------------------------ an epoch
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Start counting."""
+        if stage == sb.Stage.TRAIN:
+            self.position.phase, self.spoiled, self.group_ids = "training", False, []
+            self.bad_batches.nonfinite = self.bad_batches.nonfinite if self.step else 0
+            self.steps_tried = self.steps_taken = 0
+            self.throughput = Throughput()
+        self.valid_counts = ValidationCounts(self.outputs)
+
+    def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
+        """Log; after validation anneal and save."""
+        if stage == sb.Stage.TRAIN:
+            self._end_of_training(stage_loss, epoch)
+        else:
+            self._end_of_validation(epoch)
+
+    def _end_of_training(self, stage_loss: float, epoch: int) -> None:
+        """Log the speed; with several processes save, since they validate at their own pace and could not save together."""
+        self.train_loss = distributed.all_reduce([float(stage_loss)])[0] / distributed.world_size()
+        self.position.phase, self.train_losses = "validation", [self.train_loss]
+        entry = self.throughput.entry(epoch, self.position.sampler.padding_percent())
+        if entry is not None:
+            self.logs.append("throughput.jsonl", entry)
+        if self.steps_tried and not self.steps_taken:
+            raise UserError(f"no step was taken in epoch {epoch}: every batch was skipped, see above")
+        if distributed.world_size() > 1:
+            self._save({"epoch": epoch})
+
+    def _end_of_validation(self, epoch: int) -> None:
+        """Log, change the learning rates, save."""
+        totals = self.valid_counts.all_processes()
+        if totals["utterances"] < self.valid_utterances and not self.debug:
+            raise UserError(
+                f"only {totals['utterances']:.0f} of {self.valid_utterances} validation utterances can still be read; a WER over "
+                "fewer would not compare with that of other epochs. Fix those named above, then rerun to resume from the last "
+                "checkpoint."
+            )
+        stats = {"loss": totals["loss"] / max(1.0, totals["utterances"])} | self.validation_stats(totals)
+        learning_rates = {}
+        for name, optimizer in self.optimizers_dict.items():
+            learning_rates[f"lr_{name}"], new = self.schedulers[name](stats["loss"])
+            update_learning_rate(optimizer, new)
+        for logger in self.hparams.train_loggers:  # on every process: SpeechBrain's loggers see to it that one writes
+            logger.log_stats(
+                {"epoch": epoch, **learning_rates}, train_stats={"loss": self.train_loss}, valid_stats=stats
+            )
+        self.position.phase, self.train_losses = "done", [0.0]
+        self._save({"epoch": epoch, self.checkpointer.min_key: self.checkpoint_metric(stats)})
+
+    def validation_stats(self, totals: dict[str, float]) -> dict[str, float]:
+        """Return what the log says of a validation besides the loss, from what was counted in all processes."""
+        return self.valid_counts.error_rates(totals)
+
+    def checkpoint_metric(self, stats: dict[str, float]) -> float:
+        """Return the number by which the best checkpoint is chosen; lower is better."""
+        return stats["wer_percent"]
+
+    # ------------------------------------------------------------ saving and stopping
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        """Whether it is time for a checkpoint within the epoch: only between steps of the optimisers."""
+        minutes, steps = self.ckpt_interval_minutes, self.ckpt_interval_steps
+        due = 0 < minutes <= (time.time() - last_ckpt_time) / 60 or 0 < steps <= steps_since_ckpt
+        due, stop = distributed.any_rank(due and distributed.if_main_process(), self.stop_request.requested)
+        if stop and self.position.between_steps:
+            self._stop()
+        return due and self.position.between_steps
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        self.train_losses = distributed.all_gather(self.avg_train_loss)
+        self._save({"epoch": self.position.epoch})
+
+    def _save(self, meta: dict[str, Any]) -> None:
+        epochs, step = self.position.done
+        name = f"epoch-{epochs:04d}" + (f"-batch-{step:07d}" if step else "")
+        self.checkpointer.save(name, {"position": [epochs, step], **meta})
+
+    def _stop(self) -> None:
+        """Save and end."""
+        epoch = self.position.epoch
+        if self.position.phase == "training":
+            self._save_intra_epoch_ckpt()
+            done = f"after {self.step} of {self.position.epoch_batches} batches"
+        else:
+            if distributed.world_size() == 1:
+                self._save({"epoch": epoch})
+            done = "in validation"
+        raise KeyboardInterrupt(
+            f"stopped in epoch {epoch} {done}; saved in {self.checkpointer.checkpoints_dir}. Rerun the command to resume."
+        )
+
+
+def _recoverable(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:
+    """Return a scheduler, or what saves and restores it where it cannot do that itself."""
+    if hasattr(scheduler, "clr_iterations"):  # SpeechBrain's sets it at the first step only
+        scheduler.current_lr = optimizer.param_groups[0]["lr"]
+    if hasattr(scheduler, "state_dict"):
+        return scheduler
+    # SpeechBrain's NewBob and cyclic one
+    names = ("hyperparam_value", "metric_values", "current_patient", "clr_iterations", "current_lr")
+    return StateAdapter(scheduler, *(name for name in names if hasattr(scheduler, name)))

@@ -1,0 +1,75 @@
+"""Measuring a trained model on every test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.evaluator import evaluate, score
+from efficient_asr.evaluation.result import Result
+from efficient_asr.inference.ctc import CTCTranscriber
+from efficient_asr.models.sources import fingerprint
+from efficient_asr.training.brain import RecipeBrain
+from efficient_asr.training.data import (
+    read_language_model,
+)
+from efficient_asr.utils import distributed
+from efficient_asr.utils.seeding import seed_everything  # noqa: F401  YAML files name it here
+
+
+def measure(
+    hparams: dict[str, Any],
+    plain: dict[str, Any],
+    benchmarks: list[Benchmark],
+    model: str,
+    output_folder: Path,
+    brain_class: type[RecipeBrain],
+) -> list[Result]:
+    """Measure the saved model on every test split: WER, MACs, and runtime on each device without and with a LM.
+
+    All processes score their share of the utterances; then the main one, alone on a quiet machine, takes the times.
+    """
+    if hparams["threads"]:
+        torch.set_num_threads(hparams["threads"])
+    transcriber = brain_class.load(model, hparams)
+    brain_class.apply_eval_settings(transcriber, hparams)
+    network = transcriber if transcriber.model is None else transcriber.model
+    lm = read_language_model(hparams, network.labels.vocabulary) if hparams["lm_path"] else None
+    lm_transcriber = CTCTranscriber(network, lm) if lm else None
+    key = f"{fingerprint(model)} {transcriber.settings} {lm.config if lm else None}"
+    scored = [
+        score(
+            transcriber, benchmark, lm_transcriber, hparams["measure_macs"],
+            output_folder / "scores" / benchmark.split, key,
+        )
+        for benchmark in benchmarks
+    ]  # fmt: skip
+    results = []
+    for benchmark, records in zip(benchmarks, scored, strict=True) if distributed.if_main_process() else ():
+        several = len(benchmarks) > 1
+        result = evaluate(
+            transcriber,
+            benchmark,
+            lm_transcriber=lm_transcriber,
+            batch_size=hparams["test_batch_size"],
+            measure_macs=hparams["measure_macs"],
+            repeats=hparams["runtime_repeats"] if hparams["measure_runtime"] else 0,
+            experiment=f"{hparams['experiment']}-{benchmark.split}" if several else hparams["experiment"],
+            recipe=hparams["recipe"],
+            technique=transcriber.technique,
+            variant=str(hparams["variant"] or transcriber.label),
+            hparams=plain,
+            details=brain_class.result_details(network, hparams, benchmark, records)
+            | ({"lm_note": hparams["lm_note"]} if "lm_note" in hparams else {}),
+            seed=hparams["seed"],
+            lm=lm.config if lm else None,
+            time_lm=hparams["time_lm"],
+            records=records,
+        )
+        result.save(Path(hparams["results_folder"]))
+        results.append(result)
+        records.discard_parts()
+    return results

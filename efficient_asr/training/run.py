@@ -1,0 +1,402 @@
+"""run(): from a command line and a YAML file to a trained model and its Result.
+
+The same for every recipe: read the YAML, prepare and check all data, fit, save the model folder, evaluate it on every test
+split. A recipe only says which Brain.
+
+    python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]
+    torchrun --nproc_per_node=2 recipes/<exp>/train.py hparams/<exp>.yaml
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.run_opts import RunOptions
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from efficient_asr.data import BatchOrder, Rows
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.runtime import limit_convolution_cache
+from efficient_asr.inference.language_model import WHY_NOT, kenlm_is_here
+from efficient_asr.inference.transcriber import MANIFEST
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.settings.command_line import Overrides, parse_command_line
+from efficient_asr.settings.help import recipe_help
+from efficient_asr.settings.yaml import complete_yaml, load_hparams, training_settings
+from efficient_asr.text.languages import normalise_or_keep
+from efficient_asr.training.brain import RecipeBrain
+from efficient_asr.training.checkpoints import Checkpointer
+from efficient_asr.training.data import (
+    digest_of,
+    language_groups,
+    prepare_splits,
+    read_benchmarks,
+    read_language_model,
+    read_training_rows,
+)
+from efficient_asr.training.loop import Loop
+from efficient_asr.training.measure import measure
+from efficient_asr.utils import distributed
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
+from efficient_asr.utils.files import atomic_write_text
+from efficient_asr.utils.locks import FolderLock
+from efficient_asr.utils.technique import techniques
+
+SETTINGS_FILE = "hyperparams.yaml"
+
+
+@dataclass
+class Run:
+    """What one command asks for.
+
+    Attributes
+    ----------
+    path : Path
+        The YAML file.
+    overrides : Overrides
+        Values of its keys from the command line.
+    run_opts : RunOptions
+        SpeechBrain's options.
+    hparams : dict
+        Every key with its value or object.
+    plain : dict
+        The keys with plain values, for the record.
+    """
+
+    path: Path
+    overrides: Overrides
+    run_opts: RunOptions
+    hparams: dict[str, Any]
+    plain: dict[str, Any]
+
+    @property
+    def output_folder(self) -> Path:
+        """Where everything goes."""
+        return Path(self.hparams["output_folder"])
+
+    @property
+    def test_only(self) -> bool:
+        """Whether nothing is trained."""
+        return bool(self.run_opts.test_only or self.hparams["test_only"])
+
+
+def run(brain_class: type[RecipeBrain], argv: list[str] | None = None, recipe: str | None = None) -> int:
+    """Run one experiment.
+
+    Arguments
+    ---------
+    brain_class : type
+        What is trained, and how.
+    argv : list of str, optional
+        The command line without the script; that of the process by default.
+    recipe : str, optional
+        Name of the recipe: YAML files of others are refused. None takes any.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 2 a user's mistake, 130 interrupted.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():  # schedulers stop a job with SIGTERM
+        signal.signal(signal.SIGTERM, interrupt)
+    arguments = sys.argv[1:] if argv is None else argv
+
+    def work() -> int:
+        try:
+            return exit_code(lambda: _run(brain_class, arguments, recipe))
+        except RuntimeError as error:
+            if distributed.world_size() == 1 or "by peer" not in str(error):
+                raise
+            who = f"[process {distributed.rank()}]"
+            print(f"{who} ends because another process ended; see its message", file=sys.stderr)
+            return 1
+
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return work()
+    code = record(work)()  # record(): torchrun can show what fault of ours ended this process
+    if code:  # leave at once: taking down a process group that has lost a member aborts with a trace of its own
+        sys.stderr.flush()
+        os._exit(code)
+    torch.distributed.destroy_process_group()
+    return code
+
+
+def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) -> None:
+    if {"--help", "-h"} & {*argv}:
+        path = Path(argv[0]) if argv[0].endswith((".yaml", ".yml")) else None
+        print(recipe_help(path, recipe, sys.modules[brain_class.__module__].__doc__ or ""))
+        return
+    printing = "--print_yaml" in argv
+    path, run_opts, overrides = parse_command_line([argument for argument in argv if argument != "--print_yaml"])
+    if printing:
+        print(complete_yaml(path, overrides, run_opts), end="")
+        return
+    try:
+        sb.utils.distributed.ddp_init_group(run_opts)
+    except ValueError as error:
+        raise UserError(f"torchrun: {' '.join(str(error).split())}") from None
+    only_main_prints = (
+        contextlib.nullcontext() if distributed.if_main_process() else contextlib.redirect_stdout(io.StringIO())
+    )
+    with only_main_prints:
+        this = Run(path, overrides, run_opts, *load_hparams(path, overrides, run_opts))
+        _check_recipe(this, recipe, brain_class)
+        _normalise_languages(this.hparams)
+        if run_opts.debug:
+            _redirect_debug(this)
+        _execute(this, brain_class)
+
+
+def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
+    """Prepare, train, measure."""
+    hparams, output_folder = this.hparams, this.output_folder
+    model = _model_to_measure(this, brain_class)
+    _check_language_model(this, brain_class)
+    check_writable(Path(hparams["results_folder"]), "results_folder")
+    check_writable(output_folder if this.test_only else output_folder / "save", "output_folder")
+    lock = FolderLock(output_folder) if distributed.if_main_process() else contextlib.nullcontext()
+    with lock, _log_file(output_folder):
+        if distributed.if_main_process():
+            settings_file = output_folder / SETTINGS_FILE
+            atomic_write_text(settings_file, complete_yaml(this.path, this.overrides, this.run_opts))
+        splits = prepare_splits(hparams)
+        benchmarks = read_benchmarks(hparams, splits, output_folder)
+        limit_convolution_cache(max(len(benchmark.rows) for benchmark in benchmarks))
+        if this.run_opts.debug:
+            for benchmark in benchmarks:
+                benchmark.rows = benchmark.rows[: this.run_opts.debug_batches * hparams["test_batch_size"]]
+        if not this.test_only:
+            _train_and_save(this, brain_class, splits, benchmarks)
+        train_only = hparams["train_only"] and not this.test_only
+        results = [] if train_only else measure(hparams, this.plain, benchmarks, model, output_folder, brain_class)
+    print(f"model: {model}")
+    if distributed.if_main_process() and not this.test_only and not this.run_opts.debug:
+        _report_checkpoints(output_folder / "save", hparams.get("keep_checkpoints", True))
+    for result in results:
+        print(f"{result.summary()}\nresult: {result.path}")
+
+
+def _check_recipe(this: Run, recipe: str | None, brain_class: type[RecipeBrain]) -> None:
+    """Refuse a YAML file of another recipe, and keys of techniques that this Brain does not use.
+
+    Raises
+    ------
+    UserError
+        Naming the recipe that the file belongs to, or the key.
+    """
+    named = this.hparams["recipe"]
+    if recipe is not None and named != recipe:
+        raise UserError(
+            f"{this.path} belongs to recipes/{named}/train.py, not to recipes/{recipe}; for a recipe of your own pass "
+            f"--recipe {recipe}"
+        )
+    for technique in techniques():
+        for key in technique.keys:
+            unused = key.brain and this.hparams.get(key.name) is not None
+            if unused and not issubclass(brain_class, technique.load(key.brain)):
+                raise UserError(f"{key.name}: the recipe {named} does not use it; leave it at null")
+
+
+def _normalise_languages(hparams: dict[str, Any]) -> None:
+    """Turn the languages that a YAML file names into codes."""
+    if hparams.get("language") != MANIFEST:
+        hparams |= {"language": normalise_or_keep(hparams["language"])} if "language" in hparams else {}
+    names = hparams.get("languages")
+    if isinstance(names, (list, str)) and names:
+        names = [names] if isinstance(names, str) else names
+        hparams["languages"] = [normalise_or_keep(name) if isinstance(name, str) else name for name in names]
+
+
+def _redirect_debug(this: Run) -> None:
+    """Send what a run with --debug leaves to a folder of its own."""
+    folder = f"{this.hparams['output_folder']}-debug"
+    this.hparams |= {"output_folder": folder, "results_folder": f"{folder}/results"}
+    batches = this.run_opts.debug_batches
+    print(f"--debug: {batches} batches an epoch, whose numbers mean nothing; everything goes to {folder}")
+
+
+def _model_to_measure(this: Run, brain_class: type[RecipeBrain]) -> str:
+    """Return the model folder of the run, or what `test_only` measures where nothing was trained.
+
+    Raises
+    ------
+    UserError
+        Where there is neither.
+    """
+    folder = this.output_folder / "model"
+    if not this.test_only or (folder / "config.json").is_file():
+        return str(folder)
+    source = brain_class.baseline_source(this.hparams)
+    if not source:
+        raise UserError(f"test_only: there is no trained model at {folder}; run the same command without it first")
+    source = resolve_source(source)
+    print(f"nothing was trained at {folder}: measuring {source} as it is")
+    return source
+
+
+def _check_language_model(this: Run, brain_class: type[RecipeBrain]) -> None:
+    """Refuse a language model that the recipe cannot use; go on without one where kenlm is missing and nobody asked for it.
+
+    Raises
+    ------
+    UserError
+        Where it was asked for.
+    """
+    hparams = this.hparams
+    if hparams["lm_path"] and not brain_class.takes_language_model:
+        raise UserError("lm_path: language models go with CTC models; leave it at null")
+    if hparams["lm_path"] and not kenlm_is_here():
+        if "lm_path" in this.overrides:
+            raise UserError(WHY_NOT)
+        hparams["lm_path"], hparams["lm_note"] = None, "kenlm is not installed: not decoded with a language model"
+        print(f"{WHY_NOT}; continuing without it, its columns stay empty")
+
+
+def _report_checkpoints(folder: Path, keep: bool) -> None:
+    """Say what the checkpoints of a finished training are good for and how large they are, or remove them."""
+    if not folder.is_dir():
+        return
+    size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    if keep:
+        print(
+            f"checkpoints: {folder} ({size_mb:.0f} MB); rerun with a larger --number_of_epochs to train on from them; "
+            "--keep_checkpoints False removes them"
+        )
+    else:
+        shutil.rmtree(folder)
+        print(f"checkpoints removed: {size_mb:.0f} MB in {folder}")
+
+
+@contextlib.contextmanager
+def _log_file(output_folder: Path) -> Iterator[None]:
+    """Send SpeechBrain's log to `log.txt` on the main process."""
+    if not distributed.if_main_process():
+        yield
+        return
+    handler = logging.FileHandler(output_folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    logger = logging.getLogger("speechbrain")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _train_and_save(
+    this: Run, brain_class: type[RecipeBrain], splits: dict[str, Path], benchmarks: list[Benchmark]
+) -> None:
+    """Build the model, train it, and save the best checkpoint as a model folder.
+
+    A training that was started continues from its last checkpoint.
+    """
+    hparams, output_folder = this.hparams, this.output_folder
+    rows = {
+        key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder)
+        for key in ("train_split", "valid_split")
+    }
+    model = brain_class.build(hparams, rows["train_split"])
+    if hparams["lm_path"]:
+        read_language_model(hparams, model.labels.vocabulary)
+    for benchmark in benchmarks:
+        brain_class.check_benchmark(model, benchmark, hparams)
+    rows["train_split"] = brain_class.check_rows(
+        model, rows["train_split"], hparams, output_folder / "skipped_training.jsonl"
+    )
+    rows["valid_split"] = brain_class.check_valid_rows(
+        model, rows["valid_split"], hparams, output_folder / "skipped_validation.jsonl"
+    )
+    checkpointer = Checkpointer(output_folder / "save", model, _settings_of_training(this, brain_class, model, rows))
+    brain = make_brain(brain_class, hparams, this.run_opts, model, checkpointer)
+    orders = _batch_orders(hparams, rows)
+    brain.train(*(brain_class.loader(model, rows[key], hparams, orders[key], key) for key in orders))
+    best = checkpointer.best()
+    if distributed.if_main_process():
+        checkpointer.load_model(best)
+        brain_class.calibrate(model, hparams, rows["valid_split"])
+        about = {
+            "recipe": hparams["recipe"],
+            "technique": model.technique,
+            "variant": str(hparams["variant"] or model.label),
+            "details": brain_class.result_details(model, hparams),
+        }
+        brain_class.save(model, hparams, output_folder / "model", about)
+    distributed.ddp_barrier()
+
+
+def _settings_of_training(
+    this: Run, brain_class: type[RecipeBrain], model: torch.nn.Module, rows: dict[str, Rows]
+) -> dict[str, str]:
+    """Return what the training depends on, as text by name; checkpoints of other settings are refused."""
+    language = brain_class.default_language(model)
+    return training_settings(this.path, this.overrides, this.run_opts) | {
+        "processes": str(distributed.world_size()),
+        "training utterances": digest_of(rows["train_split"], language),
+        "validation utterances": digest_of(rows["valid_split"], language),
+        **{f"{key} of the validation": str(this.hparams[key]) for key in brain_class.validates_by},
+    }
+
+
+def _batch_orders(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, BatchOrder]:
+    """Return the batches of the training and of the validation."""
+    shares = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    groups = language_groups(rows["train_split"]) if hparams["monolingual_batches"] else None
+    return {
+        "train_split": BatchOrder(
+            rows["train_split"].durations,
+            hparams["sorting"],
+            hparams["batch_size"],
+            hparams["max_batch_length_s"],
+            hparams["seed"],
+            **shares,
+            groups=groups,
+            length_jitter=hparams["length_jitter"],
+        ),
+        "valid_split": BatchOrder(
+            rows["valid_split"].durations, "ascending", hparams["test_batch_size"], repeat=False, **shares
+        ),
+    }
+
+
+def make_brain(
+    brain_class: type[RecipeBrain],
+    hparams: dict[str, Any],
+    run_opts: RunOptions,
+    model: torch.nn.Module,
+    checkpointer: Checkpointer,
+) -> Loop:
+    """Put the training loop together: checkpoints, loggers, run options."""
+    output_folder = Path(hparams["output_folder"])
+    loggers = [sb.utils.train_logger.FileTrainLogger(output_folder / "train_log.txt")]
+    if hparams["tensorboard"]:
+        try:
+            loggers.append(sb.utils.train_logger.TensorboardLogger(output_folder / "tensorboard"))
+        except ImportError:
+            raise UserError("tensorboard: it is not installed; pip install 'efficient_asr[dev]'") from None
+    try:
+        return brain_class(
+            {"model": model},
+            hparams=hparams | {"train_loggers": loggers},
+            run_opts=run_opts,
+            checkpointer=checkpointer,
+        )
+    except ValueError as error:  # run options that do not go together, such as fp16 on a CPU
+        raise UserError(str(error)) from None

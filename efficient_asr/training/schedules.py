@@ -1,0 +1,62 @@
+"""Learning rates that change with every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from speechbrain.nnet.schedulers import update_learning_rate
+
+from efficient_asr.utils.errors import UserError
+
+
+class LinearSchedule:
+    """Up in a straight line from 0 to `lr`, then down to 0, as transformers' trainer does.
+
+    Arguments
+    ---------
+    lr : float
+        Highest learning rate.
+    warmup_ratio : float
+        Share of all steps that go up.
+
+    Raises
+    ------
+    UserError
+        For a share that is not between 0 and 1.
+    """
+
+    def __init__(self, lr: float, warmup_ratio: float = 0.1) -> None:
+        if not 0 <= warmup_ratio <= 1:
+            raise UserError(f"warmup_ratio: {warmup_ratio} is not between 0 and 1")
+        self.lr, self.warmup_ratio, self.step, self.total_steps = lr, warmup_ratio, 0, 1
+
+    @property
+    def value(self) -> float:
+        """Learning rate of the coming step."""
+        warm_up = round(self.warmup_ratio * self.total_steps)
+        if self.step < warm_up:
+            return self.lr * (self.step + 1) / (warm_up + 1)
+        return self.lr * max(0, self.total_steps - self.step) / max(1, self.total_steps - warm_up)
+
+    def start(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Learn how many steps there are, and set the rate of the coming one."""
+        self.total_steps = total_steps
+        update_learning_rate(optimizer, self.value)
+
+    def on_batch_end(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the rate of the next step."""
+        self.step += 1
+        update_learning_rate(optimizer, self.value)
+
+    def __call__(self, loss: float) -> tuple[float, float]:
+        """Return the rate before and after an epoch: it does not depend on the loss."""
+        return self.value, self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+        return {"step": self.step, "lr": self.lr}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a position over."""
+        self.step, self.lr = state["step"], state["lr"]

@@ -1,0 +1,163 @@
+"""WhisperBrain: fine-tunes a Whisper."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+from torch import nn
+
+from efficient_asr.data import SAMPLE_RATE, Rows, absolute_lengths
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.inference.load import load_transcriber
+from efficient_asr.inference.transcriber import MANIFEST, Transcriber
+from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.new import build_whisper
+from efficient_asr.models.whisper.search import decode
+from efficient_asr.text.normalise import get_normaliser
+from efficient_asr.training.brain import RecipeBrain, leave_out
+from efficient_asr.utils.errors import UserError
+
+
+class WhisperBrain(RecipeBrain):
+    """Fine-tunes a Whisper with cross-entropy over the tokens behind the prompt.
+
+    The checkpoint with the lowest greedy validation WER is kept.
+    """
+
+    starts_from: tuple[type[Whisper], ...] = (Whisper,)  # what a training may start from, subclasses not among them
+    validates_by = ("test_normaliser",)
+
+    @classmethod
+    def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
+        """Load `source`, or make a new Whisper of `architecture`, whose tokenizer comes from the training texts."""
+        if hparams["source"]:
+            model = Whisper.from_source(resolve_source(hparams["source"]))
+            if type(model) not in cls.starts_from:
+                raise UserError(
+                    f"source: '{hparams['source']}' is a Whisper with {model.technique} in it, which this recipe cannot train"
+                )
+            model.reset_metadata()
+        else:
+            try:
+                model = build_whisper([row["text"] for row in rows], **hparams["architecture"] or {})
+            except (TypeError, ValueError, RuntimeError, KeyError) as error:
+                raise UserError(
+                    f"architecture: {dict(hparams['architecture'] or {})} cannot be built ({error})"
+                ) from None
+        model.labels.default_language = hparams["language"] if hparams["language"] not in (None, MANIFEST) else "en"
+        model.labels.check_language(model.labels.default_language)
+        model.network.requires_grad_(True)
+        model.network.model.encoder.embed_positions.requires_grad_(False)
+        if hparams["freeze_encoder"]:
+            model.network.model.encoder.requires_grad_(False)
+        adapted = cls.adapt(model, hparams, rows)
+        adapted.labels.default_language = model.labels.default_language
+        trained = sum(parameter.numel() for parameter in adapted.network.parameters() if parameter.requires_grad)
+        adapted.history = {"training": {"trained_parameters": trained} | cls.training_details(adapted)}
+        return adapted
+
+    @classmethod
+    def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
+        """Put a technique into the model."""
+        return model
+
+    @staticmethod
+    def training_details(model: Any) -> dict[str, Any]:
+        """Return what is worth noting of the technique."""
+        return {}
+
+    @staticmethod
+    def default_language(model: Whisper) -> str | None:
+        """Return the language of training utterances that do not name theirs."""
+        return model.labels.default_language
+
+    @staticmethod
+    def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Leave out, or refuse, what does not fit into the window or has more tokens than the decoder has positions."""
+        return _fitting_rows(model, rows, hparams["augment"].slowest, hparams["skip_bad"], skipped_file)
+
+    @staticmethod
+    def check_valid_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """The same, at the speed they have."""
+        return _fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
+
+    @staticmethod
+    def check_benchmark(model: Whisper, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
+        """Refuse utterances in a language that the model does not know."""
+        WhisperTranscriber(model, hparams["language"]).check_rows(benchmark.rows, benchmark.split)
+
+    @staticmethod
+    def baseline_source(hparams: dict[str, Any]) -> str | None:
+        """A Whisper can be measured as it is."""
+        return hparams["source"]
+
+    @staticmethod
+    def load(source: str, hparams: dict[str, Any]) -> Transcriber:
+        """Load it with the decoding options of the YAML file."""
+        options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
+        long_audio = {key: hparams[key] for key in ("long_audio", "overlap_s", "long_audio_batch") if key in hparams}
+        return load_transcriber(source, language=hparams["language"], **long_audio, **options)
+
+    def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Return logits [batch, tokens - 1, vocabulary] of the tokens that follow each one."""
+        batch = batch.to(self.device)
+        wavs, wav_lens = batch.wav
+        if stage == sb.Stage.TRAIN:
+            wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
+            lengths = absolute_lengths(wavs, wav_lens)
+            self.heard = wavs, lengths
+            return self.modules["model"](wavs, lengths, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
+        # noted, because the texts are searched from it, too
+        self.encoded = self.model.encode(wavs, absolute_lengths(wavs, wav_lens), languages=self.languages(batch))
+        return self.model.predict(self.encoded, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
+
+    @staticmethod
+    def token_lengths(batch: Any) -> torch.Tensor:
+        """Return how many tokens are real, with prompt and end, [batch]."""
+        tokens, token_lens = batch.tokens
+        return (token_lens * tokens.shape[1]).round().long()
+
+    def languages(self, batch: Any) -> list[str]:
+        """Return the code of each utterance's language, [batch]."""
+        return [language or self.model.labels.default_language for language in batch.language]
+
+    def predicted(self, batch: Any) -> torch.Tensor:
+        """Return which of the logits belong to real tokens behind the prompt, [batch, tokens - 1]."""
+        place = torch.arange(batch.tokens[0].shape[1], device=batch.tokens[0].device)
+        return ((place < self.token_lengths(batch)[:, None]) & (place >= self.model.labels.prompt_length))[:, 1:]
+
+    def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
+        """Return the mean cross-entropy of the tokens behind the prompt, and count errors outside training."""
+        targets = batch.tokens[0][:, 1:].masked_fill(~self.predicted(batch), -100)
+        if stage != sb.Stage.TRAIN:
+            languages = self.languages(batch)
+            options = DecodingOptions(max_tokens_per_s=self.hparams.max_tokens_per_s)
+            found = decode(self.model, self.encoded, languages, options)
+            normalise = get_normaliser(self.hparams.test_normaliser)
+            pairs = [(a, b.text, language) for a, b, language in zip(batch.text, found, languages, strict=True)]
+            self.count(*([normalise(pair[side], pair[2]) or " " for pair in pairs] for side in (0, 1)))
+        smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
+        return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
+
+
+def _fitting_rows(model: Whisper, rows: Rows, slowest: float, skip_bad: bool, skipped_file: Path) -> Rows:
+    """Leave out, or refuse, what does not fit into the window, has too many tokens for the decoder, or an unknown language."""
+    bad, fits, window_s = {}, model.network.config.max_target_positions, model.window_samples / SAMPLE_RATE
+    for i, row in enumerate(rows):
+        try:
+            if row["duration"] / slowest > window_s:
+                bad[i] = (
+                    f"{row['duration'] / slowest:.1f} s (at the slowest speed) are longer than the window of {window_s:g} s"
+                )
+            elif len(model.labels.encode_row(row)) > fits:
+                bad[i] = f"its text has more than the {fits} tokens that this Whisper can write"
+        except UserError as error:
+            bad[i] = str(error)
+    return leave_out(rows, bad, skip_bad, skipped_file, "Leave them out with --skip_bad True.")

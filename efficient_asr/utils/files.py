@@ -1,0 +1,179 @@
+"""Files that appear complete or not at all, and JSON lines that an interrupted run continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from efficient_asr.utils.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; the file or folder takes its name when the block ends without an error.
+
+    Arguments
+    ---------
+    path : Path
+        The file or folder; one that exists is replaced.
+    shared : bool
+        Whether several processes may write the same file at once. Otherwise what a killed process left is overwritten.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial{f'-{os.getpid()}' if shared else ''}")
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_dir():
+            _remove(path)
+        os.replace(partial, path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all; several processes may write it at once."""
+    with atomic_write(Path(path), shared=True) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_state(path: str | Path) -> str:
+    """Return size and modification time of a file, which change when it is exchanged."""
+    state = os.stat(path)
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def read_complete_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
+    """Yield content, first byte and size of the lines of a file of JSON lines, up to the first that is cut off or broken."""
+    start = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                content = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n"):
+                return
+            yield content, start, len(line)
+            start += len(line)
+
+
+class LineStore:
+    """A file of JSON lines, each written as soon as it is known, so that an interrupted run continues behind the last one.
+
+    Arguments
+    ---------
+    path : Path
+        The file. Its first line is the key.
+    key : Any
+        What the lines depend on, as plain data; a file with another key is started again.
+    accept : callable, optional
+        Called with content, first byte and size of every complete line behind the key. The file counts up to the first for
+        which it returns False or raises `KeyError`, `TypeError`, `ValueError` or `IndexError`.
+    key_file : Path, optional
+        Holds the key, a dictionary, instead of the first line, so that the lines can be used by themselves. They are then not
+        started again under another key.
+
+    Attributes
+    ----------
+    count : int
+        Lines that were accepted, without the key.
+
+    Raises
+    ------
+    UserError
+        Where `key_file` holds another key.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: Any,
+        accept: Callable[[Any, int, int], bool | None] | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        self.path, self.key, self.key_file = Path(path), json.loads(json.dumps(key)), key_file
+        if key_file is not None:
+            self._check_key_file()
+        self._end = self._read(accept)
+        self._file: BinaryIO | None = None
+
+    def _check_key_file(self) -> None:
+        if not self.path.is_file():
+            atomic_write_text(self.key_file, json.dumps(self.key, indent=1) + "\n")
+            return
+        try:
+            found = json.loads(self.key_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        different = [name for name in self.key if found.get(name) != self.key[name]]
+        if different:
+            raise UserError(
+                f"{self.path} was made with another {', '.join(different)}; name another file or delete this one"
+            )
+
+    def _read(self, accept: Callable[[Any, int, int], bool | None] | None) -> int:
+        """Return the bytes up to the end of the last line that counts."""
+        end, self.count = 0, 0
+        for content, start, size in read_complete_lines(self.path) if self.path.is_file() else ():
+            try:
+                if start == 0 and self.key_file is None:
+                    if content != self.key:
+                        break
+                elif accept is not None and accept(content, start, size) is False:
+                    break
+                else:
+                    self.count += 1
+            except (KeyError, TypeError, ValueError, IndexError):
+                break
+            end = start + size
+        return end
+
+    def append(self, content: Any) -> None:
+        """Write a line; the first call opens the file and cuts off what does not count."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "r+b" if self._end else "wb", buffering=0)
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+            if not self._end and self.key_file is None:
+                self._write(self.key)
+        self._write(content)
+
+    def _write(self, content: Any) -> None:
+        self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> LineStore:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,194 @@
+"""Transcribe a manifest with one model and note what every utterance costs: what deciders learn from and cascades are judged by.
+
+    python recipes/decider/label.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl
+    python recipes/decider/label.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl --states states/tiny-train
+
+One pass a model, utterance by utterance; a second call goes on where the first was interrupted. A line holds `id, duration,
+reference, hypothesis, text, errors, reference_words, time_s, macs_g` and what the model says of itself (`avg_logprob`, `entropy`,
+`tokens`). Two such files of the same manifest give the labels: 1 where the smaller model makes more errors, or the
+difference. With --states the encoder states are kept too, so that an epoch of decider training takes seconds. Times are
+wall-clock times of this machine at batch 1; MACs are counted in a pass of their own, once for every number of tokens where
+nothing else tells costs apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr import load_transcriber
+from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, iterate_batches
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.inference.transcript import Transcript
+from efficient_asr.models.log_mel import encoder_frames
+from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.settings.options import add_whisper_options, measuring_parser, parse_columns, whisper_options
+from efficient_asr.techniques.decider.data import open_states
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
+from efficient_asr.utils.files import LineStore, atomic_write_text
+from efficient_asr.utils.locks import FolderLock
+
+
+class Pass:
+    """One model over one manifest.
+
+    Arguments
+    ---------
+    transcriber : Transcriber
+        The model.
+    benchmark : Benchmark
+        The utterances.
+    states : FeatureStore or None
+        Gets the encoder states.
+    unpadded : bool
+        Whether to keep those of the audio only, instead of the whole window.
+    costs_file : Path
+        MACs that were counted before, by what tells them apart.
+    """
+
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        benchmark: Benchmark,
+        states: FeatureStore | None,
+        unpadded: bool,
+        costs_file: Path,
+    ) -> None:
+        self.transcriber, self.benchmark, self.states, self.unpadded = transcriber, benchmark, states, unpadded
+        self.language = transcriber.language
+        self.costs_file = costs_file
+        self._costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.is_file() else {}
+
+    def transcribe(self, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, Any]:
+        """Return the record of one utterance."""
+        if self.transcriber.languages:
+            self.transcriber.language = (
+                row["language"] if row.get("language") in self.transcriber.languages else self.language
+            )
+        started = self._clock()
+        if self.states is None:
+            transcript = self.transcriber.transcribe(wavs, wav_lens)[0]
+        else:
+            encoded = self.transcriber.encode(wavs, wav_lens, hidden_states=True)
+            transcript = self.transcriber.decode(encoded)[0]
+        time_s = self._clock() - started
+        if self.states is not None and row["id"] not in self.states:
+            frames = unpadded_frames(row["duration"]) if self.unpadded else encoded.states.shape[1]
+            self.states.write(row["id"], {"states": torch.stack(encoded.hidden_states, dim=2)[0, :frames].half()})
+        reference, hypothesis = (self.benchmark.normalise(text, row) for text in (row["text"], transcript.text))
+        errors = count_errors([reference], [hypothesis])[0]
+        return {
+            "id": row["id"], "duration": row["duration"], "reference": reference, "hypothesis": hypothesis,
+            "text": transcript.text, "errors": errors.total, "reference_words": errors.reference_length,
+            "time_s": round(time_s, 4), "macs_g": self._macs(transcript, wavs, wav_lens) / 1e9, **transcript.details,
+        }  # fmt: skip
+
+    @staticmethod
+    def _clock() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _macs(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> int:
+        """Return what the utterance costs, from memory where the same was counted before."""
+        key = self.transcriber.cost_key(transcript)
+        if key is None:
+            return count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
+        name = " ".join(map(str, key))
+        if name not in self._costs:
+            self._costs[name] = count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
+            atomic_write_text(self.costs_file, json.dumps(self._costs, indent=1) + "\n")
+        return self._costs[name]
+
+
+def unpadded_frames(duration_s: float) -> int:
+    """Encoder frames that an utterance fills."""
+    return max(1, encoder_frames(round(duration_s * SAMPLE_RATE)))
+
+
+def main() -> None:
+    parser = measuring_parser(__doc__, repeats=None)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON lines")
+    parser.add_argument("--states", type=Path, help="folder for the encoder states")
+    parser.add_argument(
+        "--frames",
+        type=lambda value: {"own": "unpadded", "window": "padded"}.get(value, value),
+        choices=("padded", "unpadded"),
+        default="padded",
+        help="which states: of the padded window, as in the paper, or of the audio only",
+    )
+    add_whisper_options(parser)
+    args = parser.parse_args()
+    check_writable(args.out.parent, "--out")
+    benchmark = Benchmark.from_manifest(
+        args.manifest, normaliser=args.normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
+        skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
+    )  # fmt: skip
+    source = resolve_source(args.model)
+    transcriber = load_transcriber(source, **whisper_options(args))
+    transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
+    key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
+    sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
+    costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
+    lock = FolderLock(args.out.with_suffix(".lock"))  # held to the end of this function
+    done: set[str] = set()
+    lines = LineStore(args.out, key, lambda record, *_: done.add(record["id"]), args.out.with_suffix(".meta.json"))
+    states = states_store(args, transcriber, benchmark.rows, key["model"]) if args.states else None
+    whole = done if states is None else {name for name in done if name in states}
+    left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in whole]
+    if len(left) < len(benchmark.rows):
+        print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are done already")
+    rows, work = (
+        benchmark.rows.select(left),
+        Pass(transcriber, benchmark, states, args.frames == "unpadded", costs_file),
+    )
+    with lines:
+        for number, ((row,), wavs, wav_lens) in enumerate(
+            tqdm(iterate_batches(rows, 1), total=len(rows), desc=args.out.stem, unit="utt", leave=False, mininterval=1)
+        ):
+            if number == 0:
+                transcriber.transcribe(wavs, wav_lens)  # the first pass of a process is slow
+            record = work.transcribe(row, wavs, wav_lens)
+            if row["id"] not in done:
+                lines.append(record)
+    lock.release()
+    print(f"{len(benchmark.rows)} utterances: {args.out}" + (f"; states: {args.states}" if states is not None else ""))
+
+
+def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> FeatureStore:
+    """Open the store of encoder states after saying how large it becomes."""
+    if not transcriber.shows_encoder:
+        raise UserError("--states: only a Whisper shows its encoder states")
+    states, dim, window = transcriber.encoder_shape()
+    store = open_states(args.states, {"states": states, "dim": dim, "model": model, "frames": args.frames})
+    long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]
+    if long:
+        raise UserError(
+            f"--states: {len(long)} utterances are longer than the window of {window / 50:.0f} s, for example '{long[0]}'; "
+            "cut them, or leave --states out"
+        )
+    missing = [row for row in rows if row["id"] not in store]
+    unpadded = args.frames == "unpadded"
+    frames = sum(min(window, unpadded_frames(row["duration"])) if unpadded else window for row in missing)
+    needed = 2 * frames * states * dim  # bytes, in half precision
+    store.check_room(
+        needed,
+        "keep only the frames of the audio itself (--frames unpadded), fewer utterances, or compute states while training "
+        "(states_folder: null)",
+    )
+    print(f"encoder states of {len(missing)} utterances: {needed / 1e9:.2f} GB in {args.states}")
+    return store
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,156 @@
+"""Compare exit thresholds of a trained early-exit model, without training anything again.
+
+    python recipes/early_exit/sweep.py MODEL --manifest test.jsonl --rule entropy --thresholds 0.01 0.03 0.06
+    python recipes/early_exit/sweep.py MODEL --manifest dev.jsonl --rule similarity --calibrate_mean_layer 18
+
+MODEL is the folder that recipes/early_exit leaves behind (<output_folder>/model). Every utterance is computed once; WER, exit
+layers and MACs of all thresholds follow from that, then each is timed. Leaves a Result for each in --out, a table and a curve.
+With --calibrate_* the threshold is found on the manifest (take a validation set) and only shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from efficient_asr import load_transcriber
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.evaluator import evaluate
+from efficient_asr.evaluation.result import Result
+from efficient_asr.inference.ctc import CTCTranscriber
+from efficient_asr.reporting.figures import pyplot
+from efficient_asr.reporting.tables import markdown_table
+from efficient_asr.settings.options import at_least, measuring_parser, parse_columns
+from efficient_asr.techniques.early_exit.heads import NEVER, RULES
+from efficient_asr.techniques.early_exit.sweep import Sweep, exit_heads, sweep
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
+
+
+def parse() -> argparse.Namespace:
+    parser = measuring_parser(__doc__, repeats=1)
+    parser.add_argument("--rule", required=True, choices=[rule for rule in RULES if rule != "none"])
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[])
+    parser.add_argument("--patience", type=at_least(1), default=1, help="heads in a row that must be content")
+    parser.add_argument("--calibrate_mean_layer", type=float, help="find the threshold for this mean exit layer")
+    parser.add_argument(
+        "--calibrate_wer_loss_percent", type=float, help="find the one that loses at most so many points of WER"
+    )
+    parser.add_argument("--out", type=Path, default=Path("output/sweep"), help="folder for results, table and curve")
+    parser.add_argument("--experiment", default="sweep", help="beginning of the results' names")
+    parser.add_argument("--label", default="", help="what the variants' names begin with, e.g. 'two-step '")
+    parser.add_argument("--corpus", help="name in the tables (default: the manifest's folder)")
+    parser.add_argument("--split", help="name in the tables (default: the manifest's name)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    calibrating = args.calibrate_mean_layer is not None or args.calibrate_wer_loss_percent is not None
+    if bool(args.thresholds) == calibrating:
+        raise UserError("give either --thresholds or one of --calibrate_mean_layer and --calibrate_wer_loss_percent")
+    check_writable(args.out, "--out")
+    transcriber = load_transcriber(args.model)
+    heads = exit_heads(transcriber.model if isinstance(transcriber, CTCTranscriber) else None)
+    heads.set_rule(args.rule, NEVER[args.rule], args.patience)
+    columns = parse_columns(args.columns)
+    benchmark = Benchmark.from_manifest(
+        args.manifest,
+        args.corpus,
+        args.split,
+        args.normaliser,
+        columns,
+        args.skip_bad,
+        args.out / f"{args.experiment}.skipped.jsonl",
+        check_audio="samples",
+    )
+    transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = sweep(transcriber.model, benchmark)
+    if calibrating:
+        wanted = {"mean_layer": args.calibrate_mean_layer, "wer_loss_percent": args.calibrate_wer_loss_percent}
+        args.thresholds = [found.choose_threshold(args.rule, **wanted, patience=args.patience)]
+        args.repeats = 0
+    results = [
+        measure(args, transcriber, benchmark, found, threshold) for threshold in [NEVER[args.rule], *args.thresholds]
+    ]
+    rows = [row(result) for result in results]
+    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    print(table)
+    if calibrating:
+        print(f"calibrated on {args.manifest}: --exit_rule {args.rule} --exit_threshold {args.thresholds[0]:.6g}")
+        return
+    for result in results:
+        result.save(args.out)
+    stem = args.out / f"{args.experiment}_{args.rule}-{benchmark.split}"
+    stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    draw(results, args.rule, stem.with_suffix(".png"))
+    print(f"results, table and curve: {args.out}, {stem}.md, {stem}.png")
+
+
+def measure(
+    args: argparse.Namespace, transcriber: object, benchmark: Benchmark, found: Sweep, threshold: float
+) -> Result:
+    """Return the Result of one threshold: what the sweep found, and its runtime."""
+    transcriber.model.head.set_rule(args.rule, threshold, args.patience)
+    out = found.exits(args.rule, threshold, args.patience)
+    rule = {"exit_rule": args.rule, "exit_threshold": threshold, "exit_patience": args.patience}
+    name = args.label + transcriber.model.label
+    return evaluate(
+        transcriber, benchmark, batch_size=args.batch_size, repeats=args.repeats, recipe="early_exit",
+        experiment=f"{args.experiment}_{transcriber.model.head.label.replace(' ', '_')}-{benchmark.split}",
+        technique=transcriber.model.technique, variant=name,
+        details=rule | found.details(out), hparams={key: str(value) for key, value in vars(args).items()},
+        records=found.records(benchmark, args.rule, out),
+    )  # fmt: skip
+
+
+def row(result: Result) -> dict[str, str]:
+    """One line of the table."""
+    cells = {
+        "threshold": f"{result.details['exit_threshold']:.4g}",
+        "mean layer": f"{result.details['mean_exit_layer']:.2f}",
+        "WER %": f"{result.wer_percent:.2f}",
+        "GMACs": f"{result.macs_g:.3f}",
+    }
+    if result.details["exit_threshold"] == NEVER[result.details["exit_rule"]]:
+        cells["threshold"] = "never"
+    for entry in result.runtimes:
+        cells[f"{entry['device']} s, batch {entry['batch_size']}"] = f"{entry['runtime_s']:.2f}"
+    return cells
+
+
+def draw(results: list[Result], rule: str, path: Path) -> None:
+    """Draw WER against mean exit layer, MACs and CPU time."""
+    costs = {
+        "mean exit layer": [r.details["mean_exit_layer"] for r in results],
+        "GMACs per utterance": [r.macs_g for r in results],
+    }
+    for size in sorted({entry["batch_size"] for r in results for entry in r.runtimes if entry["device"] == "cpu"}):
+        costs[f"CPU seconds, batch {size}"] = [r.runtime("cpu", size)["runtime_s"] for r in results]
+    figure, axes = pyplot.subplots(1, len(costs), figsize=(4.2 * len(costs), 4), sharey=True, squeeze=False)
+    for ax, (label, values) in zip(axes[0], costs.items(), strict=True):
+        order = sorted(range(len(values)), key=values.__getitem__)
+        ax.plot([values[i] for i in order], [results[i].wer_percent for i in order], "o-")
+        for value, result in zip(values, results, strict=True):
+            ax.annotate(
+                row(result)["threshold"],
+                (value, result.wer_percent),
+                xytext=(4, 5),
+                textcoords="offset points",
+                fontsize=8,
+            )
+        ax.set_xlabel(label)
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("WER %")
+    kind = "synthetic speech" if results[0].synthetic else "real speech"
+    figure.suptitle(f"{results[0].corpus}/{results[0].split} ({kind}), early exit by {rule}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(exit_code(main))

@@ -1,0 +1,237 @@
+"""From passes over a corpus to a trained cascade, as a user goes: scripts, recipe, comparison."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, chirp
+from runs import run_script
+
+from efficient_asr import load_transcriber
+from efficient_asr.data import FeatureStore, load_audio
+
+pytestmark = pytest.mark.recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_whispers: dict[str, str]) -> Path:
+    """A corpus of 16 utterances and the passes of both models over it, with errors that are made up."""
+    root = tmp_path_factory.mktemp("routing")
+    for split, count in (("train", 12), ("dev", 8), ("test", 4)):
+        rows = []
+        for i in range(count):
+            wav = chirp(0.5 + 0.1 * i, 100 + 40 * i, 400)
+            soundfile.write(root / f"{split}{i}.wav", wav, 16000)
+            row = {
+                "id": f"{split}{i}",
+                "audio": f"{split}{i}.wav",
+                "duration": len(wav) / 16000,
+                "text": "turn on the light",
+            }
+            rows.append(row | {"language": "en"})
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, source in tiny_whispers.items():
+        for split in ("train", "dev", "test"):
+            label(root, name, source, split)
+            path = root / "labels" / f"{name}-{split}.jsonl"
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            for i, record in enumerate(records):
+                record["errors"] = 1 if name == "large" else 3 * (i % 2)
+            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return root
+
+
+def label(root: Path, name: str, source: str, split: str, *options: str) -> Any:
+    return run_script(
+        "recipes/decider/label.py", source, "--manifest", str(root / f"{split}.jsonl"), "--out",
+        str(root / "labels" / f"{name}-{split}.jsonl"), "--states", str(root / "states" / f"{name}-{split}"), *options,
+    )  # fmt: skip
+
+
+def train(place: Path, tiny_whispers: dict[str, str], out: Path, *extra: str) -> Any:
+    options = {
+        "small": tiny_whispers["small"], "large": tiny_whispers["large"], "small_name": "small", "large_name": "large",
+        "corpus_options": "{}", "data_folder": place, "prepared_folder": out / "prepared", "output_folder": out / "output",
+        "results_folder": out / "results", "labels_folder": place / "labels", "states_folder": place / "states",
+        "test_splits": "[test]", "channels": "[8]", "strides": "[2]", "frames": "window", "number_of_epochs": 2, "batch_size": 4,
+        "test_normaliser": "plain",
+    } | dict(zip([key.removeprefix("--") for key in extra[::2]], extra[1::2], strict=True))  # fmt: skip
+    pairs = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return run_script("recipes/decider/train.py", "hparams/real/decider.yaml", *pairs)
+
+
+def test_passes_hold_states_costs_and_confidence(place: Path, tiny_whispers: dict[str, str]) -> None:
+    records = [json.loads(line) for line in (place / "labels" / "small-dev.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == [f"dev{i}" for i in range(8)]
+    for record in records:
+        assert record["macs_g"] > 0 and record["time_s"] > 0 and record["reference_words"] == 4
+        assert record["avg_logprob"] < 0 < record["entropy"] and "language" not in record  # it was given, not detected
+    store = FeatureStore(place / "states" / "small-dev")
+    transcriber = load_transcriber(tiny_whispers["small"], language="en", long_audio=None)
+    wav = load_audio(str(place / "dev3.wav"))
+    hidden = transcriber.encode(wav[None], torch.ones(1), hidden_states=True).hidden_states
+    assert torch.equal(store.read("dev3"), torch.stack(hidden, dim=2)[0].half())
+
+
+def test_states_can_be_added_to_a_pass(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "states" / "small-test")
+    before = (tmp_path / "copy" / "labels" / "small-test.jsonl").read_bytes()
+    assert label(tmp_path / "copy", "small", tiny_whispers["small"], "test").returncode == 0
+    assert len(FeatureStore(tmp_path / "copy" / "states" / "small-test")) == 4
+    assert (tmp_path / "copy" / "labels" / "small-test.jsonl").read_bytes() == before
+
+
+def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "copy")
+    path = tmp_path / "copy" / "labels" / "small-test.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    done = label(tmp_path / "copy", "small", tiny_whispers["small"], "test")
+    assert done.returncode == 0 and "utterances are done already" in done.stdout
+    ids = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert sorted(ids) == [f"test{i}" for i in range(4)]
+    other = label(tmp_path / "copy", "small", tiny_whispers["large"], "test")
+    assert other.returncode == 2 and "was made with another model" in other.stderr
+
+
+@pytest.mark.parametrize("options", [
+    ["--router_input", "encoder", "--calibrate_large_share", "0.5"], ["--router_input", "large_encoder", "--target", "label"],
+    ["--router_input", "audio", "--calibrate_macs_g", "1.0"], ["--router_input", "transcript"],
+], ids=["encoder", "large_encoder", "audio", "transcript"])  # fmt: skip
+def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    done = train(place, tiny_whispers, tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results").glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["technique"] == "decider" and 0 <= result["details"]["large_model_rate"] <= 1
+    assert sum(result["details"]["route_shares"].values()) == pytest.approx(1.0)
+    utterances = [json.loads(line) for line in path.with_suffix(".utterances.jsonl").read_text().splitlines()]
+    assert {u["route"] for u in utterances} <= {"small", "large"} and all(
+        len(u["router_scores"]) == 1 for u in utterances
+    )
+    model = tmp_path / "output" / "model"
+    spoken = run_script("scripts/transcribe.py", str(model), str(place / "test0.wav"), "--language", "en")
+    assert json.loads(spoken.stdout)["route"] in ("small", "large")
+    out = tmp_path / "compared.json"
+    folders = [f"--{name}={place / name}" for name in ("labels", "states")] + [f"--manifests={place}"]
+    compared = run_script(
+        "recipes/decider/compare.py", "--pair", "small", "large", "--models", *tiny_whispers.values(), *folders, "--tests",
+        "test", "train", "--deciders", str(model), "--bootstrap", "20", "--out", str(out),
+    )  # fmt: skip
+    assert compared.returncode == 0, compared.stderr
+    found = json.loads(out.read_text())
+    assert (
+        len(found["routers"]) == 6
+        and found["models"]["all"]["oracle"]["wer_percent"] <= found["models"]["all"]["large"]["wer_percent"]
+    )
+    assert out.with_suffix(".png").stat().st_size > 10000
+
+
+def test_states_on_the_fly_train_the_same_decider(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    """Up to the half precision of the store."""
+    weights = []
+    for i, folder in enumerate((str(place / "states"), "null")):
+        done = train(place, tiny_whispers, tmp_path / str(i), "--states_folder", folder, "--train_only", "True")
+        assert done.returncode == 0 and "result:" not in done.stdout, done.stderr
+        model = load_transcriber(str(tmp_path / str(i) / "output" / "model"), long_audio=None)
+        weights.append(torch.cat([p.flatten() for p in model.routers[0].parameters()]))
+    assert float((weights[0] - weights[1]).abs().max()) < 5e-3
+
+
+def test_training_finds_what_can_be_learned(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    options = (
+        "--router_input",
+        "audio",
+        "--number_of_epochs",
+        "25",
+        "--train_only",
+        "True",
+        "--lr",
+        "0.01",
+        "--test_only",
+        "False",
+    )
+    assert train(place, tiny_whispers, tmp_path, *options).returncode == 0
+    log = (tmp_path / "output" / "train_log.txt").read_text().splitlines()
+    assert len(log) == 25 and all("valid auc" in line and "valid balanced_accuracy" in line for line in log)
+
+
+MISTAKES = [
+    (["--states_folder", "/nowhere"], "no encoder states at"), (["--labels_folder", "/nowhere"], "no records at"),
+    (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
+    (["--router_input", "transcripts"], "is not audio, encoder, transcript"), (["--target", "labels"], "is not label or gain"),
+    (["--calibrate_large_share", "30"], "is not a share"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES)
+def test_mistakes_are_explained(
+    options: list[str], message: str, place: Path, tiny_whispers: dict[str, str], tmp_path: Path
+) -> None:
+    done = train(place, tiny_whispers, tmp_path, *options)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_cyclic_schedule_goes_on_where_it_stopped(
+    place: Path, tiny_whispers: dict[str, str], tmp_path: Path
+) -> None:
+    """The paper's learning rate changes with every step: a run in two parts must end as one in one part."""
+    weights = []
+    schedule = "!new:speechbrain.nnet.schedulers.CyclicLRScheduler {base_lr: 1.0e-6, max_lr: 0.01, step_size: 4}"
+    for name, parts in (("whole", ["2"]), ("parts", ["1", "2"])):
+        for epochs in parts:
+            options = (
+                "--train_only",
+                "True",
+                "--number_of_epochs",
+                epochs,
+                "--model_scheduler",
+                schedule,
+                "--router_input",
+                "audio",
+            )
+            done = train(place, tiny_whispers, tmp_path / name, *options)
+            assert done.returncode == 0, done.stderr
+        model = load_transcriber(str(tmp_path / name / "output" / "model"), long_audio=None)
+        weights.append(torch.cat([p.flatten() for p in model.routers[0].state_dict().values()]))
+    assert torch.equal(*weights)
+
+
+def test_noisy_copies(place: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(5):
+        soundfile.write(tmp_path / f"n{i}.wav", 0.1 * rng.standard_normal(8000), 16000)
+        lines.append(json.dumps({"id": f"n{i}", "audio": f"n{i}.wav", "duration": 0.5}) + "\n")
+    (tmp_path / "noises.jsonl").write_text("".join(lines))
+    for name in ("a", "b"):
+        done = run_script(
+            "scripts/mix_noise.py", str(place / "test.jsonl"), "--noise", str(tmp_path / "noises.jsonl"), "--part", "test",
+            "--out", str(tmp_path / name),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "a" / "manifest.jsonl").read_text().splitlines()]
+    assert {row["noise"] for row in rows} == {"n4"} and all(0 <= row["snr_db"] <= 20 for row in rows)
+    assert (tmp_path / "a" / "audio" / "00001.flac").read_bytes() == (
+        tmp_path / "b" / "audio" / "00001.flac"
+    ).read_bytes()
+    for i, row in enumerate(rows):
+        clean, noisy = load_audio(str(place / f"test{i}.wav")), load_audio(str(tmp_path / "a" / row["audio"]))
+        scale = float((clean * noisy).sum() / (clean * clean).sum())
+        noise = noisy - scale * clean
+        snr_db = 10 * float(((scale * clean).pow(2).mean() / noise.pow(2).mean()).log10())
+        assert snr_db == pytest.approx(row["snr_db"], abs=0.7)
+
+
+def test_help_of_every_script_names_its_options() -> None:
+    for script in ("label_routing", "compare_routers", "mix_noise"):
+        assert "--out" in run_script(f"scripts/{script}.py", "--help").stdout
+    assert (ROOT / "scripts" / "reproduce_decider.sh").is_file()

@@ -1,0 +1,58 @@
+"""Commands and links in the documentation name things that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from speechbrain.utils.run_opts import RunOptions
+
+from efficient_asr.settings.yaml import merge_includes
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
+PAGES.append(ROOT / "efficient_asr" / "assets" / "README.md")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Indented shell commands, continuation lines joined, comments dropped."""
+    text = page.read_text().replace("\\\n", " ")
+    found = []
+    for line in re.findall(r"^    ((?:python|torchrun|bash|OMP\S+) .*)$", text, re.MULTILINE):
+        if "<exp>" not in line:
+            found.append(shlex.split(line.replace("|", " ").replace("{", "").replace("}", ""), comments=True))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_name_existing_files_and_keys(page: Path) -> None:
+    for words in commands(page):
+        for word in words:
+            if re.match(r"(recipes|scripts|hparams)/", word):
+                assert (ROOT / word).is_file(), f"{page.name}: {word}"
+        yamls = [word for word in words if word.startswith("hparams/")]
+        if yamls:
+            keys = set(merge_includes(ROOT / yamls[0])) | set(RunOptions().as_dict())
+            for word in words[words.index(yamls[0]) :]:
+                if word.startswith("--"):
+                    assert word[2:].split("=")[0] in keys, f"{page.name}: {word}"
+
+
+def test_readme_has_the_two_commands() -> None:
+    first = [words[:2] for words in commands(ROOT / "README.md")]
+    assert ["bash", "scripts/quickstart.sh"] in first and ["bash", "scripts/test.sh"] in first
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "results" / "README.md"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    for recipe in (ROOT / "recipes").iterdir():
+        assert f"recipes/{recipe.name}" in text

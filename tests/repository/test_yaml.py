@@ -1,0 +1,108 @@
+"""Every YAML loads, every key in it is used, documented and short."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from speechbrain.utils.run_opts import RunOptions
+
+from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.settings.yaml import load_hparams, merge_includes
+from efficient_asr.utils.errors import UserError
+
+EXPERIMENTS = sorted(p for p in (ROOT / "hparams").rglob("*.yaml") if p.parent.name != "_base")
+CODE = "\n".join(p.read_text() for folder in ("efficient_asr", "recipes") for p in (ROOT / folder).rglob("*.py"))
+
+
+DECODING = [field.name for field in fields(DecodingOptions)]  # taken from the YAML by their names
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "hparams"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_yaml_loads(path: Path, monkeypatch: pytest.MonkeyPatch, ssl_sources: dict[str, str], tmp_path: Path) -> None:
+    monkeypatch.setenv("EFFICIENT_ASR_DATA", str(tmp_path))
+    monkeypatch.setenv("EFFICIENT_ASR_MODELS", str(tmp_path))
+    tree = merge_includes(path)
+    overrides = {key: str(tmp_path) for key in ("data_folder",) if "PLACEHOLDER" in str(getattr(tree[key], "tag", ""))}
+    if "encoder" in tree and not str(tree["source"]).startswith("efficient_asr:"):
+        overrides["source"] = ssl_sources["wavlm-large"]
+    hparams, plain = load_hparams(path, overrides)
+    assert hparams["recipe"] and plain["experiment"]
+    if "encoder" in tree:
+        assert hparams["encoder"].num_layers > 0
+    assert (ROOT / "recipes" / hparams["recipe"] / "train.py").is_file()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_key_is_used(path: Path) -> None:
+    tree = merge_includes(path)
+    text = "\n".join(p.read_text() for p in (ROOT / "hparams").rglob("*.yaml"))
+    options = RunOptions().as_dict()
+    for key in tree:
+        used = (
+            key.startswith("__")
+            or key in options
+            or f"<{key}>" in text
+            or re.fullmatch(
+                r"(encoder|head|model|gates)_(optimizer|scheduler)", key
+            )  # getattr(hparams, f"{name}_optimizer")
+            or key in DECODING
+            or re.search(rf"""["']{key}["']|hparams\.{key}\b""", CODE)
+        )
+        assert used, f"nothing reads '{key}'"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hparams").rglob("*.yaml")), ids=name_of)
+def test_yaml_is_short(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("#") and len(lines) <= (80 if path.parent.name == "_base" else 60)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "_base").glob("*.yaml")), ids=name_of)
+def test_new_knobs_have_a_comment(path: Path) -> None:
+    """Where a plain key first appears it says what it is; files that only set values again need not."""
+    if path.name in ("experiment.yaml", "ctc.yaml", "downsampling.yaml"):
+        plain = [x for x in path.read_text().splitlines() if re.match(r"^[a-z]\w*: (?!!(new|name|apply|include))\S", x)]
+        uncommented = [x for x in plain if "#" not in x and not re.match(r"(recipe|variant|snr_high_db)", x)]
+        assert not uncommented
+
+
+def test_includes_merge_and_own_keys_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1\ny: !ref <x>\n")
+    (tmp_path / "b.yaml").write_text("z: 3\n")
+    (tmp_path / "c.yaml").write_text("base:\n  - !include:a.yaml\n  - !include:b.yaml\nx: 5\n")
+    hparams, _ = load_hparams(tmp_path / "c.yaml", {"z": 4})
+    assert (hparams["x"], hparams["y"], hparams["z"]) == (5, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("x: 1\n", {"xx": 2}, "Did you mean 'x'"),
+        ("x: 1\n", {"x": "many"}, "expected int for x, got 'many' \\(default 1\\)"),
+        ("flag: False\n", {"flag": "yes please"}, "expected True or False for flag"),
+        ("x: !PLACEHOLDER\n", {}, "'x' must be given"),
+        ("x: [1\n", {}, "not valid YAML"),
+        ("base: other.yaml\n", {}, "base must be"),
+        ("base: !include:none.yaml\n", {}, "no YAML file at"),
+        ("x: !new:efficient_asr.nothing.Here {}\n", {}, "nothing"),
+        (
+            "x: !new:efficient_asr.techniques.downsampling.Downsampler\n    technique: avrage\n",
+            {},
+            "Did you mean 'average'",
+        ),
+        ("x: !new:efficient_asr.techniques.downsampling.Downsampler\n    factr: 2\n", {}, "factr"),
+        ("- 1\n", {}, "holds no keys"),
+    ],
+)
+def test_mistakes_are_explained(text: str, overrides: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_hparams(tmp_path / "x.yaml", overrides)

@@ -1,0 +1,184 @@
+"""The decider's network against closed forms, its losses, and that padding does not matter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.models.parts import build, describe
+from efficient_asr.techniques.decider.network import (
+    RULES,
+    Decider,
+    LogMelDecider,
+    MaskedBatchNorm,
+    Rule,
+    TranscriptDecider,
+    decider_loss,
+)
+from efficient_asr.techniques.decider.router import RouterInput
+from efficient_asr.utils.errors import UserError
+
+
+def states_of(batch: int, frames: int, states: int, dim: int) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return torch.randn(states, batch, frames, dim).unbind()
+
+
+def closed_form_parameters(states: int, dim: int, channels: list[int]) -> int:
+    total = states
+    for inputs, outputs in zip([dim, *channels], channels, strict=False):
+        total += 3 * inputs * outputs + 3 * outputs * outputs + inputs * outputs + 3 * 2 * outputs
+    return total + channels[-1] + 1
+
+
+def closed_form_macs(dim: int, channels: list[int], strides: list[int], frames: int) -> int:
+    """Convolutions and the last layer; the weighted sum of states multiplies elementwise and counts as none."""
+    total = 0
+    for inputs, outputs, stride in zip([dim, *channels], channels, strides, strict=False):
+        frames = (frames - 1) // stride + 1
+        total += frames * (3 * inputs * outputs + 3 * outputs * outputs + inputs * outputs)
+    return total + channels[-1]
+
+
+def test_size_on_whisper_small() -> None:
+    decider = Decider(13, 768)
+    parameters = sum(p.numel() for p in decider.parameters())
+    assert parameters == closed_form_parameters(13, 768, [256] * 3)
+    assert parameters / 1e6 == pytest.approx(1.905, abs=0.0005)
+
+
+def test_macs_on_whisper_small_for_a_window() -> None:
+    decider, inputs = Decider(13, 768).eval(), RouterInput(torch.zeros(1, 0), torch.tensor([480000]))
+    inputs.hidden_states = states_of(1, 1500, 13, 768)
+    with torch.no_grad():
+        macs = count_macs(decider, inputs).macs
+    assert macs == closed_form_macs(768, [256] * 3, [2, 3, 3], 1500)
+    assert macs / 1e9 == pytest.approx(0.89, abs=0.01)
+
+
+def test_weights_start_as_in_the_paper() -> None:
+    weights = Decider(200, 4, [2], [1]).weights
+    assert (
+        float(weights.min()) >= 0 and float(weights.max()) < 1 and float(weights.mean()) == pytest.approx(0.5, abs=0.1)
+    )
+
+
+def test_the_weighted_sum_is_not_normalised() -> None:
+    decider, hidden = Decider(3, 4, [8], [1], frames="padded").eval(), states_of(1, 10, 3, 4)
+    seen = []
+    decider.blocks[0].register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    decider(RouterInput(torch.zeros(1, 0), torch.tensor([10]), hidden))
+    expected = sum(w * h for w, h in zip(decider.weights, hidden, strict=True)).transpose(1, 2)
+    torch.testing.assert_close(seen[0], expected)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 1.37])
+def test_own_frames_do_not_see_the_padding(seconds: float) -> None:
+    decider = Decider(3, 8, [16, 16], [2, 3], frames="unpadded").double().eval()
+    hidden = tuple(states.double() for states in states_of(2, 100, 3, 8))
+    samples = torch.tensor([round(16000 * seconds), 32000])
+    both = decider(RouterInput(torch.zeros(2, 0), samples, hidden))
+    frames = (int(samples[0]) // 160 + 1) // 2
+    alone = decider(RouterInput(torch.zeros(1, 0), samples[:1], tuple(h[:1, :frames] for h in hidden)))
+    torch.testing.assert_close(both[:1], alone)
+
+
+def test_the_window_is_seen_whole() -> None:
+    decider, hidden = Decider(2, 4, [8], [2], frames="padded").eval(), states_of(1, 40, 2, 4)
+    whole = decider(RouterInput(torch.zeros(1, 0), torch.tensor([1600]), hidden))
+    changed = tuple(torch.cat([h[:, :30], h[:, 30:] + 5], dim=1) for h in hidden)
+    assert not torch.allclose(whole, decider(RouterInput(torch.zeros(1, 0), torch.tensor([1600]), changed)))
+
+
+def test_log_mel_decider_does_not_depend_on_batch_mates(wavs: list[torch.Tensor]) -> None:
+    decider = LogMelDecider(channels=[8, 8], strides=[2, 3]).eval()
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+    together = decider(RouterInput(batch, lengths))
+    alone = torch.cat([decider(RouterInput(wav[None], torch.tensor([len(wav)]))) for wav in wavs])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [Decider(3, 8, [4], [2]), LogMelDecider(channels=[4], strides=[2]), Rule("entropy"), TranscriptDecider(4)],
+    ids=type,
+)
+def test_routers_can_be_described_and_built(router: torch.nn.Module) -> None:
+    again = build(describe(router), "router")
+    assert type(again) is type(router) and again.to_config() == router.to_config()
+    again.load_state_dict(router.state_dict())
+
+
+def test_rules_rank_hard_utterances_higher() -> None:
+    details = [{"avg_logprob": -0.1, "entropy": 0.2, "tokens": 4}, {"avg_logprob": -0.9, "entropy": 1.5, "tokens": 18}]
+    texts = ["turn on the light", "no no no no no no no no no no no no no no no no no no"]
+    inputs = RouterInput(torch.zeros(2, 0), torch.tensor([16000, 64000]), None, texts, details)
+    for rule in RULES:
+        scores = Rule(rule)(inputs)
+        assert scores[1] > scores[0], rule
+    assert Rule("duration")(inputs).tolist() == [1.0, 4.0]
+    assert Rule("avg_logprob")(inputs).tolist() == pytest.approx([0.1, 0.9])
+    assert Rule("sum_logprob")(inputs).tolist() == pytest.approx([0.5, 17.1])
+
+
+def test_losses_against_closed_forms() -> None:
+    logits = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
+    gains = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
+    softplus = [math.log1p(math.exp(-0.3)), math.log1p(math.exp(-1.2)), math.log1p(math.exp(2.0))]
+    assert float(decider_loss(logits, gains)) == pytest.approx(sum(softplus) / 3)
+    assert float(decider_loss(logits, gains, positive_weight=5.0)) == pytest.approx(
+        (5 * softplus[0] + softplus[1] + softplus[2]) / 3
+    )
+    l1 = [0.5 * 0.7**2, 1.2 - 0.5, 4.0 - 0.5]
+    assert float(decider_loss(logits, gains, "gain")) == pytest.approx(sum(l1) / 3)
+    assert float(decider_loss(logits, gains, "gain", 2.0)) == pytest.approx((2 * l1[0] + l1[1] + l1[2]) / 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Decider(2, 4, router_input="encodr"), "Did you mean 'encoder'"),
+        (lambda: Decider(2, 4, frames="all"), "not padded or unpadded"),
+        (lambda: Decider(2, 4, [8, 8], [2]), "as many positive numbers"),
+        (lambda: Rule("entropie"), "Did you mean 'entropy'"),
+        (
+            lambda: Rule("entropy")(RouterInput(torch.zeros(1, 0), torch.ones(1), None, ["a"], [{}])),
+            "does not say its entropy",
+        ),
+    ],
+)
+def test_mistakes_are_explained(make: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_masked_batch_norm_is_torchs_without_padding() -> None:
+    torch.manual_seed(0)
+    ours, theirs, x = MaskedBatchNorm(3), torch.nn.BatchNorm1d(3), 2 + torch.randn(4, 3, 5)
+    whole = torch.ones(4, 1, 5, dtype=torch.bool)
+    for _ in range(3):
+        torch.testing.assert_close(ours(x, whole), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x, whole), theirs(x))
+
+
+def test_masked_batch_norm_does_not_see_padding_and_takes_a_batch_of_one() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 3, 5), torch.tensor([[[True] * 5], [[True, True, False, False, False]]])
+    found = MaskedBatchNorm(3)(x, mask)
+    expected = MaskedBatchNorm(3)(torch.where(mask, x, 100.0), mask)
+    torch.testing.assert_close(found[:, :, :2], expected[:, :, :2])
+    alone = MaskedBatchNorm(3)(x[:1, :, :1], mask[:1, :, :1])
+    torch.testing.assert_close(alone, x[:1, :, :1] / (1 + 1e-5) ** 0.5)
+
+
+def test_a_training_batch_of_one_is_possible() -> None:
+    details = [{"avg_logprob": -0.1, "entropy": 0.2, "tokens": 4}]
+    score = TranscriptDecider(4).train()(RouterInput(torch.zeros(1, 0), torch.tensor([16000]), None, ["a b"], details))
+    score.sum().backward()
+    assert score.isfinite().all()
