@@ -1,4 +1,4 @@
-"""Distillation from a larger Whisper: losses in `losses.py`, the teacher and its cache in `teacher.py`, the Brain in `brain.py`."""
+"""Distillation from a larger Whisper: losses in `losses.py`, teacher and cache in `teacher.py`, the Brain in `brain.py`."""
 
 from efficient_asr.utils.technique import Key, Technique
 
