@@ -16,12 +16,12 @@ ensure_importable()
 
 
 def load_transcriber(source: str | os.PathLike[str], **options) -> Transcriber:
-    """Load anything that turns audio into text.
+    """Load a transcriber from a model folder, a Whisper directory or the Hugging Face Hub.
 
     Arguments
     ---------
     source : str or Path
-        A folder that a recipe left behind (`<output_folder>/model`), a Whisper directory, or a hub id of a Whisper.
+        A model folder written by a recipe (`<output_folder>/model`), a Whisper directory, or the Hub id of a Whisper model.
     **options
         Passed to the transcriber, for example `lm_path`, `alpha`, `beta`, `beam_size` for CTC models and `language`
         for Whisper.
@@ -34,7 +34,7 @@ def load_transcriber(source: str | os.PathLike[str], **options) -> Transcriber:
     Raises
     ------
     UserError
-        Where `source` is not such a model.
+        If `source` is not such a model.
     """
     from efficient_asr.inference.load import load_transcriber as load
 

@@ -5,6 +5,6 @@ import sys
 from pathlib import Path
 
 NEW = Path(__file__).parents[1] / "recipes/decider/compare.py"
-print("warning: scripts/compare_routers.py is now recipes/decider/compare.py", file=sys.stderr)
+print("warning: scripts/compare_routers.py has moved to recipes/decider/compare.py", file=sys.stderr)
 sys.argv[0] = str(NEW)
 runpy.run_path(str(NEW), run_name="__main__")

@@ -5,6 +5,6 @@ import sys
 from pathlib import Path
 
 NEW = Path(__file__).parents[1] / "recipes/clsr/cost.py"
-print("warning: scripts/cost_of_experts.py is now recipes/clsr/cost.py", file=sys.stderr)
+print("warning: scripts/cost_of_experts.py has moved to recipes/clsr/cost.py", file=sys.stderr)
 sys.argv[0] = str(NEW)
 runpy.run_path(str(NEW), run_name="__main__")

@@ -1,11 +1,11 @@
-"""Measure a model on a manifest: WER, MACs, runtime. Writes the Result and its utterances.
+"""Evaluate a model on a manifest: WER, MACs and runtime. Writes the Result and its transcripts.
 
     python scripts/evaluate.py MODEL --manifest test.jsonl --out result.json
     python scripts/evaluate.py MODEL --manifest test.jsonl --lm 4gram.arpa --out result.json
     python scripts/evaluate.py WHISPER_DIRECTORY --manifest test.jsonl --language en --out result.json
 
-MODEL is the folder that a recipe leaves behind (<output_folder>/model), or a Whisper directory or hub id. An evaluation
-that was interrupted goes on where it stopped when the same command is started again.
+MODEL is the model folder written by a recipe (<output_folder>/model), or a Whisper directory or hub id. Rerun the command to
+resume an interrupted evaluation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from efficient_asr.utils.errors import UserError, check_writable, exit_code
 def main() -> None:
     parser = measuring_parser(__doc__, repeats=3)
     parser.add_argument(
-        "--out", type=Path, default=Path("result.json"), help="where the Result goes (default result.json)"
+        "--out", type=Path, default=Path("result.json"), help="file for the Result (default: result.json)"
     )
     add_lm_options(parser)
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's)")

@@ -1,10 +1,10 @@
-"""Make a noisy copy of a manifest: reverberation, then additive noise, at random signal-to-noise ratios.
+"""Make a noisy copy of a manifest: reverberation, then additive noise at random signal-to-noise ratios.
 
     python scripts/mix_noise.py test.jsonl --noise noises.jsonl --rir rirs.jsonl --out data/noisy/test
 
-Writes FLAC files and `manifest.jsonl` into --out; a row gets `-noisy` behind its id, and `snr_db`, `noise`, `rir` say what was
-done to it. Every choice follows from --seed and the utterance's id, so that any subset is the same again. With --part train and
---part test, training and test draw from different noises and rooms (every fifth is for tests).
+Writes FLAC files and `manifest.jsonl` to --out. `-noisy` is appended to each id, and the fields `snr_db`, `noise` and `rir`
+record what was applied. Every random choice depends only on --seed and the utterance's id, so any subset is reproducible. With
+--part train and --part test, training and test use different noises and rooms (every fifth is reserved for tests).
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from efficient_asr.utils.errors import UserError, check_writable, exit_code
 
 
 def files_of(manifest: Path | None, part: str, kind: str) -> list[Row]:
-    """Return the rows of a manifest of noises or rooms that belong to a part."""
+    """Return the rows of a manifest of noises or room impulse responses that belong to a part."""
     if manifest is None:
         return []
     rows = sorted(read_manifest(manifest, need_text=False), key=lambda row: row["id"])
     rows = [row for row in rows if row.get("kind", kind) == kind]
     chosen = [row for i, row in enumerate(rows) if part == "all" or (i % 5 == 4) == (part == "test")]
     if not chosen:
-        raise UserError(f"{manifest} has no file of kind '{kind}' for part '{part}'")
+        raise UserError(f"{manifest} contains no rows of kind '{kind}' for part '{part}'")
     return chosen
 
 
 def mix(row: Row, noises: list[Row], rirs: list[Row], args: argparse.Namespace) -> tuple[torch.Tensor, dict]:
-    """Return the noisy waveform [time] of an utterance, and what was done to it."""
+    """Return the noisy waveform [time] of an utterance, and a description of what was applied."""
     digest = hashlib.sha256(f"{args.seed} {row['id']}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     wav, about = load_row(row), {}
-    draw = rng.random()  # drawn in any case: noises do not depend on whether there are rooms
+    draw = rng.random()  # always drawn, so that the noises do not depend on --rir
     if rirs and draw < args.rir_probability:
         rir = rirs[rng.integers(len(rirs))]
         response = load_row(rir)
@@ -70,16 +70,20 @@ def main() -> None:
     parser.add_argument("--part", choices=("all", "train", "test"), default="all")
     parser.add_argument("--snr_low_db", type=float, default=0.0)
     parser.add_argument("--snr_high_db", type=float, default=20.0)
-    parser.add_argument("--rir_probability", type=float, default=0.3, help="share of the utterances with reverberation")
+    parser.add_argument(
+        "--rir_probability", type=float, default=0.3, help="fraction of the utterances with reverberation"
+    )
     parser.add_argument("--split", help="only the rows of this split")
-    parser.add_argument("--count", type=at_least(1), help="at most so many, evenly spread over the manifest")
+    parser.add_argument(
+        "--count", type=at_least(1), help="maximum number of utterances, evenly spread over the manifest"
+    )
     parser.add_argument("--seed", type=int, default=1986)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.noise is None and args.rir is None:
-        raise UserError("name noises with --noise, room impulse responses with --rir, or both")
+        raise UserError("give noises with --noise, room impulse responses with --rir, or both")
     if args.snr_low_db > args.snr_high_db:
-        raise UserError(f"--snr_low_db {args.snr_low_db} lies above --snr_high_db {args.snr_high_db}")
+        raise UserError(f"--snr_low_db {args.snr_low_db} is greater than --snr_high_db {args.snr_high_db}")
     noises, rirs = files_of(args.noise, args.part, "noise"), files_of(args.rir, args.part, "rir")
     rows = [row for row in read_manifest(args.manifest) if args.split in (None, row.get("split"))]
     if not rows:
@@ -92,7 +96,7 @@ def main() -> None:
         wav, about = mix(row, noises, rirs, args)
         name = f"{number:05d}.flac"
         soundfile.write(args.out / "audio" / name, wav.numpy(), SAMPLE_RATE)
-        whole = {key: value for key, value in row.items() if key != "offset"}  # a segment has become a file
+        whole = {key: value for key, value in row.items() if key != "offset"}  # segments are now files of their own
         line = {**whole, "id": f"{row['id']}-noisy", "audio": f"audio/{name}", **about}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (args.out / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The whole project in miniature: fine-tune a small encoder with CTC on the synthetic mini corpus, run it on downsampled
-# input in three ways, take a layer out in two ways, let easy utterances leave early; then choose between a
-# small and a large Whisper for each utterance; teach the small one with experts and LoRA; measure everything alike, print the
-# table, draw the plot. Under fifteen minutes on 2 CPU cores after the installation. Restartable: what is done is not done again. RESULTS=folder writes the results elsewhere.
+# The whole project in miniature: fine-tune a small encoder with CTC on the synthetic mini corpus, downsample its input in three
+# ways, remove layers in two ways, and let easy utterances exit early. Then route each utterance to a small or a large Whisper, and
+# adapt the small one with experts and LoRA. Every model is evaluated in the same way; tables and plots are generated at the end.
+# Takes less than fifteen minutes on 2 CPU cores after the installation. Restartable: finished steps are skipped. RESULTS=folder
+# writes the results to another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -18,18 +19,18 @@ for layers in first_3 least_redundant_3; do
     run "mini_layer_removal_$layers" layer_removal mini/layer_removal --kept_layers "$layers"
 done
 run mini_early_exit early_exit mini/early_exit
-# Two tiny Whispers, each alone and then chosen between for every utterance by a decider.
+# Two tiny Whispers, first each on its own, then with a decider that routes every utterance to one of them.
 for size in small large; do
     run "mini_whisper_alone_$size" finetune_whisper mini/whisper --whisper "$size" --test_only True
     label "$size" "efficient_asr:mini_whisper_$size" plain data/mini unpadded output/mini_routing train dev
 done
 run mini_decider decider mini/decider
-# The smaller one again, with an expert that the larger one teaches, and with LoRA.
+# The smaller one again, with an expert distilled from the larger one, and with LoRA.
 run mini_clsr_js clsr mini/clsr_js
 if "$PYTHON" -c 'import peft' 2>/dev/null; then
     run mini_lora lora mini/lora
 else
-    echo "== mini_lora is left out: it needs peft (pip install -e '.[lora]')"
+    echo "== mini_lora is skipped: it needs peft (pip install -e '.[lora]')"
 fi
 "$PYTHON" scripts/report.py --runs "$RESULTS"
-echo "results: $RESULTS; a model to try: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"
+echo "results: $RESULTS; to try a model: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

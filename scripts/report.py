@@ -1,8 +1,8 @@
-"""Results to tables and plots.
+"""Generate tables and plots from results.
 
 python scripts/report.py                      # README tables, results/README.md, results/plots
-python scripts/report.py --check              # fail where the tables in the READMEs are not those of the results
-python scripts/report.py --runs FOLDER        # print the tables of another folder and draw its plots there
+python scripts/report.py --check              # fail if the tables in the READMEs are out of date
+python scripts/report.py --runs FOLDER        # print the tables of another folder and write its plots there
 python scripts/report.py --compare A.json B.json   # paired bootstrap test between two results
 """
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def compare(path_a: str, path_b: str) -> None:
-    """Print whether two results differ on the same utterances."""
+    """Print a significance test of the WER difference between two results on the same utterances."""
     results = [Result.load(Path(path)) for path in (path_a, path_b)]
     check_comparable("the two results", results)
     errors = []
@@ -60,7 +60,7 @@ def main() -> None:
             pages[path] = fill_markers(path.read_text(encoding="utf-8"), runs, published, ROOT / "results")
         for path, text in pages.items():
             if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
-                raise UserError(f"{path} does not show the results as they are; run python scripts/report.py")
+                raise UserError(f"{path} is out of date; run python scripts/report.py")
             if not args.check:
                 path.write_text(text, encoding="utf-8")
     if args.check:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The systems of arXiv 2311.01070 on Common Voice 13 and FLEURS: LoRA, CLSR-FT, JS and KL in Whisper small, and full fine-tuning. Trains, tests
-# on Common Voice, then on FLEURS (out of domain; X to English with BLEU where en_us is there). Needs a GPU. Restartable.
+# The systems of arXiv 2311.01070 on Common Voice 13 and FLEURS: LoRA, CLSR-FT, JS and KL in Whisper small, and full fine-tuning. Trains,
+# tests on Common Voice, then on FLEURS (out of domain; X to English with BLEU if en_us is available). Needs a GPU. Restartable.
 #
-#   bash scripts/reproduce_clsr.sh CV_FOLDER FLEURS_FOLDER LANGUAGE [...] [-- --key value ...]     # one model a language, as in the paper
+#   bash scripts/reproduce_clsr.sh CV_FOLDER FLEURS_FOLDER LANGUAGE [...] [-- --key value ...]     # one model per language, as in the paper
 #   TOGETHER=1 bash scripts/reproduce_clsr.sh CV_FOLDER FLEURS_FOLDER ca th                        # one model for all of them
-#   METHODS="clsr_js lora" SIZE=3k bash scripts/reproduce_clsr.sh ...                              # some methods; 3k, 10k or 28k; SEED=78
+#   METHODS="clsr_js lora" SIZE=3k bash scripts/reproduce_clsr.sh ...                              # selected methods; SIZE is 3k, 10k or 28k; SEED=78
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 3 ] || { sed -n 2,8p "$0" >&2; exit 2; }
@@ -12,7 +12,7 @@ CV=$1 FLEURS=$2 LANGUAGES=()
 shift 2
 while [ $# -gt 0 ] && [ "$1" != -- ]; do LANGUAGES+=("$1"); shift; done
 [ "${1:-}" != -- ] || shift
-[ ${#LANGUAGES[@]} -gt 0 ] || { echo "error: name at least one language, such as ca" >&2; exit 2; }
+[ ${#LANGUAGES[@]} -gt 0 ] || { echo "error: give at least one language, such as ca" >&2; exit 2; }
 SEED=${SEED:-77}
 source scripts/setup.sh
 SIZE=${SIZE:-10k}
@@ -20,7 +20,7 @@ case $SIZE in
 3k) DATA=(--max_train 3000 --max_valid 500) ;;
 10k) DATA=(--max_train 10000 --max_valid 1000) ;;
 28k) DATA=(--max_train 28000 --max_valid 1000) ;;
-*) echo "error: SIZE is '$SIZE'; it can be 3k, 10k or 28k" >&2; exit 2 ;;
+*) echo "error: invalid SIZE '$SIZE'; use 3k, 10k or 28k" >&2; exit 2 ;;
 esac
 
 train_and_test() { # train_and_test <method> <languages> [--key value ...]
@@ -39,7 +39,7 @@ train_and_test() { # train_and_test <method> <languages> [--key value ...]
     test_on_fleurs "$name" "${languages//, /,}"
 }
 
-test_on_fleurs() { # test_on_fleurs <experiment> <languages>: transcripts, and translations where English is there
+test_on_fleurs() { # test_on_fleurs <experiment> <languages>: transcripts, and translations if English is available
     local name=$1 manifests="data/fleurs-${2//,/-}" results=${RESULTS:-results/runs} task out
     "$PYTHON" - "$FLEURS" "$manifests" "$2" <<'PY'
 import sys
@@ -49,7 +49,7 @@ from efficient_asr.corpora.fleurs import whisper_code
 root, out, codes = Path(sys.argv[1]), Path(sys.argv[2]), [a.partition("-")[0] for a in sys.argv[3].split(",")]
 folders = sorted(f.name for f in root.iterdir() if f.is_dir() and whisper_code(f.name) in codes)
 if len(folders) < len(codes):
-    sys.exit(f"error: {root} holds {', '.join(folders) or 'nothing'} of the languages {', '.join(codes)}")
+    sys.exit(f"error: {root} contains only {', '.join(folders) or 'none'} of the languages {', '.join(codes)}")
 english = (root / "en_us" / "test.tsv").is_file()
 prepare_corpus("fleurs", str(root), out, {"languages": folders, "splits": ["test"], "translations": english})
 PY

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Choosing between two Whispers per utterance (arXiv 2309.12712), from extraction to table and curve, on real speech. Needs
-# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS. Restartable: what is done is not done again. About four hours on 2 CPU cores.
+# Routing between two Whispers per utterance (arXiv 2309.12712) on real speech, from label extraction to tables and plots. Needs
+# EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS. Restartable: finished steps are skipped. About four hours on 2 CPU cores.
 #
-#   bash scripts/reproduce_decider.sh [tiny base] [tiny small]      # pairs; both by default
-#   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en    # the paper's data and models instead
+#   bash scripts/reproduce_decider.sh [tiny base] [tiny small]      # model pairs (default: both)
+#   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en    # with the paper's data and models
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -11,11 +11,11 @@ source recipes/decider/label.sh
 ROUTING=output/routing MANIFESTS=data/routing/manifests
 TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_noisy"
 
-if [ -d "${1:-}" ]; then # the paper: Common Voice, tiny and small, the large encoder first
+if [ -d "${1:-}" ]; then # the paper's setting: Common Voice, tiny and small, the large encoder first
     "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
 prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"language": "en"})' "$1"
     SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small} ROUTING=output/routing_common_voice
-    # States of half a million windows would take 15 TB: they are computed while the decider is trained.
+    # States of half a million windows would take 15 TB, so they are computed during decider training.
     label tiny "$SMALL" whisper data/common_voice none $ROUTING train dev test
     label small "$LARGE" whisper data/common_voice none $ROUTING train dev test
     run decider decider decider --data_folder "$1" --small "$SMALL" --large "$LARGE" --labels_folder $ROUTING/labels \
@@ -26,10 +26,10 @@ prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"languag
     exit
 fi
 
-: "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
+: "${EFFICIENT_ASR_DATA:?set it to the folder of real speech}" "${EFFICIENT_ASR_MODELS:?set it to the folder of the Whisper models}"
 TRAIN=${TRAIN:-train} # or train_half, train_eighth
 LABEL_OPTIONS="--max_tokens_per_s 8" # as in hparams/real/decider.yaml
-mix() { # <manifest> <part> <out> [options]: a noisy copy, unless it is there
+mix() { # mix <manifest> <part> <out> [options]: make a noisy copy unless it exists
     [ -f "data/routing/$3/manifest.jsonl" ] || "$PYTHON" scripts/mix_noise.py "$EFFICIENT_ASR_DATA/$1/manifest.jsonl" --part "$2" \
         --noise "$EFFICIENT_ASR_DATA/noise_esc10/manifest.jsonl" --rir "$EFFICIENT_ASR_DATA/rir/manifest.jsonl" \
         --out "data/routing/$3" "${@:4}"
@@ -47,7 +47,7 @@ from efficient_asr.settings import load_hparams
 prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"router_input": "audio"})[0])
 PY
 
-# compare <small> <large>: passes, four kinds of deciders with three seeds each, the table and the picture.
+# compare <small> <large>: label, train four kinds of deciders with three seeds each, and make the table and the plot.
 compare() {
     local small=$1 large=$2 deciders=()
     for name in "$small" "$large"; do

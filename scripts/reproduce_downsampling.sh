@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The downsampling table of arXiv 2303.06740: WavLM-large with CTC on LibriSpeech train-clean-100, tested on test-clean and
-# test-other, one line a run. Needs a GPU. Restartable: a run that has its result is not run again, one that was interrupted
-# goes on from its checkpoint. Further arguments go to every run.
+# test-other, one row per run. Needs a GPU. Restartable: finished runs are skipped, and an interrupted run resumes from its
+# checkpoint. Further arguments are passed to every run.
 #
 #   bash scripts/reproduce_downsampling.sh /corpora/LibriSpeech [--lm_path 4gram.arpa] [--key value ...]
 #
-# test-clean only, as in the paper: add --test_splits '[test-clean]'.
+# To test on test-clean only, as in the paper, add --test_splits '[test-clean]'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { echo "usage: $0 LIBRISPEECH_FOLDER [--key value ...]" >&2; exit 2; }

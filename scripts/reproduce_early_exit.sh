@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The early exit table of arXiv 2303.06740: WavLM-large with heads on layers 13 to 24, LibriSpeech train-clean-100, test-clean. Two
-# trainings (joint and two-step) besides the baseline, then every threshold of the table from one pass each. Needs a GPU.
-# Restartable. Further arguments go to the trainings.
+# The early-exit table of arXiv 2303.06740: WavLM-large with heads on layers 13 to 24, LibriSpeech train-clean-100, test-clean.
+# Trains the baseline and two early-exit models (joint and two-step), then evaluates every threshold of the table in one sweep per
+# model and rule. Needs a GPU. Restartable. Further arguments are passed to the training runs.
 #
 #   bash scripts/reproduce_early_exit.sh /corpora/LibriSpeech [--key value ...]
 set -euo pipefail

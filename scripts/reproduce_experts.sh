@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Language experts on real speech: Whisper tiny, taught by Whisper small, in German, Dutch, Spanish and French. Plain Whispers, CLSR-FT
-# (also with the paper's gate budget), KL, JS, LoRA, full fine-tuning and low-rank experts, each with two seeds; one table. Learning rates are
-# those of scripts/tune_experts.sh. Needs EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS (tiny, small); fetches the Spanish and French prompts
-# with apt-get. Restartable; about two hours on 2 CPU cores.
+# Language experts on real speech: Whisper tiny, with Whisper small as the teacher, in German, Dutch, Spanish and French. Compares plain
+# Whispers, CLSR-FT (also with the paper's gate budget), KL, JS, LoRA, full fine-tuning and low-rank experts in one table, with two seeds
+# per trained method. Learning rates come from scripts/tune_experts.sh. Needs EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS (tiny, small);
+# fetches the Spanish and French prompts with apt-get. Restartable; about two hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -10,13 +10,13 @@ source recipes/clsr/data.sh
 real_experts
 RESULTS=${RESULTS:-results/experts/tiny} LAST_SPLIT=english SEEDS=${SEEDS:-77 78}
 
-plain() { # plain <size>: a Whisper as it is
+plain() { # plain <size>: evaluate a pretrained Whisper
     run "experts_plain_$1" finetune_whisper real/experts_full --student "$1" --experiment "experts_plain_$1" --variant "whisper-$1" --test_only True
 }
-method() { # method <name> <variant> <recipe> <yaml> [--key value ...]: with every seed
+method() { # method <name> <variant> <recipe> <yaml> [--key value ...]: train and evaluate with the current seed
     local name=$1 variant=$2 recipe=$3 yaml=$4
     shift 4
-    [ "$SEED" = "${SEEDS%% *}" ] || set -- "$@" --measure_macs False # as many as with the first seed
+    [ "$SEED" = "${SEEDS%% *}" ] || set -- "$@" --measure_macs False # the same as for the first seed
     run "experts_${name}_$SEED" "$recipe" "real/$yaml" --experiment "experts_${name}_$SEED" --variant "$variant" --seed "$SEED" \
         --output_folder "output/experts_$name/$SEED" "$@"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The rows for layer removal, layer drop and small models of arXiv 2303.06740 on LibriSpeech train-clean-100. Needs a GPU.
-# Restartable: a run that has its result is not run again, one that was interrupted goes on. Further arguments go to every run.
+# Restartable: finished runs are skipped, interrupted runs resume. Further arguments are passed to every run.
 #
 #   bash scripts/reproduce_layer_removal.sh /corpora/LibriSpeech [--lm_path 4gram.arpa] [--key value ...]
 set -euo pipefail
@@ -15,7 +15,7 @@ for layers in 24 22 20 18 16 14 12; do
     run "layer_removal_first_$layers" layer_removal layer_removal --data_folder "$DATA" --kept_layers "first_$layers" \
         --output_folder "output/layer_removal_first_$layers" "$@"
 done
-# Layer drop measures the model with all its layers, trained above.
+# Layer drop evaluates the model with all 24 layers, trained above.
 for p in 0.5 0.4 0.3 0.25 0.2; do
     run "layer_drop_$p" layer_removal layer_removal --data_folder "$DATA" --experiment "layer_drop_$p" --kept_layers first_24 \
         --output_folder output/layer_removal_first_24 --test_only True --test_layerdrop "$p" \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The real-speech tables for layer removal and early exit: Whisper base's encoder with CTC on arctic_en, fewer layers, early exit at
-# many thresholds, and both stacked with downsampling. Wants EFFICIENT_ASR_DATA (arctic_en, ljspeech, librispeech_test_other) and
-# EFFICIENT_ASR_MODELS (whisper-base). About two hours on 2 CPU cores. Restartable.
+# The real-speech tables for layer removal and early exit: Whisper base's encoder with CTC on arctic_en, with layers removed, with early
+# exit at many thresholds, and with both combined with downsampling. Needs EFFICIENT_ASR_DATA (arctic_en, ljspeech,
+# librispeech_test_other) and EFFICIENT_ASR_MODELS (whisper-base). About two hours on 2 CPU cores. Restartable.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plain Whispers on real speech (tiny, base, small), and long recordings cut in three ways (tiny). Needs EFFICIENT_ASR_DATA and
+# Plain Whispers on real speech (tiny, base, small), and long recordings split in three ways (tiny). Needs EFFICIENT_ASR_DATA and
 # EFFICIENT_ASR_MODELS. Restartable; about twenty minutes on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."

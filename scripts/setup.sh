@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with everything that is needed; does nothing in seconds where that is done already.
-# Sourced by the other scripts: afterwards $PYTHON is the interpreter, and `run` trains what is not trained yet. Choose another Python with PYTHON_BASE=python3.12,
-# another place with VENV=/path.
+# Create .venv with all requirements; if it is up to date, do nothing. The other scripts source this file: it sets $PYTHON to the
+# interpreter and defines `run`. Choose another Python with PYTHON_BASE=python3.12, and another location with VENV=/path.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$ROOT/.venv}
@@ -13,15 +12,15 @@ find_python() {
             return
         fi
     done
-    echo "error: Python 3.10 to 3.13 is needed; name one with PYTHON_BASE=/path/to/python" >&2
+    echo "error: Python 3.10 to 3.13 is required; set PYTHON_BASE=/path/to/python" >&2
     return 2
 }
 
 install_all() {
     local python=$1 pip="$VENV/bin/python -m pip --disable-pip-version-check"
-    echo "setting up $VENV (about 1.5 GB; some minutes the first time)"
+    echo "setting up $VENV (about 1.5 GB; takes some minutes the first time)"
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-    # A machine without a GPU takes the CPU build where PyTorch's own index can be reached, and what pip finds otherwise.
+    # Without a GPU, install the CPU build if PyTorch's index can be reached; otherwise install the default build.
     local torch
     torch=$(grep '^torch==' "$ROOT/requirements.txt")
     if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 &&
@@ -31,8 +30,8 @@ install_all() {
         $pip install -q "$torch"
     fi
     $pip install -q --no-deps "$(grep '^torchaudio==' "$ROOT/requirements.txt")"
-    # torchaudio is published as a CUDA build only. Beside a CPU torch its compiled part, which holds nothing that is used
-    # here, cannot be loaded and must go.
+    # torchaudio is only published as a CUDA build. With a CPU build of torch, its compiled libraries cannot be loaded; they are not
+    # used here, so remove them.
     if ! "$VENV/bin/python" -c 'import torchaudio' 2>/dev/null; then
         "$VENV/bin/python" - <<'PY'
 import importlib.util, pathlib
@@ -45,7 +44,7 @@ PY
     $pip install -q -r "$ROOT/requirements.txt"
     $pip install -q -e "$ROOT[dev]"
     $pip install -q -e "$ROOT[lm]" ||
-        echo "kenlm could not be installed (it may need a C++ compiler): decoding with language models is left out, and its columns stay empty"
+        echo "kenlm could not be installed (it may need a C++ compiler): decoding with language models is skipped, and its columns stay empty"
 }
 
 STAMP=$(cat "$ROOT/requirements.txt" "$ROOT/setup.py" "$ROOT/scripts/setup.sh" | cksum)
@@ -55,13 +54,13 @@ if [ ! -x "$VENV/bin/python" ] || [ "$(cat "$VENV/.efficient_asr" 2>/dev/null)" 
 fi
 PYTHON=$VENV/bin/python
 
-# run <experiment> <recipe> <yaml> [--key value ...]: train and measure, unless its result, that of LAST_SPLIT where it has several, is
-# there. What was interrupted goes on.
+# run <experiment> <recipe> <yaml> [--key value ...]: train and evaluate, unless the result exists (with several test splits, the one of
+# LAST_SPLIT). Interrupted runs resume.
 run() {
     local experiment=$1 recipe=$2 yaml=$3 results=${RESULTS:-results/runs}
     shift 3
     if [ -f "$results/$experiment.json" ] || [ -f "$results/$experiment-${LAST_SPLIT:-}.json" ]; then
-        echo "== $experiment is done: $results/$experiment*.json"
+        echo "== $experiment is already done: $results/$experiment*.json"
         return
     fi
     echo "== $experiment"

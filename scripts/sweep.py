@@ -5,6 +5,6 @@ import sys
 from pathlib import Path
 
 NEW = Path(__file__).parents[1] / "recipes/early_exit/sweep.py"
-print("warning: scripts/sweep.py is now recipes/early_exit/sweep.py", file=sys.stderr)
+print("warning: scripts/sweep.py has moved to recipes/early_exit/sweep.py", file=sys.stderr)
 sys.argv[0] = str(NEW)
 runpy.run_path(str(NEW), run_name="__main__")

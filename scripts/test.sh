@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests. Without arguments the fast ones; arguments go to pytest, e.g.: bash scripts/test.sh -m "slow or recipe or real"
+# Run the tests: without arguments the fast ones; arguments are passed to pytest, for example: bash scripts/test.sh -m "slow or recipe or real"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh

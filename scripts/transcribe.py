@@ -1,12 +1,12 @@
-"""Transcribe audio files; prints one JSON line a file.
+"""Transcribe audio files; print one JSON line per file.
 
     python scripts/transcribe.py MODEL a.wav b.flac
 
     python scripts/transcribe.py WHISPER lecture.m4a --language en --timestamps
     python scripts/transcribe.py CTC_MODEL a.wav --lm 4gram.arpa --lm_case upper
 
-MODEL is the folder that a recipe leaves behind, or a Whisper directory or hub id. Audio of any length. A line holds
-`audio`, `text`, and what the technique did. A file that cannot be read is named on standard error; the others are still
+MODEL is the model folder written by a recipe, or a Whisper directory or hub id. Audio can have any length. Each line contains
+`audio`, `text` and details of the technique. Files that cannot be read are reported on standard error; the others are still
 transcribed.
 """
 
@@ -30,15 +30,13 @@ def main() -> None:
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "audio", nargs="+", metavar="AUDIO", help="any format that libsndfile or FFmpeg reads, any rate"
+        "audio", nargs="+", metavar="AUDIO", help="any format that libsndfile or FFmpeg can read, at any sample rate"
     )
     add_lm_options(parser)
     add_whisper_options(parser)
     args = parser.parse_args()
     if args.language == "manifest":
-        raise UserError(
-            "--language manifest: these are audio files, without a manifest; name the language or leave it out"
-        )
+        raise UserError("--language manifest: audio files have no manifest; give the language, or omit --language")
     transcriber = load_transcriber(args.model, **whisper_options(args), **lm_options(args))
     transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     failed = 0

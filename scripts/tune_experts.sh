@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Learning rates of scripts/reproduce_experts.sh, three for each kind of method, and the paper's gate budget; seed 77. They are compared
-# on the validation split, which is no part of its table. Needs what that script needs; restartable; about an hour on 2 CPU cores.
+# Tune scripts/reproduce_experts.sh: three learning rates per kind of method, and the paper's gate budget; seed 77. They are compared on
+# the validation split, which is not in its table. Same requirements as that script; restartable; about an hour on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh

@@ -1,6 +1,6 @@
-"""How to get one dataset: each module has `prepare(data_folder, out_folder, **options) -> {split: manifest}`.
+"""Corpora: each module prepares one dataset with `prepare(data_folder, out_folder, **options) -> {split: manifest}`.
 
-A corpus is named in YAML by its module here (`corpus: librispeech`) or by the dotted path of your own module.
+The YAML names a corpus by its module in this package (`corpus: librispeech`) or by the dotted path of your own module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def get_corpus(name: str) -> Prepare:
     Raises
     ------
     UserError
-        Where no such module exists; the message names the closest one.
+        If no such module exists; the message suggests the closest name.
     """
     known = [module.name for module in pkgutil.iter_modules(__path__)]
     path = name if "." in name else f"{__name__}.{name}"
@@ -36,7 +36,7 @@ def get_corpus(name: str) -> Prepare:
             raise
         hint = did_you_mean(name, known)
         raise UserError(
-            f"unknown corpus '{name}'; there are {', '.join(known)}, or a dotted path of yours.{hint}"
+            f"unknown corpus '{name}'; choose from {', '.join(known)}, or give the dotted path of your own module.{hint}"
         ) from None
 
 
@@ -46,7 +46,7 @@ def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options
     Raises
     ------
     UserError
-        Where an option is not one of the corpus.
+        If the corpus has no such option.
     """
     prepare = get_corpus(name)
     if not isinstance(options, dict):
@@ -55,7 +55,7 @@ def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options
     for key in options:
         if key not in known:
             raise UserError(
-                f"corpus_options: '{key}' is not an option of corpus '{name}' ({', '.join(known) or 'it has none'})."
+                f"corpus_options: '{key}' is not an option of corpus '{name}' (options: {', '.join(known) or 'none'})."
                 + did_you_mean(key, known)
             )
     return prepare(data_folder, Path(out_folder), **options)

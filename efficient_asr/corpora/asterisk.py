@@ -1,11 +1,11 @@
-"""Asterisk's telephone prompts: real speech with texts in English, Spanish, French, Italian and Russian, one package away.
+"""Asterisk's telephone prompts: transcribed real speech in English, Spanish, French, Italian and Russian.
 
-Debian and Ubuntu carry them as `asterisk-core-sounds-<language>-g722` (16 kHz) and, with the texts,
-`asterisk-core-sounds-<language>`; about 27 minutes a language by one professional voice each, CC BY-SA 3.0 (Russian: CC BY
-3.0). `data_folder` holds the packages (`.deb`), or what `dpkg -x` makes of them; with `download: True` they are fetched
-there by `apt-get download`, which needs no root.
+Debian and Ubuntu ship the audio as `asterisk-core-sounds-<language>-g722` (16 kHz) and the texts as
+`asterisk-core-sounds-<language>`: about 27 minutes per language, each read by one professional voice, CC BY-SA 3.0 (Russian:
+CC BY 3.0). `data_folder` holds the packages (`.deb`) or the files extracted from them with `dpkg -x`. With `download: True`,
+`apt-get download` fetches the packages into `data_folder`; it does not need root.
 
-Splits are drawn by text, so that no text is in two of them: a sum over the letters of a text decides.
+The split of an utterance is determined by a hash of its text, so no text occurs in two splits.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from efficient_asr.utils.files import atomic_write
 VOICES = {
     "en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo", "ru": "ru_RU_f_IvrvoiceRU",
 }  # fmt: skip
-SHARES = {"test": 0.15, "dev": 0.1}  # of the texts; the rest is for training
+SHARES = {"test": 0.15, "dev": 0.1}  # fraction of the texts; the rest is used for training
 PACKAGES = ("asterisk-core-sounds-{}-g722", "asterisk-core-sounds-{}")
 
 
 def split_of(text: str) -> str:
-    """Return the split of a text: the same for texts that differ in case, marks and white space only."""
+    """Return the split of a text. Texts that differ only in case, punctuation and whitespace get the same split."""
     place = int(hashlib.sha256(normalise_plain(text).encode()).hexdigest()[:8], 16) / 16**8
     return "test" if place < SHARES["test"] else "dev" if place < sum(SHARES.values()) else "train"
 
 
 def _unpack(folder: Path, language: str, download: bool) -> Path:
-    """Return the folder that holds `usr/share` of a language's packages, which are fetched and unpacked where need be.
+    """Return the folder that contains `usr/share` of a language's packages; fetch and unpack them if necessary.
 
     Raises
     ------
     UserError
-        Where they are not there and cannot be fetched.
+        If the packages are missing and cannot be fetched.
     """
     texts = f"usr/share/doc/asterisk-core-sounds-{language}/core-sounds-{language}.txt.gz"
     sounds = f"usr/share/asterisk/sounds/{VOICES[language]}"
@@ -56,7 +56,7 @@ def _unpack(folder: Path, language: str, download: bool) -> Path:
     if download and not all(list(folder.glob(f"{name}_*.deb")) for name in names):
         if not shutil.which("apt-get"):
             raise UserError(
-                "corpus_options: download needs apt-get, which this machine lacks; fetch the packages elsewhere"
+                "corpus_options: download needs apt-get, which is not installed here; fetch the packages on another machine"
             )
         print(f"fetching {' and '.join(names)}")
         done = subprocess.run(["apt-get", "download", *names], cwd=folder, capture_output=True, text=True, check=False)
@@ -68,12 +68,12 @@ def _unpack(folder: Path, language: str, download: bool) -> Path:
         packages = sorted(folder.glob(f"{name}_*.deb"))
         if not packages:
             raise UserError(
-                f"data_folder: {folder} holds neither {name}_*.deb nor what is in it; run "
-                f"`apt-get download {' '.join(names)}` there, or give the corpus option download: True"
+                f"data_folder: {folder} contains neither {name}_*.deb nor its extracted files; run "
+                f"`apt-get download {' '.join(names)}` there, or set the corpus option download: True"
             )
         if not shutil.which("dpkg"):
             raise UserError(
-                f"{packages[-1]} must be unpacked, and there is no dpkg here; unpack it elsewhere into {folder}"
+                f"{packages[-1]} must be unpacked, but dpkg is not installed; unpack it elsewhere and copy the files to {folder}"
             )
         done = subprocess.run(
             ["dpkg", "-x", packages[-1], folder / "unpacked"], capture_output=True, text=True, check=False
@@ -84,7 +84,7 @@ def _unpack(folder: Path, language: str, download: bool) -> Path:
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Return the text of every prompt; those in brackets are sounds, not speech, and left out."""
+    """Return the text of every prompt. Prompts whose text contains brackets are sounds, not speech, and are left out."""
     texts = {}
     for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig", errors="replace").split("\n"):
         name, colon, text = line.partition(":")
@@ -95,7 +95,7 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def _convert(out_folder: Path, item: tuple[str, str, str, Path]) -> Row | None:
-    """Write one prompt as FLAC and return its row; None where it is too short to be speech."""
+    """Write one prompt as FLAC and return its row, or None if it is too short to be speech."""
     import av
 
     language, name, text, source = item
@@ -125,25 +125,25 @@ def prepare(
     min_words: int = 1,
     download: bool = False,
 ) -> dict[str, Path]:
-    """Write one manifest a split, and for each language one of its own (`test_fr`).
+    """Write one manifest per split, and one per split and language (`test_fr`).
 
     Arguments
     ---------
     data_folder : str
-        Packages, or what is in them.
+        Folder of the packages or of their extracted files.
     out_folder : Path
-        Gets `<split>.jsonl`, `<split>_<language>.jsonl` and the audio as FLAC.
+        Output folder for `<split>.jsonl`, `<split>_<language>.jsonl` and the audio as FLAC.
     languages : list of str, optional
-        Some of en, es, fr, it, ru; None for all.
+        Any of en, es, fr, it, ru; None for all.
     min_words : int
         Prompts with fewer words are left out.
     download : bool
-        Fetch packages that are not there.
+        Fetch missing packages.
 
     Raises
     ------
     UserError
-        Where packages are missing or damaged, or PyAV is not installed.
+        If packages are missing or damaged, or PyAV is not installed.
     """
     try:
         import av  # noqa: F401
@@ -153,11 +153,11 @@ def prepare(
     for language in chosen:
         if language not in VOICES:
             raise UserError(
-                f"corpus_options: no prompts in '{language}'; there are {', '.join(VOICES)}.{did_you_mean(language, VOICES)}"
+                f"corpus_options: no language '{language}'; choose from {', '.join(VOICES)}.{did_you_mean(language, VOICES)}"
             )
     if not data_folder or (not Path(data_folder).is_dir() and not download):
         raise UserError(
-            f"data_folder: '{data_folder}' is no folder; name one for the packages (download: True fetches them)"
+            f"data_folder: '{data_folder}' is not a folder; give the folder of the packages (download: True fetches them)"
         )
     folder, out_folder, items = Path(data_folder), Path(out_folder), []
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,14 @@
-"""common_voice: the official folder of one language: `clips/*.mp3` and `train.tsv`, `dev.tsv`, `test.tsv`, of any release.
+"""common_voice: the official folder of one language, with `clips/*.mp3`, `train.tsv`, `dev.tsv` and `test.tsv`, of any release.
 
-Texts are cleaned by the rules of SpeechBrain's recipe (common_voice_prepare.py), which the papers used: Unicode composed;
-in the languages below only letters, digits and apostrophes stay, in upper case; without accents if asked for; and sentences
-of fewer than three words (characters, where words are not written apart) are left out. `cleaning: none` keeps texts as they
-are.
+Texts are cleaned by the rules of SpeechBrain's recipe (common_voice_prepare.py), which the papers used: Unicode is composed;
+in the languages listed below only letters, digits and apostrophes are kept; texts are upper-cased; accents are removed on
+request; and sentences of fewer than three words (characters, in languages written without spaces) are left out.
+`cleaning: none` keeps texts unchanged.
 
-Subsets as in arXiv 2311.01070: with `max_train` and `max_valid` the utterances with the most up votes, and of those the
-fewest down votes, are taken (3000, 10000 or 28000 for training, 500 or 1000 for validation). Which ones they are is written
-to `ids.json`, in the layout of the published files, `{language: {"train": [...], "validation": [...]}}` with rows of the tsv
-files counted from 0; `ids_file` reads such a file. With `languages`, `data_folder` holds a folder for each.
+Subsets follow arXiv 2311.01070: `max_train` and `max_valid` select the utterances with the most up votes; ties are broken by
+the fewest down votes (3000, 10000 or 28000 for training, 500 or 1000 for validation). The selection is written to `ids.json`
+in the layout of the published files, `{language: {"train": [...], "validation": [...]}}`, where the numbers are 0-based rows
+of the tsv files. `ids_file` reads such a file. With `languages`, `data_folder` contains one folder per language.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from efficient_asr.utils.files import atomic_write_text
 
 SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
-_KEPT = {  # what stays in a text; other languages keep everything but punctuation
+_KEPT = {  # characters kept in a text; other languages keep everything except punctuation
     "en": LATIN + "’'", "fr": LATIN + "’'œŒ", "it": LATIN + "’'", "rw": LATIN + "’'",
     "ga-IE": "-A-Za-z'ÁÉÍÓÚáéíóú", "de": LATIN + "ẞ", "es": "A-Za-z0-9ÁÉÍÑÓÚÜáéíñóúü",
     "ar": "\u0621-\u063a\u0641-\u064a\u0660-\u0669", "fa": "\u0621-\u064a\u067e\u0686\u0698\u06a9\u06af\u06cc\u06f0-\u06f9",
 }  # fmt: skip
 _UNSPACED = ("ja", "zh-CN", "zh-TW", "zh-HK", "yue", "th", "lo", "km", "my")
 CLEANINGS = ("speechbrain", "none")
-_ID_SPLITS = {"train": "train", "dev": "validation"}  # names in files of ids
+_ID_SPLITS = {"train": "train", "dev": "validation"}  # split names in files of ids
 
 
 def clean(text: str, language: str, accented_letters: bool = True) -> str:
-    """Clean a sentence; see the module."""
+    """Clean a sentence; see the module docstring for the rules."""
     text = unicodedata.normalize("NFC", text)
-    if language in ("ar", "fa"):  # vowel marks and joiners stand inside words
+    if language in ("ar", "fa"):  # vowel marks and joiners occur inside words
         text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf"))
     kept = _KEPT.get(language)
     if kept:
@@ -53,8 +53,8 @@ def clean(text: str, language: str, accented_letters: bool = True) -> str:
         text = "".join(" " if unicodedata.category(c)[0] in "PS" and c not in "’'" else c for c in text)
     if language == "ga-IE":
         return " ".join(map(_irish, text.split()))
-    text = upper(text.replace("ß", "ẞ"), language).replace("ẞ", "ß")  # upper case would make it two letters
-    if language == "fr":  # articles stand alone
+    text = upper(text.replace("ß", "ẞ"), language).replace("ẞ", "ß")  # upper() would turn it into two letters
+    if language == "fr":  # elided articles become separate words
         text = re.sub("['’]", "' ", text)
     if not accented_letters:
         letters = unicodedata.normalize("NFD", text)
@@ -63,7 +63,7 @@ def clean(text: str, language: str, accented_letters: bool = True) -> str:
 
 
 def _irish(word: str) -> str:
-    """Lower case; a prefixed t or n stays apart from the capital that it stands before (`tAthair`, `t-athair`)."""
+    """Convert to lower case, and separate a prefixed t or n from the capital vowel that follows (`tAthair` -> `t-athair`)."""
     prefixed = len(word) > 1 and word[0] in "tn" and word[1] in "AEIOUÁÉÍÓÚ"
     return f"{word[0]}-{word[1:].lower()}" if prefixed else word.lower()
 
@@ -75,13 +75,13 @@ def _too_short(text: str, language: str) -> bool:
 def _read_line(
     clips: Path, line: tuple[int, dict[str, str] | ValueError], origin: str, **options: object
 ) -> Row | None:
-    """Read one line of a tsv file; None for a sentence that is too short, and what is wrong becomes a row that says so."""
+    """Read one line of a tsv file. Return None if the sentence is too short; a bad line becomes a row that holds the error."""
     number, fields = line
     if isinstance(fields, ValueError):
         return {BROKEN: str(fields), ORIGIN: f"{origin}:{number}"}
     name, text, language = fields.get("path") or "", fields.get("sentence") or "", options["language"]
     if not name or not text.strip() or "/" in name or "\0" in name:
-        return {BROKEN: "a path and a sentence were expected", ORIGIN: f"{origin}:{number}"}
+        return {BROKEN: "expected a path and a sentence", ORIGIN: f"{origin}:{number}"}
     if options["cleaning"] == "speechbrain":
         text = clean(text, language, options["accented_letters"])
         if _too_short(text, language):
@@ -108,38 +108,40 @@ def prepare(
     max_valid: int | None = None,
     ids_file: str | None = None,
 ) -> dict[str, Path]:
-    """Write one manifest a split; with several languages, one for all of them and one for each (`test_ca`).
+    """Write one manifest per split; with several languages, one for all of them and one per language (`test_ca`).
 
     Arguments
     ---------
     data_folder : str
-        The language's folder, which holds `clips` and the tsv files.
+        The language's folder, which contains `clips` and the tsv files.
     out_folder : Path
-        Gets `<split>.jsonl`; what was made before of the same files with the same options is kept.
+        Output folder for `<split>.jsonl`. Manifests made earlier from the same files with the same options are reused.
     language : str, optional
-        As in Common Voice (`en`, `zh-CN`); None takes the folder's name.
+        Code as in Common Voice (`en`, `zh-CN`); None for the name of the folder.
     cleaning : str
         `speechbrain` or `none`.
     accented_letters : bool
         Whether letters keep their accents.
     splits : list of str, optional
-        tsv files to read, without their ending; None for train, dev and test, as far as they are there.
+        tsv files to read, without their suffix; None for those of train, dev and test that exist.
     languages : list of str, optional
-        Folders of `data_folder` to read, instead of one language.
+        Subfolders of `data_folder` to read, instead of one language.
     max_train, max_valid : int, optional
-        Most utterances of train and dev, by votes; None for all.
+        Maximum number of utterances of train and dev, selected by votes; None for all.
     ids_file : str, optional
-        Takes the utterances that this file names.
+        File that lists the utterances to use.
 
     Raises
     ------
     UserError
-        Where folder or files are missing, or an option is none of these. Missing and damaged clips are reported when the
-        manifest is read, or skipped there.
+        If the folder or files are missing, or an option is invalid. Missing and damaged clips are reported, or skipped, when
+        the manifest is read.
     """
     if languages:
         if not data_folder or language:
-            raise UserError("corpus_options: languages are folders of data_folder, and go without language")
+            raise UserError(
+                "corpus_options: languages needs a data_folder with one folder per language, and cannot be combined with language"
+            )
         wanted = [languages] if isinstance(languages, str) else list(languages)
         options = {"cleaning": cleaning, "accented_letters": accented_letters, "splits": splits}
         limits = {"max_train": max_train, "max_valid": max_valid, "ids_file": ids_file}
@@ -148,17 +150,17 @@ def prepare(
     root = Path(data_folder or "")
     if not data_folder or not (root / "clips").is_dir():
         raise UserError(
-            f"data_folder: '{data_folder}' holds no folder 'clips'; name that of one language, such as .../en"
+            f"data_folder: '{data_folder}' has no folder 'clips'; give the folder of one language, such as .../en"
         )
     if cleaning not in CLEANINGS:
         raise UserError(
-            f"corpus_options: cleaning '{cleaning}' is not speechbrain or none.{did_you_mean(cleaning, CLEANINGS)}"
+            f"corpus_options: invalid cleaning '{cleaning}'; use speechbrain or none.{did_you_mean(cleaning, CLEANINGS)}"
         )
     language = language or root.resolve().name
     wanted = splits or [split for split in SPLITS if (root / f"{split}.tsv").is_file()]
     missing = [split for split in wanted if not (root / f"{split}.tsv").is_file()]
     if missing or not wanted:
-        raise UserError(f"data_folder: {root} holds no {(missing or SPLITS)[0]}.tsv")
+        raise UserError(f"data_folder: {root} has no {(missing or SPLITS)[0]}.tsv")
     manifests, taken, ids = {}, {}, _read_ids(ids_file, language)
     for split in wanted:
         options = {"language": language, "cleaning": cleaning, "accented_letters": accented_letters}
@@ -171,12 +173,12 @@ def prepare(
 
 
 def _read_ids(ids_file: str | None, language: str) -> dict[str, list[int]]:
-    """Return the rows to take, by split.
+    """Return the selected rows of each split.
 
     Raises
     ------
     UserError
-        Where the file is missing or of another kind, or does not name the language.
+        If the file is missing, has another format, or does not contain the language.
     """
     if not ids_file:
         return {}
@@ -184,15 +186,15 @@ def _read_ids(ids_file: str | None, language: str) -> dict[str, list[int]]:
         ids = json.loads(Path(os.path.expandvars(ids_file)).read_text(encoding="utf-8"))[language]
         if all(isinstance(i, int) and i >= 0 for name in ids for i in ids[name]):
             return ids
-        raise ValueError("a row is not a whole number")
+        raise ValueError("a row is not a whole number >= 0")
     except OSError:
-        raise UserError(f"corpus_options: there is no ids_file at {ids_file}") from None
+        raise UserError(f"corpus_options: no ids_file at {ids_file}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"corpus_options: {ids_file} names no rows of '{language}' ({error!r})") from None
+        raise UserError(f"corpus_options: {ids_file} contains no valid rows for '{language}' ({error!r})") from None
 
 
 def _join(parts: dict[str, dict[str, Path]], out_folder: Path) -> dict[str, Path]:
-    """Write one manifest a split for several languages, besides those of each; and one file of ids."""
+    """Write one manifest per split that combines all languages, and one file of ids; return all manifests."""
     manifests = {f"{split}_{language}": path for language, found in parts.items() for split, path in found.items()}
     for split in dict.fromkeys(split for found in parts.values() for split in found):
         paths = [found[split] for found in parts.values() if split in found]
@@ -207,7 +209,7 @@ def _join(parts: dict[str, dict[str, Path]], out_folder: Path) -> dict[str, Path
 
 
 def _write_ids(folder: Path, ids: dict[str, dict[str, list[int]]]) -> None:
-    """Write the rows that were taken, by language and split; where all were, there is no such file."""
+    """Write the selected rows by language and split; if all rows were used, remove the file."""
     path = folder / "ids.json"
     if ids:
         atomic_write_text(path, json.dumps(ids) + "\n")
@@ -216,9 +218,9 @@ def _write_ids(folder: Path, ids: dict[str, dict[str, list[int]]]) -> None:
 
 
 def most_voted(fields: list[dict[str, str] | ValueError], most: int) -> list[int]:
-    """Return the rows with the most up votes and, of equals, the fewest down votes; the first of those that are still equal.
+    """Return the rows with the most up votes; ties go to the fewest down votes, then to the earlier row.
 
-    Broken lines have no votes.
+    Broken lines count as having no votes.
     """
 
     def votes(i: int, key: str) -> int:
@@ -232,9 +234,9 @@ def most_voted(fields: list[dict[str, str] | ValueError], most: int) -> list[int
 def _read_split(
     root: Path, out_folder: Path, split: str, options: dict[str, object], most: int | None, ids: list[int] | None
 ) -> tuple[Path, list[int] | None]:
-    """Write the manifest of a split, or of the `most` voted or named (`ids`) rows of it, unless it is there.
+    """Write the manifest of a split, or of its `most` top-voted or listed (`ids`) rows, unless it is up to date.
 
-    Returns it and the rows that were taken, None for all.
+    Returns the manifest and the selected rows, None for all.
     """
     source, manifest = root / f"{split}.tsv", out_folder / f"{split}.jsonl"
     about, made_of = (
@@ -245,20 +247,20 @@ def _read_split(
     )
     before = json.loads(about.read_text(encoding="utf-8")) if manifest.is_file() and about.is_file() else {}
     if before.get("made_of") == made_of:
-        if BROKEN not in manifest.read_text(encoding="utf-8"):  # what was broken may have been mended
+        if BROKEN not in manifest.read_text(encoding="utf-8"):  # broken clips may have been repaired since
             return manifest, before["rows"]
     lines = list(table_rows(source, "\t"))
     if not lines:
-        raise UserError(f"{source} holds no utterance")
+        raise UserError(f"{source} contains no utterances")
     first = next((fields for _, fields in lines if not isinstance(fields, ValueError)), {})
     if first and not {"path", "sentence"} <= set(first):
-        raise UserError(f"{source} has no columns 'path' and 'sentence'; is it a file of Common Voice?")
+        raise UserError(f"{source} has no columns 'path' and 'sentence'; is it a Common Voice file?")
     chosen = None
     if ids is not None or most is not None:
         chosen = ids if ids is not None else most_voted([fields for _, fields in lines], most)
         if chosen and max(chosen) >= len(lines):
             raise UserError(
-                f"corpus_options: ids_file names row {max(chosen)}, but {source} has {len(lines)}; is it of another release?"
+                f"corpus_options: ids_file lists row {max(chosen)}, but {source} has {len(lines)}; is it for another release?"
             )
         lines = [lines[i] for i in sorted(chosen)]
     read = functools.partial(_read_line, root / "clips", origin=str(source), **options)
@@ -268,5 +270,5 @@ def _read_split(
     write_manifest(manifest, iter(rows))
     atomic_write_text(about, json.dumps({"made_of": made_of, "rows": chosen}) + "\n")
     if len(rows) < len(lines):
-        print(f"{split}: {len(lines) - len(rows)} of {len(lines)} sentences are shorter than three words and left out")
+        print(f"{split}: left out {len(lines) - len(rows)} of {len(lines)} sentences that are shorter than three words")
     return manifest, chosen

@@ -1,11 +1,11 @@
-"""fleurs: the same sentences read in 102 languages (arXiv 2205.12446), for tests out of domain and for translation.
+"""fleurs: the same sentences read in 102 languages (arXiv 2205.12446), for out-of-domain tests and for translation.
 
-`data_folder` holds a folder for each language in the official layout: `ca_es/train.tsv`, `dev.tsv`, `test.tsv`, without
-headings, and the audio in `ca_es/audio/<split>/` (`ca_es/<split>/` will do). What is not there is fetched with `download:
-True` from the hub, by the package datasets, into that same layout.
+`data_folder` contains one folder per language in the official layout: `ca_es/train.tsv`, `dev.tsv` and `test.tsv`, without
+header lines, and the audio in `ca_es/audio/<split>/` (`ca_es/<split>/` also works). With `download: True`, missing splits are
+fetched from the hub with the package datasets, into the same layout.
 
-A sentence has one number in all languages, so that with `translations: True` every utterance also gets its English text, from
-`en_us`, as `translation`: the reference of `task: translate`.
+A sentence has the same number in all languages. With `translations: True`, every utterance also gets its English text, from
+`en_us`, in the field `translation`: the reference for `task: translate`.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from efficient_asr.utils.files import atomic_write
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender")
-# Where Whisper's code is not the first part of the folder's name.
+# Languages whose Whisper code differs from the first part of the folder name.
 CODES = {"cmn_hans_cn": "zh", "fil_ph": "tl", "nb_no": "no", "jv_id": "jw", "ckb_iq": "ku"}
 HUB, HUB_SPLITS = "google/fleurs", {"train": "train", "dev": "validation", "test": "test"}
 
 
 def whisper_code(folder: str) -> str:
-    """Return Whisper's code for a language of FLEURS, such as `ca_es`."""
+    """Return Whisper's code for a FLEURS language such as `ca_es`."""
     return CODES.get(folder, folder.partition("_")[0])
 
 
 def _lines(source: Path) -> list[tuple[int, dict[str, str] | ValueError]]:
-    """Return number and fields of the lines of a tsv file, or what is wrong with one.
+    """Return the number of each line of a tsv file with its fields, or with the error if the line is bad.
 
     Raises
     ------
     UserError
-        Where no line has the columns of FLEURS.
+        If no line has the columns of FLEURS.
     """
     lines = list(table_rows(source, "\t", COLUMNS))
     if lines and all(isinstance(fields, ValueError) for _, fields in lines):
         number, problem = lines[0]
-        raise UserError(f"{source}, line {number}: {problem}; is it a file of FLEURS?")
+        raise UserError(f"{source}, line {number}: {problem}; is it a FLEURS file?")
     return lines
 
 
 def _read_line(
     folder: Path, split: str, raw: bool, translations: dict[str, str], line: tuple[int, dict[str, str] | ValueError]
 ) -> Row:
-    """Return the row of a line; what is wrong with it becomes a row that says so."""
+    """Return the row of a line; a bad line becomes a row that holds the error."""
     number, fields = line
     origin = {ORIGIN: f"{folder / split}.tsv:{number}"}
     if isinstance(fields, ValueError):
@@ -74,12 +74,12 @@ def _read_line(
 
 
 def from_hub(config: str, split: str) -> Iterable[dict[str, Any]]:
-    """Return the utterances of a split, audio as the bytes of a file.
+    """Return the utterances of a split, with the audio as the bytes of a file.
 
     Raises
     ------
     UserError
-        Where the package datasets is missing or the hub cannot be reached.
+        If the package datasets is missing or the hub cannot be reached.
     """
     try:
         from datasets import Audio, load_dataset
@@ -92,20 +92,20 @@ def from_hub(config: str, split: str) -> Iterable[dict[str, Any]]:
         found = load_dataset(HUB, revision="refs/convert/parquet", data_files=files, split="train")
         return found.cast_column("audio", Audio(decode=False))
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{HUB}, {config} cannot be fetched ({str(error).splitlines()[0]})") from None
+        raise UserError(f"cannot fetch {HUB}, {config} ({str(error).splitlines()[0]})") from None
 
 
 def download_split(folder: Path, split: str, fetch: Callable[[str, str], Iterable[dict[str, Any]]] = from_hub) -> None:
-    """Bring a split into the official layout; the tsv file is written last.
+    """Download a split into the official layout; the tsv file is written last.
 
     Arguments
     ---------
     folder : Path
-        Of one language; its name is the configuration on the hub.
+        Folder of one language; its name is the configuration on the hub.
     split : str
-        train, dev or test.
+        `train`, `dev` or `test`.
     fetch : callable
-        Returns the utterances.
+        Takes the configuration and the split, and returns the utterances.
     """
     print(f"fetching {HUB}, {folder.name}, {split}")
     found = fetch(folder.name, split)
@@ -131,41 +131,43 @@ def prepare(
     translations: bool = False,
     download: bool = False,
 ) -> dict[str, Path]:
-    """Write one manifest a split for all languages, and one for each (`test_ca_es`).
+    """Write one manifest per split for all languages, and one per split and language (`test_ca_es`).
 
     Arguments
     ---------
     data_folder : str
-        Holds a folder for each language.
+        Contains one folder per language.
     out_folder : Path
-        Gets the manifests.
+        Output folder for the manifests.
     languages : list of str, optional
-        Such as ca_es; None for all that are there.
+        Folder names such as ca_es; None for all that exist.
     splits : list of str, optional
-        Some of train, dev, test; None for those that are there (with `download`, all).
+        Any of train, dev, test; None for those that exist (with `download`, all).
     raw : bool
-        Take the text with case and punctuation.
+        Use the text with case and punctuation.
     translations : bool
-        Give every utterance its English text where there is one; with case and punctuation, since BLEU compares with what a
-        model writes.
+        Add the English text to every utterance that has one. It keeps case and punctuation, because BLEU compares it with the
+        unnormalised output of the model.
     download : bool
-        Fetch what is not there.
+        Fetch missing splits.
 
     Raises
     ------
     UserError
-        Where folders or files are missing, or a file has other columns. Missing and damaged audio is reported when the
-        manifest is read, or skipped there.
+        If folders or files are missing, or a file has other columns. Missing and damaged audio is reported, or skipped, when
+        the manifest is read.
     """
     root = Path(data_folder or "")
     if not data_folder or (not root.is_dir() and not download):
-        raise UserError(f"data_folder: '{data_folder}' is no folder; name the one that holds ca_es and the like")
+        raise UserError(
+            f"data_folder: '{data_folder}' is not a folder; give the one that contains ca_es and the other languages"
+        )
     there = sorted(path.parent.name for path in root.glob("*/*.tsv")) if root.is_dir() else []
     wanted = [languages] if isinstance(languages, str) else list(languages or dict.fromkeys(there))
     for split in splits or ():
         if split not in SPLITS:
             raise UserError(
-                f"corpus_options: no split '{split}' in FLEURS; there are {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
+                f"corpus_options: no split '{split}' in FLEURS; choose from {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
             )
     english = {}
     for split in (splits or SPLITS) if translations else ():
@@ -174,7 +176,7 @@ def prepare(
             english |= {f["id"]: f["raw_transcription"] for _, f in lines if not isinstance(f, ValueError)}
     if translations and not english:
         raise UserError(
-            f"corpus_options: translations come from {root / 'en_us'}, which is not there; "
+            f"corpus_options: translations come from {root / 'en_us'}, which does not exist; "
             "the corpus option download: True fetches it"
         )
     found: dict[str, list[Row]] = {}
@@ -184,7 +186,7 @@ def prepare(
         missing = [split for split in splits or () if split not in at_hand]
         if missing or not at_hand:
             raise UserError(
-                f"data_folder: {folder} holds no {(missing or SPLITS)[0]}.tsv.{did_you_mean(language, there)}"
+                f"data_folder: {folder} has no {(missing or SPLITS)[0]}.tsv.{did_you_mean(language, there)}"
             )
         for split in at_hand:
             lines = list(_lines(folder / f"{split}.tsv"))
@@ -197,12 +199,12 @@ def prepare(
             found.setdefault(split, []).extend(rows)
             found[f"{split}_{language}"] = rows
     if not found:
-        raise UserError(f"data_folder: {root} holds no language of FLEURS, such as ca_es with test.tsv in it")
+        raise UserError(f"data_folder: {root} contains no FLEURS language, such as ca_es with a test.tsv")
     return {name: write_manifest(Path(out_folder) / f"{name}.jsonl", iter(rows)) for name, rows in found.items()}
 
 
 def _at_hand(folder: Path, split: str, download: bool) -> bool:
-    """Whether a split is there, or was fetched."""
+    """Return whether a split exists, after downloading it if requested."""
     path = folder / f"{split}.tsv"
     if not path.is_file() and download:
         download_split(folder, split)

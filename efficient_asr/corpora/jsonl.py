@@ -1,15 +1,15 @@
-"""jsonl: anyone's JSON lines, as they are; CSV and TSV files with a header, and JSON arrays, too.
+"""jsonl: your own JSON Lines, used as they are; also CSV and TSV files with a header, and JSON arrays.
 
-`data_folder` is a folder of manifests: each `<split>.jsonl` (`<split>.csv` or `.tsv`, where there is none) is a
-split, or the rows name theirs in a field `split`. Or list the files of every split yourself, from the same folder or
-by their full path, with `#name` for the rows of one split only (or `#language=fr`, or any other field; several with
-`&`) and `/3` behind it for every third of them:
+`data_folder` is a folder of manifests. Each `<split>.jsonl` (`<split>.csv` or `.tsv` if there is no JSON Lines file) is a
+split, unless its rows name their split in a field `split`. Alternatively, list the files of every split yourself, relative to
+the folder or with their full path. Append `#name` to use only the rows of one split (or `#language=fr`, or any other field;
+combine several with `&`), and `/3` after that to use every third of those rows:
 
     corpus_options:
         manifests: {train: [a.jsonl#train, more/b.jsonl], dev: [a.jsonl#dev], test: [c.jsonl]}
         columns: {audio: path, text: [sentence, text_machine]}
 
-`columns` maps manifest fields to the names used in the files; of a list, the first that a row has counts.
+`columns` maps manifest fields to the names used in the files. If a list is given, the first name present in a row is used.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from efficient_asr.utils.files import atomic_write
 def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[Row]:
     """Read `file.jsonl`, `file.jsonl#split`, `file.jsonl#field=value&field=value/3` with mapped columns and absolute audio paths.
 
-    Broken lines become rows that say so, for the manifest reader to report or skip.
+    Broken lines become rows that hold the error, which the manifest reader reports or skips.
     """
     name, _, split = os.path.expandvars(source).partition("#")
     split, _, every = split.partition("/")
     if every and (not every.isdigit() or int(every) < 1):
-        raise UserError(f"'{source}': behind # stand a split and, after a slash, a whole number of at least 1")
+        raise UserError(f"'{source}': expected a split after # and, after a slash, a whole number of at least 1")
     wishes = [wish if "=" in wish else f"split={wish}" for wish in split.split("&") if wish]
     fields = [wish.split("=", 1) for wish in wishes]
     path, found = folder / name, 0
@@ -60,7 +60,7 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
 
 
 class _Writers:
-    """One file a split, which appears under its name when all are complete."""
+    """One file per split; the files get their final names once all of them are complete."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self.stack, self.files = folder, stack, {}
@@ -70,7 +70,7 @@ class _Writers:
         """Append a row."""
         if split not in self.files:
             if not _can_be_a_file(split):
-                raise UserError(f"split '{split[:60]}' cannot be the name of a file; see {row[ORIGIN]}")
+                raise UserError(f"split '{split[:60]}' cannot be used as a file name; see {row[ORIGIN]}")
             path = self.stack.enter_context(atomic_write(self.folder / f"{split}.jsonl"))
             self.files[split]: TextIO = self.stack.enter_context(open(path, "w", encoding="utf-8"))
         self.files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -81,12 +81,12 @@ def _can_be_a_file(split: str) -> bool:
 
 
 def _by_split(path: Path, rows: Iterable[Row], writers: _Writers) -> None:
-    """Write each row to the split that it names, or to one of the file's name; what is broken could belong to any of them."""
+    """Write each row to its `split`, by default the file's name; broken rows go to all of the file's splits."""
     splits, broken = set(), []
     for row in rows:
         split = str(row.get("split") or path.stem)
         if BROKEN not in row and not _can_be_a_file(split):
-            row = {BROKEN: f"split '{split[:60]}' cannot be the name of a file", ORIGIN: row[ORIGIN]}
+            row = {BROKEN: f"split '{split[:60]}' cannot be used as a file name", ORIGIN: row[ORIGIN]}
         if BROKEN in row:
             broken.append(row)
         else:
@@ -103,26 +103,26 @@ def prepare(
     manifests: dict[str, Any] | None = None,
     columns: dict[str, Any] | None = None,
 ) -> dict[str, Path]:
-    """Write one manifest a split.
+    """Write one manifest per split.
 
     Arguments
     ---------
     data_folder : str
-        Folder of the files.
+        Folder of the manifests.
     out_folder : Path
-        Gets `<split>.jsonl` with absolute audio paths.
+        Output folder for `<split>.jsonl` with absolute audio paths.
     manifests : dict, optional
-        Split -> file or list of files, relative to `data_folder`; None finds them.
+        Split -> file or list of files, relative to `data_folder`; None to use all files in the folder.
     columns : dict, optional
         Manifest field -> name or names in the files.
 
     Raises
     ------
     UserError
-        Where a folder, file, split or column is missing.
+        If a folder, file, split or column is missing.
     """
     if not data_folder or not Path(data_folder).is_dir():
-        raise UserError(f"data_folder: '{data_folder}' is no folder; name the one that holds your .jsonl files")
+        raise UserError(f"data_folder: '{data_folder}' is not a folder; give the one that contains your .jsonl files")
     folder, mapping = Path(data_folder), check_columns(columns)
     if manifests is not None and not isinstance(manifests, dict):
         raise UserError(f"corpus_options: manifests must map splits to files, not {manifests!r}")
@@ -138,7 +138,7 @@ def prepare(
             found = {ending: sorted(folder.glob(f"*{ending}")) for ending in endings}
             files = next((paths for paths in found.values() if paths), None)
             if not files:
-                raise UserError(f"data_folder: {folder} holds no {', '.join(endings[:-1])} or {endings[-1]} file")
+                raise UserError(f"data_folder: {folder} contains no {', '.join(endings[:-1])} or {endings[-1]} file")
             for path in files:
                 _by_split(path, _read(path.name, folder, mapping), writers)
     return {split: Path(out_folder) / f"{split}.jsonl" for split in writers.files}

@@ -1,8 +1,8 @@
 """librispeech: the official folder layout, `<split>/<speaker>/<chapter>/<speaker>-<chapter>-<nnnn>.flac` and `.trans.txt`.
 
-Splits are the folders that are there: train-clean-100, train-clean-360, train-other-500, dev-clean, dev-other, test-clean,
-test-other; and `train-10h`, the 10 hours of `train-clean-100` whose utterances come first in a fixed shuffle (its seed is in
-this file), for the low-resource experiments of arXiv 2303.06740.
+The splits are the folders that exist: train-clean-100, train-clean-360, train-other-500, dev-clean, dev-other, test-clean and
+test-other. `train-10h` is added for the low-resource experiments of arXiv 2303.06740: the first 10 hours of `train-clean-100`
+in a fixed shuffle, whose seed is in this file.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SUBSET_HOURS = 10.0
 SUBSET_SEED = 1986
 
 
-def _read_chapter(transcript: Path) -> list[Row]:
-    """Read one chapter's `.trans.txt` and the durations of its files; what is wrong becomes a row that says so."""
+def read_chapter(transcript: Path) -> list[Row]:
+    """Read one chapter's `.trans.txt` and the durations of its files; a bad line becomes a row that holds the error."""
     rows = []
     for number, line in enumerate(transcript.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -35,7 +35,7 @@ def _read_chapter(transcript: Path) -> list[Row]:
         name, _, text = line.decode("utf-8", errors="replace").partition(" ")
         audio = transcript.with_name(f"{name}.flac")
         if not name or "/" in name or "\0" in name or not text.strip() or "\ufffd" in text:
-            rows.append({BROKEN: f"an id and a text were expected, found '{line[:60]!r}'", ORIGIN: origin})
+            rows.append({BROKEN: f"expected an id and a text, got '{line[:60]!r}'", ORIGIN: origin})
             continue
         report = inspect_audio(str(audio), samples=False)
         if report.problem is not None:
@@ -51,11 +51,11 @@ def _read_chapter(transcript: Path) -> list[Row]:
 def _read_split(folder: Path, manifest: Path) -> None:
     """Write the manifest of a split.
 
-    Chapters are read in parallel and noted in a file as they are done, from which an interrupted run goes on.
+    Chapters are read in parallel and recorded in a progress file, from which an interrupted run resumes.
     """
     transcripts = sorted(folder.glob("*/*/*.trans.txt"))
     if not transcripts:
-        raise UserError(f"{folder} holds no <speaker>/<chapter>/*.trans.txt")
+        raise UserError(f"{folder} contains no <speaker>/<chapter>/*.trans.txt")
     progress_file = manifest.with_name(manifest.name + ".progress")
     done = itertools.count()
 
@@ -64,7 +64,7 @@ def _read_split(folder: Path, manifest: Path) -> None:
 
     with LineStore(progress_file, "chapters", same) as lines:
         left = transcripts[lines.count :]
-        chapters = in_parallel(_read_chapter, left, len(left) > 50)
+        chapters = in_parallel(read_chapter, left, len(left) > 50)
         progress = tqdm(chapters, total=len(transcripts), initial=lines.count, desc=folder.name, unit="chapter")
         for transcript, rows in zip(left, progress, strict=True):
             lines.append([str(transcript), rows])
@@ -75,22 +75,22 @@ def _read_split(folder: Path, manifest: Path) -> None:
 
 
 def _chapters_file(manifest: Path) -> Path:
-    """Where it stands how many chapters a manifest was made of."""
+    """Return the file that stores the number of chapters in a manifest."""
     return manifest.with_suffix(".chapters")
 
 
 def _is_complete(folder: Path, manifest: Path) -> bool:
-    """Whether a manifest holds all chapters of the folder, which may have been unpacked further since, and nothing broken."""
+    """Return whether a manifest contains all chapters, even those unpacked since it was written, and no broken lines."""
     if not manifest.is_file() or not _chapters_file(manifest).is_file():
         return False
     chapters = sum(1 for _ in folder.glob("*/*/*.trans.txt"))
     if _chapters_file(manifest).read_text() != str(chapters):
         return False
-    return BROKEN not in manifest.read_text(encoding="utf-8")  # what was broken may have been mended
+    return BROKEN not in manifest.read_text(encoding="utf-8")  # broken files may have been repaired since
 
 
 def ten_hours(rows: list[Row], hours: float = SUBSET_HOURS) -> list[Row]:
-    """Return the first `hours` of a fixed shuffle, in the original order."""
+    """Return the first `hours` of speech in a fixed shuffle, in the original order."""
     order = sorted(row["id"] for row in rows)
     random.Random(SUBSET_SEED).shuffle(order)
     duration = {row["id"]: row["duration"] for row in rows}
@@ -104,30 +104,30 @@ def ten_hours(rows: list[Row], hours: float = SUBSET_HOURS) -> list[Row]:
 
 
 def prepare(data_folder: str | None, out_folder: Path) -> dict[str, Path]:
-    """Write one manifest for every split folder that is there.
+    """Write one manifest for every split folder that exists.
 
     Arguments
     ---------
     data_folder : str
-        Folder of the splits (official name: LibriSpeech).
+        Folder that contains the splits (official name: LibriSpeech).
     out_folder : Path
-        Gets `<split>.jsonl`. What is there already is kept, by chapter, so an interrupted run goes on.
+        Output folder for `<split>.jsonl`. Completed chapters are kept, so an interrupted run resumes.
 
     Raises
     ------
     UserError
-        Where the folder holds no split. Missing and damaged files are reported when the manifest is read, or skipped there.
+        If the folder contains no split. Missing and damaged files are reported, or skipped, when the manifest is read.
     """
     if not data_folder or not Path(data_folder).is_dir():
         raise UserError(
-            f"data_folder: '{data_folder}' is no folder; name the one that holds train-clean-100 and the others"
+            f"data_folder: '{data_folder}' is not a folder; give the one that contains train-clean-100 and the other splits"
         )
     root, out_folder = Path(data_folder), Path(out_folder)
     found = [split for split in SPLITS if (root / split).is_dir()]
     if not found:
-        raise UserError(f"data_folder: {root} holds none of {', '.join(SPLITS)}")
+        raise UserError(f"data_folder: {root} contains none of {', '.join(SPLITS)}")
     origin = out_folder / "data_folder.txt"
-    if not origin.is_file() or origin.read_text() != str(root.resolve()):  # manifests of another place do not count
+    if not origin.is_file() or origin.read_text() != str(root.resolve()):  # discard manifests made from another folder
         for split in (*SPLITS, "train-10h"):
             for ending in ("jsonl", "jsonl.progress", "chapters"):
                 (out_folder / f"{split}.{ending}").unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """mini: a synthetic corpus that needs no download.
 
-Spoken English commands and number strings, synthesised by espeak-ng out of the `espeakng-loader` wheel with many
-voices, speeds, pitches and noise levels; the splits share no voice. Everything follows from the seed. It exists so
-that a newcomer sees every technique work on a laptop; results on it are synthetic and never stand in for real speech.
+Spoken English commands and digit strings, synthesised by espeak-ng (from the `espeakng-loader` wheel) with many voices,
+speeds, pitches and noise levels. The splits share no voice, and the seed determines everything. The corpus lets newcomers try
+every technique on a laptop; results on it are for synthetic speech and are no substitute for results on real speech.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from efficient_asr.data import SAMPLE_RATE, write_manifest
 from efficient_asr.utils.errors import UserError
 
 ACCENTS = ["en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029"]
-VOICES = {  # espeak-ng variants that sound human; the splits share none, nor close relatives such as steph and steph2
+VOICES = {  # espeak-ng variants that sound human; splits share neither voices nor similar ones such as steph and steph2
     "train": "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 Alex Alicia Andrea Andy Annie Denis Gene Gene2 Henrique Jacky "
     "Lee Marco Mario Michael Mike Nguyen Reed RicishayMax RicishayMax2 RicishayMax3 Storm adam anika "
     "announcer aunty belinda benjamin caleb david ed edward edward2 grandma gustave ian iven iven2 iven3 "
@@ -63,7 +63,7 @@ def _digits(rng: random.Random, shortest: int, longest: int) -> str:
 
 
 def make_sentence(rng: random.Random) -> str:
-    """Draw one command or number string, lower case without punctuation."""
+    """Draw one command or digit string, in lower case without punctuation."""
     pick = rng.choice
     templates = [
         lambda: f"turn {pick(['on', 'off'])} the {pick(ROOMS)} {pick(THINGS)}",
@@ -86,13 +86,13 @@ def make_sentence(rng: random.Random) -> str:
 
 @functools.lru_cache(maxsize=1)
 def vocabulary() -> list[str]:
-    """All words that commands are made of, in alphabetical order."""
+    """Return all words that occur in commands, in alphabetical order."""
     rng = random.Random(0)
     return sorted({word for _ in range(5000) for word in make_sentence(rng).split()})
 
 
 def make_words(rng: random.Random) -> str:
-    """Draw one to three unrelated words: without the commands' grammar a model must listen, so it learns faster."""
+    """Draw one to three unrelated words. Without the commands' grammar, a model must rely on the audio and learns faster."""
     return " ".join(rng.choice(vocabulary()) for _ in range(rng.randint(1, 3)))
 
 
@@ -100,15 +100,15 @@ SENTENCES = {"commands": make_sentence, "words": make_words}
 
 
 class Espeak:
-    """The espeak-ng library through ctypes.
+    """The espeak-ng library, called through ctypes.
 
-    It keeps global state from one utterance to the next (resonators, breath noise), so every instance loads a copy of its
-    own: the same seed then gives the same samples, in any process.
+    The library keeps global state between utterances (resonators, breath noise). Every instance therefore loads its own copy,
+    so that the same seed gives the same samples in any process.
 
     Arguments
     ---------
     seed : int
-        Of the breath noise.
+        Seed of the breath noise.
     """
 
     SYNCHRONOUS, UTF8, RATE, PITCH = 2, 1, 1, 3
@@ -125,7 +125,7 @@ class Espeak:
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self.chunks: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self.callback = kind(self._receive)  # kept: ctypes would free it
+        self.callback = kind(self._receive)  # keep a reference, otherwise ctypes frees it
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _receive(self, samples, count: int, events) -> int:
@@ -134,7 +134,7 @@ class Espeak:
         return 0
 
     def say(self, text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
-        """Synthesise one sentence; returns float samples [time] at `self.sample_rate`."""
+        """Synthesise one sentence and return float samples [time] at `self.sample_rate`."""
         self.chunks = []
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice '{voice}'")
@@ -147,7 +147,7 @@ class Espeak:
 
 
 def synthesise(espeak: Espeak, text: str, voice: str, words_per_minute: int, pitch: int) -> torch.Tensor:
-    """Return speech [time] at 16 kHz with silence of 0.1 s at both ends and a peak of 0.5."""
+    """Return speech [time] at 16 kHz with 0.1 s of silence at both ends and a peak amplitude of 0.5."""
     wav = torch.from_numpy(espeak.say(text, voice, words_per_minute, pitch))
     wav = torchaudio.functional.resample(wav, espeak.sample_rate, SAMPLE_RATE)
     loud = (wav.abs() > 0.01 * wav.abs().max()).nonzero()
@@ -180,15 +180,15 @@ def prepare(
     Arguments
     ---------
     data_folder : str or None
-        Not needed: there is nothing to download.
+        Ignored: there is nothing to download.
     out_folder : Path
-        Gets `audio/*.flac` and one manifest a split.
+        Output folder for `audio/*.flac` and one manifest per split.
     minutes : float
-        Minutes of speech in all.
+        Total minutes of speech.
     corpus_seed : int
-        Another seed draws other sentences, speeds and noise for the same voices.
+        Random seed. Another seed gives other sentences, speeds and noise for the same voices.
     sentences : str
-        `commands`, or `words` for unrelated words (to pretrain on).
+        `commands`, or `words` for unrelated words (for pretraining).
 
     Returns
     -------
@@ -198,19 +198,19 @@ def prepare(
     Raises
     ------
     UserError
-        Where an option makes no sense.
+        If an option is invalid.
     """
     if sentences not in SENTENCES:
-        raise UserError(f"corpus_options: sentences '{sentences}' is not one of {', '.join(SENTENCES)}")
+        raise UserError(f"corpus_options: invalid sentences '{sentences}'; choose from {', '.join(SENTENCES)}")
     if not minutes > 0:
-        raise UserError(f"corpus_options: minutes {minutes} is not above 0")
+        raise UserError(f"corpus_options: minutes must be greater than 0, got {minutes}")
     out_folder = Path(out_folder)
     manifests = {split: out_folder / f"{split}.jsonl" for split in VOICES}
     marker = out_folder / "prepared.json"
     wanted = {"corpus": "mini", "version": 5, "minutes": minutes, "corpus_seed": corpus_seed, "sentences": sentences}
     if marker.is_file() and json.loads(marker.read_text()) == wanted:
         return manifests
-    marker.unlink(missing_ok=True)  # an interrupted synthesis must not pass for a whole one
+    marker.unlink(missing_ok=True)  # an interrupted synthesis must not look complete
     (out_folder / "audio").mkdir(parents=True, exist_ok=True)
     espeak = Espeak(corpus_seed)
     with tqdm(total=round(60 * minutes), unit="s", desc="synthesising mini (espeak-ng)") as progress:

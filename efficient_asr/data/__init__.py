@@ -1,4 +1,4 @@
-"""Manifests, audio, datasets and batches: the only place where data comes in."""
+"""Manifests, audio, datasets and batches: the only entry point for data."""
 
 from efficient_asr.data.audio import SAMPLE_RATE, inspect_audio, load_audio, load_row, silence
 from efficient_asr.data.batches import iterate_batches, make_loader, normalise_texts

@@ -1,9 +1,9 @@
-"""Audio files: reading them, and telling what is wrong with one before anything depends on it.
+"""Load audio files and detect unusable ones before they are used.
 
-What is checked is what the model gets: `inspect_audio` looks at the very samples that `load_audio` returns, mixed to
-one channel and resampled. No length that a container claims is believed where it may be a guess: samples are counted
-while they are decoded. libsndfile reads what it reads exactly (WAV, FLAC, Ogg, AIFF); FFmpeg's decoders, by PyAV,
-read the rest (MP3, MP4, M4A, WebM, AAC, AMR, FLAC of unknown length, recordings joined in one file).
+The check covers what the model gets: `inspect_audio` examines the same samples that `load_audio` returns, mixed to
+mono and resampled. Container durations that may be estimates are not trusted: samples are counted during decoding.
+libsndfile reads the formats it handles exactly (WAV, FLAC, Ogg, AIFF). FFmpeg's decoders, via PyAV, read the rest
+(MP3, MP4, M4A, WebM, AAC, AMR, FLAC of unknown length, several recordings concatenated in one file).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from efficient_asr.utils.errors import UserError
 SAMPLE_RATE = 16000
 SILENT_PEAK = 1e-4  # -80 dBFS
 CLIPPED_LEVEL, CLIPPED_SHARE = 0.999, 0.01
-BLOCK_SAMPLES = 1 << 20  # read at a time, over all channels
-_LARGEST_KERNEL = 2000  # phases up to which torchaudio's resampling matrix stays small
+BLOCK_SAMPLES = 1 << 20  # samples per read, summed over channels
+_LARGEST_KERNEL = 2000  # maximum number of phases; keeps torchaudio's resampling matrix small
 
 _DECODING_ERRORS = (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, MemoryError)
 
-# Where a second recording begins in one file, by libsndfile's name of the format; libsndfile reads the first one only.
+# Start of a recording, by libsndfile's format name. libsndfile reads only the first recording in a file.
 _BEGINNINGS = {
     "OGG": re.compile(rb"OggS\x00[\x02\x03\x06\x07]"),
     "FLAC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
@@ -39,17 +39,17 @@ _BEGINNINGS = {
 
 
 class AudioReport(NamedTuple):
-    """What is known of an audio file: its seconds, what makes it unusable, and what is merely worth knowing."""
+    """Result of checking an audio file: duration, a problem that makes it unusable, and warnings."""
 
     duration_s: float
     problem: str | None
     silent: bool = False
     clipped: bool = False
-    cancelled: bool = False  # silent because its channels cancel each other out when they are mixed
+    cancelled: bool = False  # silent because its channels cancel each other out when mixed
 
 
 class _Audio(NamedTuple):
-    """Decoded audio: samples [time] at 16 kHz, seconds before resampling, and what is worth knowing."""
+    """Decoded audio: samples [time] at 16 kHz, duration in seconds before resampling, and warnings."""
 
     wav: torch.Tensor
     duration_s: float
@@ -61,22 +61,22 @@ class _Audio(NamedTuple):
 def inspect_audio(
     path: str | Path, samples: bool, offset_s: float | None = None, duration_s: float | None = None
 ) -> AudioReport:
-    """Look at an audio file, or at a segment of it.
+    """Check an audio file, or a segment of it.
 
     Arguments
     ---------
     path : str
         The file.
     samples : bool
-        Decode everything, instead of reading the header only (of MP3 and the like: counting the packets): finds truncated
-        files, samples that are not finite, silence (peak below -80 dBFS) and clipping (over 1 % of the samples at full scale).
+        Decode the whole file instead of only reading the header (or counting packets, for MP3 and similar formats). Detects
+        truncated files, non-finite samples, silence (peak below -80 dBFS) and clipping (over 1 % of the samples at full scale).
     offset_s, duration_s : float, optional
         The segment; see `load_audio`.
 
     Returns
     -------
     AudioReport
-        `problem` is None for a usable file; seconds are those of the segment.
+        `problem` is None for a usable file; `duration_s` is that of the segment, if one is given.
     """
     try:
         if samples:
@@ -91,20 +91,20 @@ def inspect_audio(
 
 
 def load_audio(path: str | Path, offset_s: float | None = None, duration_s: float | None = None) -> torch.Tensor:
-    """Read an audio file of any format that libsndfile or FFmpeg knows as mono [time] at 16 kHz.
+    """Load an audio file as mono [time] at 16 kHz, in any format supported by libsndfile or FFmpeg.
 
     Arguments
     ---------
     path : str or Path
         The file.
     offset_s, duration_s : float, optional
-        Read from `offset_s` on (whole file where None), at most `duration_s` seconds. WAV, FLAC and the like are read from there;
-        of MP3 and other streams what comes before is decoded and dropped.
+        Start reading at `offset_s` (None: read the whole file) and read at most `duration_s` seconds. In WAV, FLAC and
+        similar files the reader seeks to the offset; in MP3 and other streams it decodes and drops everything before it.
 
     Raises
     ------
     UserError
-        Where the file is missing, cannot be decoded to its end, has samples that are not finite, or ends before the segment does.
+        If the file is missing, cannot be decoded completely, has non-finite samples, or ends before the segment does.
     """
     try:
         return _decode(str(path), offset_s, duration_s).wav
@@ -113,26 +113,26 @@ def load_audio(path: str | Path, offset_s: float | None = None, duration_s: floa
 
 
 def load_row(row: dict[str, Any]) -> torch.Tensor:
-    """Read the audio of an utterance [time], the segment that it names or the whole file; see `load_audio`."""
+    """Load the audio [time] of a manifest row: its segment, or the whole file; see `load_audio`."""
     if row.get("offset") is None:
         return load_audio(row["audio"])
     return load_audio(row["audio"], row["offset"], row.get("duration"))
 
 
 def silence(path: str | Path, cancelled: bool) -> str:
-    """Return the sentence that tells of a silent recording; `cancelled` as in `AudioReport`."""
-    return f"{path} is silent" + (": its channels cancel each other out when they are mixed" if cancelled else "")
+    """Return the message for a silent recording; `cancelled` as in `AudioReport`."""
+    return f"{path} is silent" + (": its channels cancel each other out when mixed to mono" if cancelled else "")
 
 
 # ------------------------------------------------------------ decoding
 
 
 def _decode(path: str, offset_s: float | None = None, duration_s: float | None = None) -> _Audio:
-    """Decode a file, or a segment of it, to what a model gets; raises ValueError with what is wrong."""
+    """Decode a file, or a segment of it, to model input; raises ValueError if the file is unusable."""
     start_s, end_s = offset_s or 0.0, math.inf
     if offset_s is not None and duration_s is not None:
         end_s = start_s + duration_s
-    pieces: list[tuple[int, list[np.ndarray]]] = []  # of equal rate; recordings joined in one file may differ
+    pieces: list[tuple[int, list[np.ndarray]]] = []  # by sample rate, which may change between recordings
     peak, clipped, count = 0.0, 0, 0
     for rate, block in _blocks(path, start_s, end_s):
         if not np.isfinite(block).all():
@@ -155,7 +155,7 @@ def _decode(path: str, offset_s: float | None = None, duration_s: float | None =
 
 
 def _segment(path: str, found_s: float, offset_s: float, duration_s: float | None) -> float:
-    """Return the seconds of a segment in a file of `found_s`; raises ValueError where the file ends before it does."""
+    """Return the duration of a segment in a file of `found_s` seconds; raises ValueError if the file ends too early."""
     wanted_s = offset_s + (duration_s or 0.0)
     if wanted_s - found_s > 0.1 or found_s - offset_s <= 0:
         until = f" to {wanted_s:.2f}" if duration_s is not None else ""
@@ -164,7 +164,7 @@ def _segment(path: str, found_s: float, offset_s: float, duration_s: float | Non
 
 
 def _blocks(path: str, start_s: float, end_s: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield rate and block [time, channels] of a file between two times."""
+    """Yield (sample rate, block [time, channels]) of a file between two times."""
     file, reason = _open_soundfile(path)
     if file is None:
         yield from ffmpeg_blocks(path, start_s, end_s, reason)
@@ -177,9 +177,9 @@ def _blocks(path: str, start_s: float, end_s: float) -> Iterator[tuple[int, np.n
 
 
 def _open_soundfile(path: str) -> tuple[soundfile.SoundFile | None, str | None]:
-    """Open a file with libsndfile; None where FFmpeg must read it, with libsndfile's reason where it cannot.
+    """Open a file with libsndfile. Return None if FFmpeg must read it, with libsndfile's error message if it failed.
 
-    Raises ValueError where nobody can read it.
+    Raises ValueError if neither can read it.
     """
     if not os.path.isfile(path):
         target = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
@@ -191,7 +191,7 @@ def _open_soundfile(path: str) -> tuple[soundfile.SoundFile | None, str | None]:
         file = soundfile.SoundFile(path)
     except _DECODING_ERRORS as error:
         return None, reason_of(error)
-    # The length of an MP3 is a guess, and that of a FLAC from a pipe is not known.
+    # The length of an MP3 is an estimate, and that of a FLAC written to a pipe is unknown.
     if file.format == "MP3" or file.subtype.startswith("MPEG") or file.frames / max(1, file.samplerate) > LONGEST_S:
         file.close()
         return None, None
@@ -205,7 +205,7 @@ def _open_soundfile(path: str) -> tuple[soundfile.SoundFile | None, str | None]:
 def _soundfile_blocks(
     file: soundfile.SoundFile, path: str, start_s: float, end_s: float
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield blocks by libsndfile; raises ValueError where decoding fails or ends too early."""
+    """Yield blocks read by libsndfile; raises ValueError if decoding fails or ends too early."""
     rate = file.samplerate
     first, last = min(round(start_s * rate), file.frames), file.frames
     if not math.isinf(end_s):
@@ -223,11 +223,11 @@ def _soundfile_blocks(
         place += len(block)
         yield rate, block
     if (last - place) / rate > max(0.1, 0.01 * last / rate):
-        raise ValueError(f"{path} is truncated: {place / rate:.2f} s are there of {file.frames / rate:.2f} s")
+        raise ValueError(f"{path} is truncated: {place / rate:.2f} s of {file.frames / rate:.2f} s are present")
 
 
 def _skip(file: soundfile.SoundFile, samples: int) -> None:
-    """Go to a sample; libsndfile's seeking in Ogg is not exact near the end of the file."""
+    """Seek to a sample; Ogg is decoded up to it, as libsndfile's seeking is inexact near the end of the file."""
     if file.format != "OGG":
         file.seek(samples)
         return
@@ -236,33 +236,33 @@ def _skip(file: soundfile.SoundFile, samples: int) -> None:
 
 
 def _begins_again(path: str, kind: str) -> bool:
-    """Whether a second recording follows in the same file."""
+    """Return whether the file contains a second recording."""
     if kind not in _BEGINNINGS:
         return False
     with open(path, "rb") as file:
         content = file.read()
     places = [match.start() for match in _BEGINNINGS[kind].finditer(content)]
-    # The streams of one Ogg recording all begin before the first page of another kind.
+    # All streams of one Ogg recording begin before its first page without a begin flag.
     pages = re.compile(rb"OggS\x00[\x00\x01\x04\x05]").search(content) if kind == "OGG" else None
     return any(place > (pages.start() if pages else 0) for place in places)
 
 
-# ------------------------------------------------------------ what headers say
+# ------------------------------------------------------------ durations from headers
 
 
 def _stated_duration(path: str) -> float:
-    """Return the seconds of a file without decoding it: as its header says where that can be trusted, else by its packets."""
+    """Return the duration of a file without decoding it: from a reliable header, otherwise from its packets."""
     file, reason = _open_soundfile(path)
     if file is not None:
         with file:
-            # Not so of FLAC: all of a large corpus would have to be read for what hardly exists; decoding finds it.
+            # Skip this for FLAC: it would read every file of a large corpus for a very rare case, which decoding detects.
             if file.format != "OGG" or not _begins_again(path, file.format):
                 return file.frames / file.samplerate
     return packet_duration(path, reason)
 
 
 def _resample(wav: torch.Tensor, rate: int) -> torch.Tensor:
-    """Resample to 16 kHz: torchaudio's filter, or scipy's where the two rates share so few factors that it would be huge."""
+    """Resample to 16 kHz with torchaudio, or with scipy if a small common divisor would make torchaudio's kernel huge."""
     if rate == SAMPLE_RATE:
         return wav
     common = math.gcd(rate, SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""Augmentation of training waveforms: SpeechBrain's, with the files taken from manifests."""
+"""Augmentation of training waveforms with SpeechBrain's transforms; noise and RIR files come from manifests."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from efficient_asr.data import SAMPLE_RATE, absolute_lengths, load_row, read_man
 class Augment(torch.nn.Module):
     """Speed perturbation, reverberation and additive noise, in this order, on a batch of training waveforms.
 
-    The random choices use torch's global generator only, so that a resumed training repeats them.
+    All random choices use torch's global generator, so a resumed training run repeats them.
 
     Arguments
     ---------
     speeds_percent : list of int
-        One is drawn for each batch; [100] leaves the speed alone.
+        One speed is drawn per batch; [100] disables speed perturbation.
     rir_manifest, noise_manifest : str or None
-        Manifests of room impulse responses and of noises (no text needed).
+        Manifests of room impulse responses and of noise recordings (no text needed).
     snr_low_db, snr_high_db : float
         Range of the signal-to-noise ratio.
     probability : float
-        Chance that a batch gets reverberation, and independently noise.
+        Probability of adding reverberation to a batch and, independently, of adding noise.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Augment(torch.nn.Module):
         self.add_noise = AddNoise(snr_low=snr_low_db, snr_high=snr_high_db, normalize=True, noise_funct=self._noise)
 
     def _noise(self, wavs: torch.Tensor) -> torch.Tensor:
-        """Draw a noise for each row, repeated to the length of the batch; shape like `wavs` [batch, time]."""
+        """Draw a noise recording per utterance and repeat it to the batch length; returns the shape of `wavs` [batch, time]."""
         out = torch.empty_like(wavs)
         for i in range(len(wavs)):
             noise = load_row(self.noises[int(torch.randint(len(self.noises), ()))]).to(wavs)
@@ -69,7 +69,7 @@ class Augment(torch.nn.Module):
 
 
 def add_noise(wav: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
-    """Add `noise` [time] to `wav` [time] so that the power of the one is `snr_db` decibels above that of the other."""
+    """Add `noise` [time] to `wav` [time] at a signal-to-noise ratio of `snr_db` decibels."""
     power, noise_power = wav.double().pow(2).mean(), noise.double().pow(2).mean()
     if not float(noise_power):
         return wav

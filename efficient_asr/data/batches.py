@@ -1,4 +1,4 @@
-"""Batches: for measuring, in the order of the manifest; for training, by a plan that any process can repeat from anywhere."""
+"""Batches: in manifest order for evaluation, in a reproducible and resumable order for training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from efficient_asr.utils.errors import UserError, listing
 
 
 def iterate_batches(rows: Rows, batch_size: int) -> Iterator[tuple[list[Row], torch.Tensor, torch.Tensor]]:
-    """Load utterances in order, `batch_size` at a time; yields rows, wavs [batch, time], wav_lens [batch]."""
+    """Load utterances in order, `batch_size` at a time; yields (rows, wavs [batch, time], wav_lens [batch])."""
     for start in range(0, len(rows), batch_size):
         chunk = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
         yield chunk, *pad_wavs([_load(row) for row in chunk])
@@ -33,9 +33,7 @@ def _load(row: Row) -> torch.Tensor:
     try:
         return load_row(row)
     except UserError as error:
-        raise UserError(
-            f"utterance '{row['id']}': {error}; mend it and start the same command again to go on"
-        ) from None
+        raise UserError(f"utterance '{row['id']}': {error}; fix this, then rerun the command to resume") from None
 
 
 def normalise_texts(
@@ -46,19 +44,18 @@ def normalise_texts(
     Raises
     ------
     UserError
-        Naming the utterances whose text becomes empty, unless `skip_bad` leaves them out.
+        Naming the utterances whose text becomes empty; with `skip_bad` they are left out instead.
     """
     out = rows.map(partial(_normalise, normaliser))
     empty = [i for i in range(len(rows)) if not out[i]["text"]]
     if empty:
         problems = [
-            {"id": rows[i]["id"], "problem": f"nothing is left of the text {rows[i]['text']!r} after normalisation"}
-            for i in empty
+            {"id": rows[i]["id"], "problem": f"text {rows[i]['text']!r} is empty after normalisation"} for i in empty
         ]
         if not skip_bad:
             shown = listing([f"{b['id']}: {b['problem']}" for b in problems])
             count = f"{len(empty)} texts are" if len(empty) > 1 else "1 text is"
-            raise UserError(f"{count} empty:\n{shown}\nMend them, or leave them out with --skip_bad True.")
+            raise UserError(f"{count} empty:\n{shown}\nFix them, or skip them with --skip_bad True.")
         report_skipped("texts", problems, skipped_file)
         out = out.select(np.setdiff1d(np.arange(len(rows)), empty))
     return out
@@ -69,14 +66,14 @@ def _normalise(normaliser: Normaliser, row: Row) -> Row:
 
 
 class Labels(Protocol):
-    """What turns an utterance into the numbers that a model learns."""
+    """Converts an utterance to training targets."""
 
     def encode_row(self, row: Row) -> list[int]:
-        """Return label indices or tokens."""
+        """Return label indices or token ids."""
 
 
 class Utterances(Dataset):
-    """Items `id`, `wav` [time], `tokens` [labels], `text`, `duration`; what cannot be read has `id` and `problem` instead."""
+    """Dataset with `id`, `wav` [time], `tokens` [labels], `text`, `duration`, `language`; `id` and `problem` if unreadable."""
 
     def __init__(self, rows: Rows, labels: Labels) -> None:
         self.rows, self.labels = rows, labels
@@ -102,7 +99,7 @@ class Utterances(Dataset):
 
 
 def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:
-    """Make a padded batch; `problems` lists what could not be read, and `id` is empty where nothing could."""
+    """Return a padded batch. `problems` lists unreadable utterances; `id` is empty if all of them are unreadable."""
     good = [item for item in items if "problem" not in item]
     batch = PaddedBatch(good) if good else SimpleNamespace(id=[])
     batch.problems = [item for item in items if "problem" in item]
@@ -110,7 +107,7 @@ def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:
 
 
 def make_loader(rows: Rows, labels: Labels, order: BatchOrder, num_workers: int) -> DataLoader:
-    """Return the loader of a training or validation set."""
+    """Return the data loader for a training or validation set."""
     return Loader(
         Utterances(rows, labels),
         batch_sampler=order,

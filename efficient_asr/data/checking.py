@@ -1,4 +1,4 @@
-"""Checking the audio of a whole manifest: in parallel, with progress, and remembered."""
+"""Check all audio of a manifest in parallel, with a progress bar and a cache."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from efficient_asr.data.audio import AudioReport, inspect_audio
 from efficient_asr.data.parallel import in_parallel
 from efficient_asr.utils.files import LineStore, file_state
 
-PARALLEL_FROM = 1000  # utterances; below, starting processes takes longer than checking
-_CHUNK, _REMEMBERED = 250, 20000
+PARALLEL_FROM = 1000  # utterances; for fewer, starting processes takes longer than checking
+CHUNK, _REMEMBERED = 250, 20000
 
 
 @dataclass
 class AudioCheck:
-    """What was found: seconds of every utterance, problems by utterance, and those that are silent or clipped."""
+    """Result of a check: durations in seconds, problems by utterance index, and indices of silent or clipped utterances."""
 
     durations: array
     problems: dict[int, str] = field(default_factory=dict)
     silent: list[int] = field(default_factory=list)
     clipped: list[int] = field(default_factory=list)
-    cancelled: set[int] = field(default_factory=set)  # silent since their channels cancel each other out
+    cancelled: set[int] = field(default_factory=set)  # silent because their channels cancel each other out
 
 
 def check_files(
     get: Callable[[int], dict[str, Any]], durations: array, samples: bool, cache: Path | None, label: str
 ) -> AudioCheck:
-    """Check the audio of many utterances, on all CPU cores.
+    """Check the audio of many utterances on all CPU cores.
 
     Arguments
     ---------
     get : callable
-        Number of an utterance -> the utterance, with `audio` and perhaps `duration`.
+        Maps the index of an utterance to its row, with `audio` and optionally `duration` and `offset`.
     durations : array of float
-        Seconds as the manifest has them, NaN where it does not say.
+        Durations in seconds from the manifest, NaN if it gives none.
     samples : bool
-        Decode everything, or read the headers only.
+        Decode all samples instead of only reading the headers.
     cache : Path, optional
-        Remembers what was found, for as long as sizes and times of the files stay.
+        File for the results; valid as long as sizes and modification times of the audio files do not change.
     label : str
-        For the progress bar.
+        Label of the progress bar.
 
     Returns
     -------
-    Found
-        With the missing durations filled in.
+    AudioCheck
+        Results, with missing durations filled in.
     """
     found = AudioCheck(array("d", durations))
-    chunks = [range(start, min(start + _CHUNK, len(durations))) for start in range(0, len(durations), _CHUNK)]
+    chunks = [range(start, min(start + CHUNK, len(durations))) for start in range(0, len(durations), CHUNK)]
     progress = tqdm(
         total=len(durations), desc=f"checking {label}", unit="utt", leave=False, mininterval=1,
         disable=len(durations) < PARALLEL_FROM,
@@ -70,7 +70,7 @@ def check_files(
             else:
                 left.append(chunk)
         check = partial(_check, get, samples, {})
-        checked = in_parallel(check, left, len(left) * _CHUNK > PARALLEL_FROM)
+        checked = in_parallel(check, left, len(left) * CHUNK > PARALLEL_FROM)
         for chunk, reports in zip(left, checked, strict=True):
             _note(found, chunk, reports, durations)
             known.add(chunk, reports)
@@ -79,7 +79,7 @@ def check_files(
 
 
 def _note(found: AudioCheck, chunk: range, reports: list[AudioReport], durations: array) -> None:
-    """Add the reports on some utterances to what was found."""
+    """Add the reports of one chunk of utterances to the result."""
     for i, (duration_s, problem, silent, clipped, cancelled) in zip(chunk, reports, strict=True):
         if problem is not None:
             found.problems[i] = problem
@@ -93,7 +93,7 @@ def _note(found: AudioCheck, chunk: range, reports: list[AudioReport], durations
 def _check(
     get: Callable[[int], dict[str, Any]], samples: bool, seen: dict[tuple, AudioReport], chunk: range
 ) -> list[AudioReport]:
-    """Report on some utterances; `seen` remembers files that several of them share."""
+    """Check one chunk of utterances; `seen` caches the reports of files that several utterances share."""
     reports = []
     for i in chunk:
         row = get(i)
@@ -110,8 +110,8 @@ def _check(
 
 
 def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
-    """Hash of paths, sizes and times of all audio files; None where one is missing."""
-    digest = hashlib.sha256(f"4 {samples} {count} {_CHUNK}".encode())
+    """Return a hash of paths, sizes and modification times of all audio files; None if a file is missing."""
+    digest = hashlib.sha256(f"4 {samples} {count} {CHUNK}".encode())
     for i in range(count):
         row = get(i)
         try:
@@ -123,9 +123,9 @@ def _fingerprint(get: Callable, count: int, samples: bool) -> str | None:
 
 
 class _Cache:
-    """Reports on chunks of utterances; see `LineStore`.
+    """Cache of reports by chunk of utterances; see `LineStore`.
 
-    Chunks with a problem are not kept: it may have been fixed without a trace in size or time of the file.
+    Chunks with a problem are not cached: a fix may leave size and modification time of the file unchanged.
     """
 
     def __init__(self, path: Path | None, fingerprint: str | None) -> None:
@@ -138,7 +138,7 @@ class _Cache:
         self.chunks[int(content[0])] = [AudioReport(*report) for report in content[1]]
 
     def add(self, chunk: range, reports: list[AudioReport]) -> None:
-        """Keep the reports on some utterances."""
+        """Cache the reports of one chunk of utterances."""
         if self.lines is not None and not any(report.problem for report in reports):
             self.lines.append([chunk.start, reports])
 

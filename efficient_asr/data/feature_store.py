@@ -1,9 +1,9 @@
-"""A store of features on the disk: named tensors of many utterances, one safetensors file each.
+"""On-disk feature store: named tensors of many utterances, in one safetensors file per utterance.
 
-A folder holds `meta.json`, which says what the features depend on, and `<ab>/<digest>.safetensors`, where the digest is that of
-the utterance's name. A file appears complete or not at all, so an interrupted pass continues behind the last one, and several
-processes may write at once. Stores of the first version are read too: `about.json` in place of `meta.json`, and encoder states
-packed into one file.
+A folder contains `meta.json`, which records what the features depend on, and `<ab>/<digest>.safetensors`, where the digest is
+computed from the utterance's name. Files are written atomically, so an interrupted run resumes after the last complete file,
+and several processes can write at the same time. Stores of the first version can still be read: they have `about.json` instead
+of `meta.json`, and encoder states packed into one file.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class FeatureStore:
     Arguments
     ---------
     folder : Path
-        Where they are.
+        Location of the store.
     meta : dict, optional
-        What they depend on, for writing; compared with what is there. None opens for reading.
+        What the features depend on, for writing; must match the metadata of an existing store. None opens for reading.
     what : str
-        What they are, or the option that names the folder, for messages.
+        Name of the features, or the option that sets the folder; used in messages.
 
     Raises
     ------
     UserError
-        Where there is no store, or one that depends on something else.
+        If there is no store, or its metadata differs from `meta`.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any] | None = None, what: str = "features") -> None:
@@ -51,10 +51,10 @@ class FeatureStore:
         if found is not None:
             found = {key: current_value(key, value) for key, value in found.items()}
         if found is None and meta is None:
-            raise UserError(f"{what}: there are none at {folder}")
+            raise UserError(f"{what}: no feature store at {folder}")
         if found is not None and meta is not None and found != meta:
             keys = [key for key in {**found, **meta} if found.get(key) != meta.get(key)]
-            raise UserError(f"{what}: {folder} differs in {', '.join(keys)}; name another folder or delete this one")
+            raise UserError(f"{what}: {folder} differs in {', '.join(keys)}; choose another folder or delete this one")
         self.meta = found or meta
         if found is None:
             check_writable(self.folder, what)
@@ -62,7 +62,7 @@ class FeatureStore:
         self._packed = _PackedStates.of(self.folder)
 
     def path(self, name: str) -> Path:
-        """Return the file of an utterance."""
+        """Return the path of an utterance's file."""
         digest = hashlib.sha256(name.encode()).hexdigest()[:24]
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
@@ -74,7 +74,7 @@ class FeatureStore:
         return packed + sum(1 for _ in self.folder.glob("??/*.safetensors"))
 
     def holds(self, name: str, about: dict[str, str]) -> bool:
-        """Whether there is an intact file of an utterance that was written with the same `about`."""
+        """Return whether the store has an intact file for an utterance, written with the same `about`."""
         try:
             with safe_open(self.path(name), "pt") as file:
                 found = file.metadata() or {}
@@ -83,28 +83,28 @@ class FeatureStore:
         return all(found.get(key) == value for key, value in about.items())
 
     def check_room(self, needed: int, advice: str) -> None:
-        """Refuse to begin what the disk has no room for.
+        """Check that the disk has enough free space before writing.
 
         Arguments
         ---------
         needed : int
-            Bytes.
+            Required space in bytes.
         advice : str
-            What to do instead, for the message.
+            Remedy to show in the message.
 
         Raises
         ------
         UserError
-            With both numbers.
+            Naming the required and the free space.
         """
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"{self.what}: {self.folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; {advice}"
+                f"{self.what}: {self.folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; {advice}"
             )
 
     def write(self, name: str, features: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
-        """Write the features of an utterance, with what else they depend on; a file that exists is replaced."""
+        """Write the features of an utterance, with their own metadata `about`; an existing file is replaced."""
         path = self.path(name)
         path.parent.mkdir(exist_ok=True)
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in features.items()}
@@ -117,7 +117,7 @@ class FeatureStore:
         Raises
         ------
         UserError
-            Where there are none, or their file is damaged.
+            If there are none, or their file is damaged.
         """
         path = self.path(name)
         if self._packed is not None and not path.is_file() and name in self._packed.places:
@@ -126,12 +126,12 @@ class FeatureStore:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self.what}: {path} cannot be read ({str(error).splitlines()[0]}); delete it, then rerun what wrote it"
+                f"{self.what}: {path} cannot be read ({str(error).splitlines()[0]}); delete it, then rerun the step that wrote it"
             ) from None
 
 
 class _PackedStates:
-    """Encoder states as the first version kept them: `states.f16`, all frames one after the other, and `index.jsonl`."""
+    """Encoder states in the format of the first version: `states.f16`, with all frames concatenated, and `index.jsonl`."""
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
         self.states, self.shape = folder / "states.f16", shape
@@ -143,7 +143,7 @@ class _PackedStates:
 
     @classmethod
     def of(cls, folder: Path) -> _PackedStates | None:
-        """Open those of a folder; None where there are none."""
+        """Open the packed states of a folder; None if there are none."""
         if not ((folder / "states.f16").is_file() and (folder / "index.jsonl").is_file()):
             return None
         meta = json.loads((folder / META).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""FFmpeg's decoders, by PyAV, and what the headers of audio files claim.
+"""Decode audio with FFmpeg, via PyAV, and check the headers of audio files.
 
-Files whose length libsndfile takes from a guess, or does not know, are decoded here, and their samples counted.
+Files whose length libsndfile estimates or does not know are decoded here, and their samples are counted.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-RATES_HZ = (4000, 384000)  # what a file may claim; anything else is a damaged header
+RATES_HZ = (4000, 384000)  # accepted range; other values mean a damaged header
 LONGEST_S = 24 * 3600.0
-# Demuxers that FFmpeg may use: none that opens further files or addresses (playlists), none that takes any bytes for audio.
+# Demuxers that FFmpeg may use. Excluded: those that open other files or URLs (playlists) or accept arbitrary bytes as audio.
 _DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
-# Demuxers whose length is a statement of the file, not a guess from size and bit rate.
+# Demuxers whose duration is stored in the file, not estimated from size and bit rate.
 _STATED = frozenset({"flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "wav", "w64", "aiff", "caf"})
-_LOST_PACKETS, _LOST_SHARE = 3, 0.05  # undecodable packets in a row, or over all, that make a file a damaged one
+_LOST_PACKETS, _LOST_SHARE = 3, 0.05  # limits for undecodable packets: consecutive ones, share of all
 
-_UNKNOWN_SIZE = 0x7FFF0000  # from here on, and 0, the size of a chunk means that the writer did not know it (a pipe)
+_UNKNOWN_SIZE = 0x7FFF0000  # a chunk size of 0 or at least this value means unknown, as when writing to a pipe
 
 
 def ffmpeg_blocks(
     path: str, start_s: float, end_s: float, sndfile_reason: str | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield rate and block [time, channels] of a file between two times.
+    """Yield (sample rate, block [time, channels]) of a file between two times.
 
-    Raises ValueError where FFmpeg cannot read the file, or not to its end; `sndfile_reason` is why libsndfile cannot.
+    Raises ValueError if FFmpeg cannot read the file to its end; `sndfile_reason` is the error message of libsndfile, if any.
     """
     place_s, lost, in_row, packets, stated_s = 0.0, 0, 0, 0, None
     with _open_ffmpeg(path, sndfile_reason) as (av, container, stream):
@@ -39,7 +39,7 @@ def ffmpeg_blocks(
             try:
                 frames, in_row = packet.decode(), 0
             except av.error.FFmpegError as error:
-                # Where two recordings were joined, or a tag was put, one packet is none.
+                # At the boundary of concatenated recordings, or at an embedded tag, one packet cannot be decoded.
                 lost, in_row, why = lost + 1, in_row + 1, error.strerror
                 if in_row >= _LOST_PACKETS and not place_s and sndfile_reason:
                     raise ValueError(f"cannot decode {path} ({sndfile_reason})") from None
@@ -50,7 +50,7 @@ def ffmpeg_blocks(
                 _check_rate(path, frame.sample_rate, sndfile_reason)
                 begin_s, place_s = place_s, place_s + frame.samples / frame.sample_rate
                 if place_s > LONGEST_S:
-                    raise ValueError(f"{path} is longer than {LONGEST_S / 3600:.0f} hours; cut it")
+                    raise ValueError(f"{path} is longer than {LONGEST_S / 3600:.0f} hours; split it")
                 if place_s <= start_s:
                     continue
                 first = max(0, round((start_s - begin_s) * frame.sample_rate))
@@ -77,7 +77,7 @@ def _samples(av: Any, frame: Any) -> np.ndarray:
 
 
 class _open_ffmpeg:
-    """Opens a file with FFmpeg; gives PyAV, the container and its first audio stream."""
+    """Context manager that opens a file with FFmpeg; yields PyAV, the container and its first audio stream."""
 
     def __init__(self, path: str, sndfile_reason: str | None) -> None:
         self.path, self.reason = path, sndfile_reason
@@ -87,13 +87,13 @@ class _open_ffmpeg:
             import av
         except ImportError:
             why = (
-                f" ({self.reason}; pip install av reads more formats)"
+                f" ({self.reason}; to read more formats: pip install av)"
                 if self.reason
-                else "; pip install av, which reads it"
+                else "; to read it: pip install av"
             )
             raise ValueError(f"cannot decode {self.path}{why}") from None
-        av.logging.set_level(None)  # what matters is raised
-        self.file = open(self.path, "rb")  # a file, not a name: names may mean addresses to FFmpeg
+        av.logging.set_level(None)  # errors are raised anyway
+        self.file = open(self.path, "rb")  # pass a file object: FFmpeg may interpret names as URLs
         try:
             self.container = av.open(self.file, options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"})
         except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -110,7 +110,7 @@ class _open_ffmpeg:
 
 
 def packet_duration(path: str, sndfile_reason: str | None) -> float:
-    """Return the seconds of a file by its packets, without decoding them; raises ValueError where that cannot be told."""
+    """Return the duration of a file from its packets, without decoding; raises ValueError if it cannot be determined."""
     seconds, packets, stated_s = 0.0, 0, None
     with _open_ffmpeg(path, sndfile_reason) as (av, container, stream):
         if container.format.name in _STATED:
@@ -133,7 +133,7 @@ def packet_duration(path: str, sndfile_reason: str | None) -> float:
 
 
 def _stated(container: Any, stream: Any) -> float | None:
-    """Return the seconds that a container says it has; None where it does not say."""
+    """Return the duration stated by a container; None if it states none."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / 1e6 if container.duration else None
@@ -141,11 +141,11 @@ def _stated(container: Any, stream: Any) -> float | None:
 
 def _check_stated(path: str, stated_s: float | None, found_s: float) -> None:
     if stated_s is not None and stated_s - found_s > max(0.1, 0.01 * stated_s):
-        raise ValueError(f"{path} is truncated: {found_s:.2f} s are there of {stated_s:.2f} s")
+        raise ValueError(f"{path} is truncated: {found_s:.2f} s of {stated_s:.2f} s are present")
 
 
 def _check_mp3_frames(path: str, packets: int) -> None:
-    """Raise ValueError where an MP3 that says how many frames it has (in its Xing or Info tag) has fewer packets."""
+    """Raise ValueError if an MP3 has fewer packets than its Xing or Info tag states."""
     with open(path, "rb") as file:
         head = file.read(10)
         if head[:3] == b"ID3":
@@ -157,11 +157,11 @@ def _check_mp3_frames(path: str, packets: int) -> None:
         return
     frames = int.from_bytes(head[tag + 8 : tag + 12], "big")
     if frames - packets > max(3, 0.01 * frames):
-        raise ValueError(f"{path} is truncated: {packets} of its {frames} frames are there")
+        raise ValueError(f"{path} is truncated: {packets} of its {frames} frames are present")
 
 
 def _skipped_samples(packet: Any) -> tuple[int, int]:
-    """Return how many samples at the start and the end of a packet are the encoder's, not the recording's."""
+    """Return the number of encoder padding samples at the start and the end of a packet."""
     for data in getattr(packet, "iter_sidedata", lambda: ())():
         if data.data_type == "skip_samples":
             return struct.unpack("<II", bytes(data)[:8])
@@ -169,10 +169,10 @@ def _skipped_samples(packet: Any) -> tuple[int, int]:
 
 
 def bad_rate(path: str, rate: int) -> str | None:
-    """Return what is wrong with a sample rate, None for a usable one."""
+    """Return an error message for an invalid sample rate, None for a valid one."""
     if RATES_HZ[0] <= rate <= RATES_HZ[1]:
         return None
-    return f"{path} claims a sample rate of {rate} Hz, which is not one of speech"
+    return f"{path} claims a sample rate of {rate} Hz, which is not plausible for speech"
 
 
 def _check_rate(path: str, rate: int, sndfile_reason: str | None) -> None:
@@ -182,14 +182,14 @@ def _check_rate(path: str, rate: int, sndfile_reason: str | None) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, on one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_chunks(path: str) -> bool:
-    """Return whether a file begins as an MP3 does, and check the chunks of a WAV or AIFF.
+    """Return whether a file starts like an MP3, and check the chunks of a WAV or AIFF file.
 
-    Raises ValueError where one is shorter than it says, or a second one follows: libsndfile would not say so.
+    Raises ValueError if a chunk is truncated or a second recording follows; libsndfile does not report either.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -205,11 +205,11 @@ def check_chunks(path: str) -> bool:
             name, length = header[:4], struct.unpack(order, header[4:])[0]
             end = place + 8 + length
             if name == head[:4]:
-                raise ValueError(f"{path} holds several recordings, one behind the other; join them with sox or ffmpeg")
+                raise ValueError(f"{path} contains several concatenated recordings; merge them with sox or ffmpeg")
             if name == wanted and 0 < length < _UNKNOWN_SIZE and end > size:
                 there, of = max(0, size - place - 8), length
                 if of - there > 0.01 * of:
-                    raise ValueError(f"{path} is truncated: {there} of its {of} bytes of samples are there")
+                    raise ValueError(f"{path} is truncated: {there} of its {of} bytes of samples are present")
             if not 0 < length < _UNKNOWN_SIZE and name == wanted:
                 break
             place = end + length % 2

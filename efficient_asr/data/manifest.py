@@ -1,9 +1,9 @@
-"""Manifests: JSON lines, one utterance each. CSV and TSV with a header, and JSON arrays, are read too.
+"""Manifests: JSON lines with one utterance per line. CSV and TSV files with a header and JSON arrays are supported too.
 
-A line has `id`, `audio` (absolute, or relative to the manifest), `duration` in seconds, `text`, and optionally `language`,
-`speaker` and anything else, which is kept. A line with `offset` (or `start`) names a segment of its file, which lasts `duration`
-seconds, or until `end`, or to the end of the file. A manifest is checked as a whole when it is read, but its lines stay in the
-file until they are asked for: a million of them take little memory.
+A line has `id`, `audio` (absolute, or relative to the manifest), `duration` in seconds, `text`, and optionally `language` and
+`speaker`; all other fields are kept. A line with `offset` (or `start`) describes a segment of its file, which lasts `duration`
+seconds, or until `end`, or to the end of the file. Reading a manifest checks all of it, but its lines are loaded only when they
+are accessed, so that a million lines take little memory.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from efficient_asr.utils.errors import UserError, did_you_mean, listing
 from efficient_asr.utils.files import atomic_write
 
 FIELDS = ("id", "audio", "duration", "text", "language", "speaker", "offset", "end")
-# What fields are called besides.
+# Alternative names of fields.
 _NAMES = {"offset": ["offset", "start", "start_time", "start_s", "begin"], "end": ["end", "end_time", "end_s"]}
-ORIGIN, BROKEN = "_efficient_asr_origin", "_efficient_asr_broken"  # where a row of a prepared manifest came from
+ORIGIN, BROKEN = "_efficient_asr_origin", "_efficient_asr_broken"  # set on rows during corpus preparation
 LEVELS = ("header", "samples")
 Row = dict[str, Any]
 
 
 class Rows(Sequence[Row]):
-    """Utterances that are read when they are asked for.
+    """Utterances that are loaded when they are accessed.
 
     Arguments
     ---------
     read : callable
-        Number of an utterance -> the utterance.
+        Maps the index of an utterance to its row.
     durations : numpy.ndarray
-        Seconds of all utterances, [count].
+        Durations of all utterances in seconds, [count].
     index : numpy.ndarray, optional
-        Which of them belong here and in which order; None for all.
+        Indices of the utterances to include, in order; None for all.
     """
 
     def __init__(self, read: Callable[[int], Row], durations: np.ndarray, index: np.ndarray | None = None) -> None:
@@ -55,7 +55,7 @@ class Rows(Sequence[Row]):
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Rows:
-        """Wrap utterances that are in memory."""
+        """Wrap utterances that are already in memory."""
         rows = list(rows)
         return cls(rows.__getitem__, np.array([row["duration"] for row in rows], dtype=np.float64))
 
@@ -69,15 +69,15 @@ class Rows(Sequence[Row]):
 
     @property
     def durations(self) -> np.ndarray:
-        """Seconds, [count]."""
+        """Durations in seconds, [count]."""
         return self._durations[self._index]
 
     def select(self, which: np.ndarray | Sequence[int]) -> Rows:
-        """Return some of the utterances, by number, in that order."""
+        """Return the utterances with the given indices, in that order."""
         return Rows(self._read, self._durations, self._index[np.asarray(which, dtype=np.int64)])
 
     def map(self, change: Callable[[Row], Row]) -> Rows:
-        """Return the utterances as `change` makes them, when they are read; durations must stay."""
+        """Return the utterances with `change` applied when they are loaded; it must not change durations."""
         return Rows(partial(_changed, self._read, change), self._durations, self._index)
 
 
@@ -86,7 +86,7 @@ def _changed(read: Callable[[int], Row], change: Callable[[Row], Row], number: i
 
 
 def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
-    """Write rows as JSON lines; the file appears whole or not at all."""
+    """Write rows as JSON lines; the file is written atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial_path, open(partial_path, "w", encoding="utf-8") as file:
@@ -96,12 +96,12 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
 
 
 def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
-    """Return a full column mapping: manifest field -> names to look for, the first present one counts.
+    """Return a full column mapping: manifest field -> column names, of which the first one present is used.
 
     Raises
     ------
     UserError
-        Where a key is not a manifest field.
+        If a key is not a manifest field, or a value is not a column name or a list of column names.
     """
     if columns is not None and not isinstance(columns, dict):
         raise UserError(f"columns must map manifest fields to column names, not {columns!r}")
@@ -119,15 +119,15 @@ def check_columns(columns: dict[str, Any] | None) -> dict[str, list[str]]:
 
 
 def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, list[str]], need_text: bool) -> Row:
-    """Parse a line of `lines_of` and check all of it that needs no look at the audio; `audio` becomes an absolute path.
+    """Parse a line from `lines_of` and check everything except the audio itself; `audio` becomes an absolute path.
 
     Raises
     ------
     ValueError
-        With what is wrong.
+        Describing the problem.
     """
     if line is None:
-        raise ValueError(f"longer than {MAX_LINE_BYTES} bytes, which no utterance needs")
+        raise ValueError(f"longer than {MAX_LINE_BYTES} bytes, the maximum for one line")
     if isinstance(line, ValueError):
         raise line
     try:
@@ -138,10 +138,10 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from None
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"not JSON that can be read ({type(error).__name__})") from None
+        raise ValueError(f"invalid JSON ({type(error).__name__})") from None
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
-    if BROKEN in raw:  # found while the corpus was prepared
+    if BROKEN in raw:  # detected during corpus preparation
         raise ValueError(raw[BROKEN])
     if "\\u" in text:
         _check_surrogates(raw)
@@ -152,7 +152,7 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
         if value is not None:
             row[name] = value
     if "audio" not in row:
-        raise ValueError(f"no audio: there is no column {' or '.join(map(repr, columns['audio']))} in it")
+        raise ValueError(f"no audio: there is no column {' or '.join(map(repr, columns['audio']))}")
     if not isinstance(row["audio"], str) or not row["audio"] or "\0" in row["audio"]:
         raise ValueError(f"audio {row['audio']!r} is not a path")
     _check_times(row)
@@ -161,13 +161,13 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
         if "offset" in row:
             row["id"] += f"#{row['offset']:g}" + (f"+{row['duration']:g}" if "duration" in row else "")
     if isinstance(row["id"], (dict, list, bool)) or row["id"] == "":
-        raise ValueError(f"id {row['id']!r} is not a name")
+        raise ValueError(f"invalid id {row['id']!r}; use a non-empty string or a number")
     row["id"] = str(row["id"])
     row["audio"] = os.path.join(folder, row["audio"])
     if need_text:
         _check_text(row.get("text"), columns)
     if not isinstance(row.get("language", ""), str):
-        raise ValueError(f"language {row['language']!r} is not a text")
+        raise ValueError(f"language {row['language']!r} is not a string")
     if row.get("language", "").strip():
         try:
             row["language"] = normalise_language(row["language"])
@@ -179,7 +179,7 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
 
 
 def _check_times(row: Row) -> None:
-    """Check what a row says of times, and leave `offset` and `duration` in it; a whole file has no `offset`."""
+    """Check the times of a row and convert them to `offset` and `duration`; a whole file has no `offset`."""
     times = {}
     for name in ("offset", "duration", "end"):
         value = read_number(row.get(name))
@@ -188,8 +188,8 @@ def _check_times(row: Row) -> None:
             continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not (0 <= value < 1e15 if name == "offset" else 0 < value < 1e15):
-            least = "number of seconds from 0 on" if name == "offset" else "positive number of seconds"
-            hint = "; where it names no segment, rename the column" if name != "duration" else ""
+            least = "number of seconds >= 0" if name == "offset" else "positive number of seconds"
+            hint = "; if it does not describe a segment, rename the column" if name != "duration" else ""
             raise ValueError(f"{name} {row[name]!r} is not a {least}{hint}")
         times[name] = value
     if "offset" in times and times.get("duration", 1.0) < 1e-3:
@@ -198,7 +198,7 @@ def _check_times(row: Row) -> None:
         row.pop("end")
         length = times["end"] - times.setdefault("offset", 0.0)
         if length <= 0:
-            raise ValueError(f"end {times['end']} s is not behind offset {times['offset']} s")
+            raise ValueError(f"end {times['end']} s is not after offset {times['offset']} s")
         if abs(length - times.setdefault("duration", length)) > 0.05:
             raise ValueError(
                 f"duration {times['duration']} s, but the segment from {times['offset']} to {times['end']} s lasts {length:.3f} s"
@@ -208,9 +208,9 @@ def _check_times(row: Row) -> None:
 
 def _check_text(text: Any, columns: dict[str, list[str]]) -> None:
     if text is None:
-        raise ValueError(f"no text: there is no column {' or '.join(map(repr, columns['text']))} in it")
+        raise ValueError(f"no text: there is no column {' or '.join(map(repr, columns['text']))}")
     if not isinstance(text, str):
-        raise ValueError(f"text {text!r} is not a text")
+        raise ValueError(f"text {text!r} is not a string")
     if not text.strip():
         raise ValueError("empty text")
 
@@ -219,12 +219,12 @@ def _check_surrogates(raw: dict[str, Any]) -> None:
     try:
         json.dumps(raw, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair in it, which no text can hold") from None
+        raise ValueError("contains half of a surrogate pair, which is not valid Unicode") from None
 
 
 @dataclass
 class _Lines:
-    """Where the good lines of a manifest stand in its file, and how to read one of them."""
+    """Positions of the valid lines in a manifest file; calling it with an index loads one line."""
 
     path: Path
     columns: dict[str, list[str]]
@@ -232,7 +232,7 @@ class _Lines:
     offsets: array = field(default_factory=lambda: array("q"))
     sizes: array = field(default_factory=lambda: array("q"))
     numbers: array = field(default_factory=lambda: array("q"))
-    durations: array = field(default_factory=lambda: array("d"))  # NaN where the manifest gives none
+    durations: array = field(default_factory=lambda: array("d"))  # NaN if the manifest gives none
     kept: list[bytes] | None = None  # the lines of a manifest that is not JSON lines
     descriptor: int | None = None
 
@@ -254,7 +254,7 @@ class _Lines:
             row = parse_line(line, str(self.path.parent), self.columns, self.need_text)
         except ValueError as error:
             raise UserError(
-                f"{self.path}, line {self.numbers[i]}, has changed since it was checked ({error}); start again"
+                f"{self.path}, line {self.numbers[i]}, has changed since it was checked ({error}); rerun the command"
             ) from None
         if not math.isnan(self.durations[i]):
             row["duration"] = self.durations[i]
@@ -262,11 +262,11 @@ class _Lines:
 
 
 def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
-    """Go over all lines; good ones are entered into `lines`, bad ones by their number into `problems`.
+    """Read all lines; add valid ones to `lines`, and the problems of bad ones to `problems`, by line number.
 
-    Returns where the bad ones came from, if the corpus noted it.
+    Returns the origins of the bad lines, if the corpus recorded them.
     """
-    first: dict[int, int] = {}  # hash of an id -> its place in `lines`
+    first: dict[int, int] = {}  # hash of an id -> its index in `lines`
     origins: dict[int, str | None] = {}
     folder = str(lines.path.parent)
     for number, start, data in lines_of(lines.path):
@@ -293,7 +293,7 @@ def _scan(lines: _Lines, problems: dict[int, str]) -> dict[int, str | None]:
 
 
 def _origin(line: bytes | None) -> str | None:
-    """Where a line of a prepared manifest came from, if the corpus noted it."""
+    """Return the origin of a line of a prepared manifest, if the corpus recorded it."""
     try:
         return json.loads(line).get(ORIGIN)
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -315,31 +315,31 @@ def read_manifest(
     Arguments
     ---------
     path : Path
-        JSON lines.
+        The manifest: JSON lines, CSV, TSV or a JSON array.
     columns : dict, optional
-        Manifest field -> column name, or a list of names of which the first present one counts.
+        Manifest field -> column name, or a list of names of which the first one present is used.
     need_text : bool
-        Whether an utterance without text is a mistake.
+        Whether an utterance without text is an error.
     skip_bad : bool
-        Leave bad lines out instead of stopping.
+        Skip bad lines instead of raising an error.
     skipped_file : Path, optional
-        Where `skip_bad` writes what it left out and why, as JSON lines.
+        File to which `skip_bad` writes the skipped lines and their problems, as JSON lines.
     check_audio : str
-        `header` reads the header of every audio file; `samples` decodes them all, in parallel.
+        `header` reads the header of every audio file; `samples` decodes all of them, in parallel.
     refuse_silence : bool
-        Whether silent audio is a mistake (`samples` finds it).
+        Whether silent audio is an error (only detected by `samples`).
     cache : Path, optional
-        File that remembers the result of checking, so that files that stayed as they are need not be checked again.
+        File that caches the check results, so that unchanged files are not checked again.
 
     Returns
     -------
     Rows
-        The utterances, `audio` as an absolute path.
+        The utterances, with `audio` as an absolute path.
 
     Raises
     ------
     UserError
-        Where the file is missing, holds no utterance, or has bad lines and `skip_bad` is False; all are listed.
+        If the file is missing, has no usable utterance, or has bad lines and `skip_bad` is False; bad lines are listed.
     """
     path = Path(path).absolute()
     if check_audio not in LEVELS:
@@ -368,7 +368,7 @@ def read_manifest(
         shown = listing([f"{b['origin'] or 'line ' + str(b['line'])}: {b['problem']}" for b in bad])
         raise UserError(
             f"{len(bad)} bad line{'s' * (len(bad) > 1)} in {path}:\n{shown}\n"
-            "Mend them, or leave them out with --skip_bad True."
+            "Fix them, or skip them with --skip_bad True."
         )
     if bad:
         report_skipped(path.name, bad, skipped_file)
@@ -377,14 +377,14 @@ def read_manifest(
     for what, which in (("silent", () if refuse_silence else found.silent), ("clipped", found.clipped)):
         if which:
             names = ", ".join(lines(i)["id"] for i in which[:3])
-            print(f"{path.name}: {len(which)} of {len(good)} utterances are {what} (such as {names}); they are used")
+            print(f"{path.name}: {len(which)} of {len(good)} utterances are {what} (such as {names}); they are kept")
     lines.durations = array("d", durations.tobytes())
     return Rows(lines, durations, good)
 
 
 def report_skipped(what: str, bad: list[dict[str, Any]], skipped_file: Path | None) -> None:
-    """Say how many utterances were left out, and write them to a file where one is named."""
-    if not if_main_process():  # they all know the same
+    """Print the number of skipped utterances, and write them to `skipped_file` if given."""
+    if not if_main_process():  # all ranks have the same list
         return
     where = ""
     if skipped_file is not None:

@@ -1,4 +1,4 @@
-"""efficient_asr.data.padding."""
+"""Padding of waveforms, relative and absolute lengths, and checks of model input."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def pad_wavs(wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor) -> torch.Tensor:
-    """Turn relative `wav_lens` [batch] into sample counts [batch] of `wavs` [batch, time]."""
+    """Convert relative `wav_lens` [batch] to sample counts [batch] for `wavs` [batch, time]."""
     return (wav_lens.to(torch.float64) * wavs.shape[1]).round().long().clamp(max=wavs.shape[1])
 
 
 def check_wavs(wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return waveforms as models take them: float, [batch, time], with relative lengths [batch].
+    """Return waveforms in the format models expect: float [batch, time], with relative lengths [batch].
 
-    Integers, as libraries read them from files, are brought to the range from -1 to 1.
+    Integer samples, as some libraries return them, are scaled to the range from -1 to 1.
 
     Raises
     ------
     UserError
-        Where the samples or the lengths are of another kind than they must be.
+        If the samples or the lengths have an invalid shape, type or range.
     """
     wavs = torch.as_tensor(wavs)
     wav_lens = torch.as_tensor(wav_lens, device=wavs.device)
@@ -40,25 +40,25 @@ def check_wavs(wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor) -> tuple
         )
     if len(wav_lens) and (float(wav_lens.max()) > 1.0 + 1e-6 or float(wav_lens.min()) < 0):
         raise UserError(
-            f"wav_lens are shares of the longest, from 0 to 1, not {float(wav_lens.max()):g}; divide samples by {wavs.shape[1]}"
+            f"wav_lens must be relative lengths from 0 to 1, not {float(wav_lens.max()):g}; divide them by {wavs.shape[1]}"
         )
     if not wavs.is_floating_point():
         if wavs.dtype == torch.uint8:
             return (wavs.float() - 128) / 128, wav_lens
         if wavs.dtype not in (torch.int16, torch.int32):
-            raise UserError(f"samples of type {wavs.dtype} are not audio; give floats from -1 to 1, or 16-bit integers")
+            raise UserError(f"invalid sample type {wavs.dtype}; use floats from -1 to 1 or 16-bit integers")
         return wavs.float() / -torch.iinfo(wavs.dtype).min, wav_lens
     wavs = wavs.float()
     peak = float(wavs.abs().max()) if wavs.numel() else 0.0
-    if peak > 250:  # no recording of floats, and hardly a silent one of 16-bit values
-        raise UserError(f"samples up to {peak:g}: floats must be from -1 to 1; divide 16-bit values by 32768")
+    if peak > 250:  # too large for float samples; 16-bit values stay below it only in near silence
+        raise UserError(f"samples reach {peak:g}, but floats must be from -1 to 1; divide 16-bit values by 32768")
     if peak != peak:
-        raise UserError("there are samples that are not finite (NaN)")
+        raise UserError("wavs contain samples that are not finite (NaN)")
     return wavs, wav_lens
 
 
 def zero_padding(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Set everything behind `lengths` [batch] to zero in `values` [batch, time, ...]."""
+    """Set everything past `lengths` [batch] to zero in `values` [batch, time, ...]."""
     if bool((lengths == values.shape[1]).all()):
         return values
     mask = torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None]

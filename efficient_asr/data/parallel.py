@@ -1,4 +1,4 @@
-"""The same work on many things, on all CPU cores, in order; and processes that load data while others train."""
+"""Parallel map over all CPU cores, and a DataLoader whose workers handle signals safely."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from efficient_asr.utils.errors import UserError
 
 Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
-_work: Callable[[Any], Any] | None = None  # in a worker
+_work: Callable[[Any], Any] | None = None  # set in worker processes
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,17 +29,17 @@ def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it
     Arguments
     ---------
     work : callable
-        Reaches the workers when they are forked, so it need not be picklable.
+        Inherited by the forked workers, so it does not need to be picklable.
     items : sequence
-        What to work on.
+        Arguments of `work`.
     worth_it : bool
-        Whether there is enough to do; otherwise, and where processes cannot be forked, it is done in this one. (Threads would
-        not help: reading an audio file's header holds Python's lock most of the time.)
+        Whether there is enough work for several processes. If not, or if processes cannot be forked, it runs in this process.
+        (Threads would not help: reading the header of an audio file holds the GIL most of the time.)
 
     Raises
     ------
     UserError
-        Where a worker died.
+        If a worker process died.
     """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 2 or not worth_it or sys.platform != "linux":
@@ -50,9 +50,7 @@ def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it
     try:
         yield from pool.map(_call, items)
     except BrokenProcessPool:
-        raise UserError(
-            "a process that was reading audio died: the memory is exhausted, or a file makes the decoder crash"
-        ) from None
+        raise UserError("an audio worker process died: out of memory, or a file crashes the decoder") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -60,9 +58,9 @@ def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it
 def _start(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    torch.set_num_threads(1)  # the threads of the process that was forked are not there, and would be waited for
+    torch.set_num_threads(1)  # a fork does not copy the parent's threads, and waiting for them would hang
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -71,7 +69,7 @@ def _call(item: Any) -> Any:
 
 
 def _die_with_parent() -> None:
-    """Let the system end this process when its parent ends, however that happens."""
+    """Have the kernel kill this process when its parent exits, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -80,17 +78,17 @@ _ANSWERED_BY_MAIN = {signal.SIGTERM, signal.SIGINT}
 
 
 class Loader(DataLoader):
-    """A DataLoader whose processes leave SIGTERM and SIGINT to the main process.
+    """DataLoader whose workers leave SIGTERM and SIGINT to the main process.
 
-    Schedulers, `timeout` and a terminal signal the whole process group. Loading processes that died of it would take along the
-    checkpoint that the main process is about to write.
+    Schedulers, `timeout` and terminals signal the whole process group. If the workers died from the signal, the main process
+    could not finish writing its checkpoint.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"worker_init_fn": ignore_signals, **kwargs})
 
     def __iter__(self) -> Iterator[Any]:
-        """Start the processes; they are born with both signals blocked, so that none can come too early."""
+        """Start the workers with both signals blocked, so that no signal arrives before their handlers are set."""
         if not self.num_workers or threading.current_thread() is not threading.main_thread():
             return super().__iter__()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ANSWERED_BY_MAIN)
@@ -101,7 +99,7 @@ class Loader(DataLoader):
 
 
 def ignore_signals(worker: int) -> None:
-    """In a process that loads data: leave Ctrl-C and SIGTERM to the main process, unless it is the one that sends it."""
+    """Worker init function: leave SIGINT and SIGTERM to the main process, except a SIGTERM sent by the main process."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS

@@ -1,4 +1,4 @@
-"""efficient_asr.data.sampler."""
+"""Batch sampler with a reproducible, resumable order."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ SORTINGS = ("ascending", "descending", "random")
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Which utterances form which batch, and in which order: a function of seed and epoch alone.
+    """Batch sampler whose batches and their order depend only on seed and epoch.
 
-    A training that goes on in the middle of an epoch therefore needs only the number of batches that are done (`skip`).
-    With several processes, each takes one of as many neighbouring batches; those that make the numbers even come twice.
+    Resuming in the middle of an epoch therefore only needs the number of completed batches (`skip`). With several processes,
+    every group of `world_size` neighbouring batches is split among them; batches are repeated to fill up the last group.
 
-    With `max_batch_length_s` utterances of like length come together. SpeechBrain's DynamicBatchSampler does the same with
-    fixed buckets, whose bounds follow a log-normal law; on short utterances and large batches it left 12 to 49 % of
-    the frames to padding (measured), where cutting the sorted list leaves a few percent for any distribution of lengths.
+    With `max_batch_length_s`, utterances of similar length are batched together. SpeechBrain's DynamicBatchSampler does the
+    same with fixed buckets, whose bounds follow a log-normal distribution. On short utterances and large batches it left 12 to
+    49 % of the frames to padding (measured); cutting the sorted list leaves a few percent for any distribution of lengths.
 
     Arguments
     ---------
     durations : numpy.ndarray
-        Seconds, [count].
+        Durations in seconds, [count].
     sorting : str
         `ascending` or `descending` by duration, or `random` (a new order each epoch).
     batch_size : int
-        Utterances a batch, where `max_batch_length_s` is None; otherwise the most that a batch may hold.
+        Utterances per batch if `max_batch_length_s` is None; otherwise the maximum number of utterances per batch.
     max_batch_length_s : float or None
-        Seconds of audio a batch may hold, padding included; a longer utterance stands alone.
+        Maximum seconds of audio per batch, including padding; a longer utterance forms its own batch.
     seed : int
         Seed of the order.
     rank, world_size : int
-        Which of how many processes this one is.
+        Rank of this process, and number of processes.
     repeat : bool
-        Whether batches come twice to make the numbers even (training needs it, validation must not).
+        Whether to repeat batches so that all ranks get the same number (required in training, wrong in validation).
     groups : numpy.ndarray, optional
-        A number for each utterance, [count]: only those of equal number share a batch.
+        Group number of each utterance, [count]; only utterances of the same group share a batch.
     length_jitter : float
-        How far a random order may shift an utterance's length, as a share of it, when batches are formed by length.
+        Maximum relative change of an utterance's length when a random order forms batches by length.
 
     Raises
     ------
     UserError
-        For another `sorting`.
+        If `sorting` is invalid.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class BatchOrder(Sampler[list[int]]):
         length_jitter: float = 0.05,
     ) -> None:
         if sorting not in SORTINGS:
-            raise UserError(f"sorting: '{sorting}' is not {', '.join(SORTINGS[:-1])} or {SORTINGS[-1]}")
+            raise UserError(f"sorting: invalid value '{sorting}'; use {', '.join(SORTINGS[:-1])} or {SORTINGS[-1]}")
         self.durations, self.sorting, self.batch_size, self.seed = durations, sorting, batch_size, seed
         self.max_batch_length_s, self.rank, self.world_size, self.repeat = max_batch_length_s, rank, world_size, repeat
         self.groups, self.length_jitter = groups, length_jitter
@@ -71,7 +71,7 @@ class BatchOrder(Sampler[list[int]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Form the batches of an epoch."""
+        """Compute the batches of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         lengths = self.durations
         if self.sorting == "random" and self.max_batch_length_s is None:
@@ -94,7 +94,7 @@ class BatchOrder(Sampler[list[int]]):
         self.batches = [group[self.rank] for group in groups if self.rank < len(group)]
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
-        """Cut an order into batches."""
+        """Split an order of utterances into batches."""
         limit = self.max_batch_length_s
         if limit is None:
             return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
@@ -107,7 +107,7 @@ class BatchOrder(Sampler[list[int]]):
         return [*batches, order[start:]]
 
     def padding_percent(self) -> float:
-        """Share of the frames of this epoch's batches that is padding."""
+        """Return the percentage of padding in this epoch's batches."""
         padded = sum(len(batch) * self.durations[batch].max() for batch in self.batches)
         return float(100 * (1 - sum(self.durations[batch].sum() for batch in self.batches) / padded))
 

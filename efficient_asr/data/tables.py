@@ -1,4 +1,4 @@
-"""Lines of manifests and tables: JSON lines, JSON arrays, CSV and TSV, with their numbers, and what is wrong with one."""
+"""Read the lines of manifests and tables (JSON lines, JSON arrays, CSV, TSV), with line numbers and problems."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from typing import Any
 from efficient_asr.utils.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20
-TABLES = {".csv": ",", ".tsv": "\t"}  # delimiter by the ending of the file
-BOM = b"\xef\xbb\xbf"  # Windows editors put a byte order mark first
+TABLES = {".csv": ",", ".tsv": "\t"}  # delimiter by file extension
+BOM = b"\xef\xbb\xbf"  # byte order mark that Windows editors write at the start
 
 
 def check_manifest(path: Path) -> None:
-    """Refuse what is not a manifest that can be read again and again.
+    """Check that the manifest is a regular file, which can be read more than once.
 
     Raises
     ------
     UserError
-        Saying what is there.
+        Describing what is at `path` instead.
     """
     if path.is_file():
         return
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a manifest")
     if path.exists():
-        raise UserError(f"{path} is a pipe or a device; a manifest is read more than once: write it to a file first")
+        raise UserError(
+            f"{path} is a pipe or a device, but a manifest is read more than once; write it to a file first"
+        )
     raise UserError(f"no manifest at {path}")
 
 
 def read_number(value: Any) -> Any:
-    """Return the number that a text of a table stands for, None for an empty one; anything else as it is."""
+    """Convert the text of a table cell to a number, and empty text to None; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -52,11 +54,11 @@ def lines_of(path: Path) -> Iterator[tuple[int, int | None, bytes | ValueError |
     Yields
     ------
     number : int
-        Of the line, from 1; of a JSON array, of the entry.
+        Line number, from 1; for a JSON array, the number of the entry.
     offset : int or None
-        Where the line begins in the file; None where the file is no JSON lines.
+        Byte offset of the line in the file; None if the file is not in JSON lines format.
     line : bytes, ValueError or None
-        A JSON object; what is wrong with the line; None for one that is too long to be an utterance.
+        A JSON object; or the problem of the line; or None if the line is too long.
     """
     if path.suffix.lower() in TABLES:
         for number, row in table_rows(path, TABLES[path.suffix.lower()]):
@@ -84,9 +86,9 @@ def lines_of(path: Path) -> Iterator[tuple[int, int | None, bytes | ValueError |
 
 
 def _json_entries(path: Path) -> list[Any] | None:
-    """Return the entries of a file that is one JSON array, or one object of objects (id -> utterance, as SpeechBrain has it).
+    """Return the entries of a file that is one JSON array, or one object of objects (id -> utterance, as in SpeechBrain).
 
-    None for JSON lines.
+    Return None for JSON lines.
     """
     with open(path, "rb") as file:
         first = file.read(4096).removeprefix(BOM).lstrip()[:1]
@@ -105,34 +107,34 @@ def _json_entries(path: Path) -> list[Any] | None:
 
 
 def _without_twins(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; a key that stands there twice would silently lose its first value."""
+    """Return a JSON object; reject duplicate keys, whose first value would be lost silently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise UserError(f"{path}: '{twice}' stands there twice in one object")
+        raise UserError(f"{path}: duplicate key '{twice}' in one JSON object")
     return found
 
 
 def table_rows(
     path: Path, delimiter: str, columns: tuple[str, ...] | None = None, quoted: bool | None = None
 ) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    """Yield number and cells of the lines of a CSV or TSV file, or what is wrong with one.
+    """Yield line number and cells of each line of a CSV or TSV file; for a bad line, its problem instead of the cells.
 
     Arguments
     ---------
     path : Path
-        UTF-8, with a byte order mark or without.
+        UTF-8 file, with or without a byte order mark.
     delimiter : str
-        Between the cells.
+        Separator of the cells.
     columns : tuple of str, optional
-        Names of the cells; None where the first line has them.
+        Column names; None if the first line is a header.
     quoted : bool, optional
-        Whether cells may stand in quotation marks, and then hold delimiters and line breaks; None: in CSV they may, in TSV not.
+        Whether cells may be quoted, and may then contain delimiters and line breaks; None means yes for CSV, no for TSV.
 
     Raises
     ------
     UserError
-        Where the file cannot be read, or has no header.
+        If the file cannot be read, or its header is invalid.
     """
     quoted = delimiter == "," if quoted is None else quoted
     try:
@@ -147,18 +149,18 @@ def table_rows(
                 raise UserError(f"{path}, line {number}: {cells}")
             names = [cell.strip() for cell in cells]
             if len({*names}) < len(names):
-                raise UserError(f"{path}, line {number}: a column stands there twice ({', '.join(names)})")
+                raise UserError(f"{path}, line {number}: duplicate column in the header ({', '.join(names)})")
             continue
         if not isinstance(cells, ValueError) and len(cells) != len(names):
             cells = ValueError(
-                f"{len(cells)} cells instead of {len(names)} ({', '.join(names)}); is there a "
-                f"{'tab' if delimiter == chr(9) else 'delimiter'} or a line break in one?"
+                f"{len(cells)} cells instead of {len(names)} ({', '.join(names)}); does a cell contain a "
+                f"{'tab' if delimiter == chr(9) else 'delimiter'} or a line break?"
             )
         yield number, cells if isinstance(cells, ValueError) else dict(zip(names, cells, strict=True))
 
 
 def _plain_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | ValueError]]:
-    """Yield the cells of lines without quotation marks; only line feeds end a line."""
+    """Yield the cells of unquoted lines; only line feeds end a line."""
     for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.removesuffix(b"\r")
         if not line.strip():
@@ -170,7 +172,7 @@ def _plain_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str
 
 
 def _quoted_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | ValueError]]:
-    """Yield the cells of lines in which quotation marks may enclose cells."""
+    """Yield the cells of lines in which cells may be quoted."""
     text = content.decode("utf-8", "surrogateescape")
     before = csv.field_size_limit(max(len(text), 1 << 17))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -187,7 +189,7 @@ def _quoted_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[st
             if not any(cells):
                 continue
             if any(line.count(delimiter) >= len(cells) - 1 > 0 for cell in cells for line in cell.split("\n")[1:-1]):
-                yield number, ValueError(f"a quotation mark is left open (until line {reader.line_num})")
+                yield number, ValueError(f"unclosed quotation mark (up to line {reader.line_num})")
                 continue
             try:
                 "".join(cells).encode("utf-8")

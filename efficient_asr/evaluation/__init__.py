@@ -1,1 +1,1 @@
-"""The shared measurement: WER, MACs and runtime of anything that turns audio into text."""
+"""Shared evaluation: WER, MACs and runtime of any Transcriber."""

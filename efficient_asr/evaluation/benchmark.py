@@ -23,16 +23,16 @@ class Benchmark:
     Attributes
     ----------
     corpus, split : str
-        Names for the tables.
+        Names shown in tables.
     rows : Rows
-        Utterances, `text` as in the manifest; a list of dicts will do.
+        Utterances with `text` as in the manifest; a list of dicts is also accepted.
     normaliser : str
-        Applied to references and hypotheses alike.
+        Normaliser for both references and hypotheses.
     language : str
-        Of utterances that do not name theirs.
+        Language of utterances without a `language`.
     task : str
-        `transcribe`, or `translate`: references are then the rows' `translation`, in English, and BLEU is computed too.
-        Utterances without one are left out.
+        `transcribe` or `translate`. With `translate`, the references are the rows' English `translation`, BLEU is also
+        computed, and utterances without a translation are skipped.
     """
 
     corpus: str
@@ -51,13 +51,13 @@ class Benchmark:
             known = [i for i, row in enumerate(self.rows) if row.get("translation")]
             if not known:
                 raise UserError(
-                    f"task: no utterance of {self.corpus}/{self.split} has a `translation` to compare with; some corpora add "
-                    "them by an option (see corpus_options)"
+                    f"task: no utterance of {self.corpus}/{self.split} has a `translation` as reference; some corpora "
+                    "provide translations through an option (see corpus_options)"
                 )
             if len(known) < len(self.rows):
                 without = len(self.rows) - len(known)
                 print(
-                    f"{self.corpus}/{self.split}: {without} of {len(self.rows)} utterances have no `translation`, left out"
+                    f"{self.corpus}/{self.split}: {without} of {len(self.rows)} utterances have no `translation`; skipped"
                 )
                 self.rows = self.rows.select(known)
 
@@ -76,7 +76,7 @@ class Benchmark:
         language: str | None = None,
         task: str = "transcribe",
     ) -> Benchmark:
-        """Read a manifest, see `read_manifest`; names default to those of its folder and file."""
+        """Read a manifest (see `read_manifest`); `corpus` and `split` default to the names of its folder and file."""
         get_normaliser(normaliser)
         path = Path(path)
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, cache=cache)
@@ -84,22 +84,22 @@ class Benchmark:
         return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, unnamed, task)
 
     def normalise(self, text: str, row: Row) -> str:
-        """Normalise a text in the language of its utterance, or in English where that is what is asked for."""
+        """Normalise a text using the rules for its utterance's language, or for English when translating."""
         language = "en" if self.task == "translate" else row.get("language") or self.language
         return get_normaliser(self.normaliser)(text, language)
 
     def reference(self, row: Row) -> str:
-        """Return what should come out, as it is written."""
+        """Return the expected text, not normalised."""
         return row["translation"] if self.task == "translate" else row["text"]
 
     @property
     def references(self) -> list[str]:
-        """Normalised references, in order."""
+        """Normalised references, in the order of the rows."""
         return [self.normalise(self.reference(row), row) for row in self.rows]
 
     @property
     def hash(self) -> str:
-        """Changes with any utterance, reference or duration, and with the normaliser."""
+        """Hash of all utterances, references and durations, and of the normaliser."""
         content = [
             [row["id"], text, round(row["duration"], 2), *([row["offset"]] if "offset" in row else [])]
             for row, text in zip(self.rows, self.references, strict=True)

@@ -1,8 +1,8 @@
 """evaluate(): the same measurement for every technique.
 
-It sees a Transcriber and a Benchmark. Words are scored and MACs counted in one pass at batch 1 over every utterance (`score`),
-shared between the processes where there are several; runtimes are measured in passes of their own, on one process, where nothing
-is counted. Memory grows by a few numbers an utterance only.
+It only uses a Transcriber and a Benchmark. `score` transcribes every utterance once at batch size 1, scores its words and counts
+its MACs; the work is split across processes. Runtimes are measured in separate runs on one process, with MAC counting disabled.
+Memory grows by only a few numbers per utterance.
 """
 
 from __future__ import annotations
@@ -54,28 +54,28 @@ def evaluate(
     Arguments
     ---------
     transcriber : Transcriber
-        What to measure, without a language model.
+        The transcriber to evaluate, without a language model.
     benchmark : Benchmark
-        On what.
+        The utterances to evaluate on.
     lm_transcriber : Transcriber, optional
-        The same with a language model; gives `wer_lm_percent` and runtimes of its own.
+        The same model with a language model; adds `wer_lm_percent` and separate runtimes.
     batch_size : int
-        Runtimes are taken at batch 1 and at this size (with a language model at batch 1).
+        Runtimes are measured at batch size 1 and at this size (with a language model, only at 1).
     measure_macs : bool
         Whether to count MACs.
     repeats : int
-        Timed runs over the whole benchmark; 0 leaves runtimes out.
+        Number of timed runs over the whole benchmark; 0 skips timing.
     experiment, recipe, technique, variant, hparams, details, seed, lm
-        For the record.
+        Recorded in the result.
     time_lm : bool
-        Whether decoding with the language model is timed too.
+        Whether to also time decoding with the language model.
     records : Records, optional
-        What `score` found, where that was done before.
+        Output of `score`, if it has already run.
 
     Returns
     -------
     Result
-        Complete; `save` writes it.
+        The complete result; write it with `save`.
     """
     if not len(benchmark.rows):
         raise UserError(f"{benchmark.corpus}/{benchmark.split} has no utterances")
@@ -119,7 +119,7 @@ def evaluate(
 
 
 def _macs(records: Records, benchmark: Benchmark, measured: bool) -> dict[str, float | None]:
-    """Return the mean GMACs of an utterance by both conventions, and those of a second of audio."""
+    """Return the mean GMACs per utterance by both conventions, and the GMACs per second of audio."""
     macs = sum(record["macs_g"] for record in records) if measured else None
     macs_thop = sum(record["macs_thop_g"] for record in records) if measured and thop_available() else None
     return {
@@ -132,13 +132,13 @@ def _macs(records: Records, benchmark: Benchmark, measured: bool) -> dict[str, f
 def _runtimes(
     transcriber: Transcriber, lm_transcriber: Transcriber | None, benchmark: Benchmark, batch_size: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """Time both transcribers on every device, at batch 1 and at `batch_size`."""
+    """Time both transcribers on every device, at batch size 1 and at `batch_size`."""
     runtimes = []
     for device in _devices() if repeats else []:
         for with_lm, candidate in ((False, transcriber), (True, lm_transcriber)):
             if candidate is None:
                 continue
-            # Beam search takes utterance by utterance, so a batch would tell nothing new of it.
+            # Beam search decodes one utterance at a time, so a larger batch would add no information.
             sizes = {1} if with_lm or not candidate.batched else {1, batch_size}
             for size in sorted(sizes):
                 runtimes.append(measure_runtime(candidate, benchmark.rows, device, size, repeats, with_lm))
@@ -157,26 +157,26 @@ def score(
     stem: Path | None = None,
     key: str = "",
 ) -> Records | None:
-    """Transcribe every utterance once, at batch 1, and count; processes share the work.
+    """Transcribe every utterance once at batch size 1, and count errors and MACs; the work is split across processes.
 
     Arguments
     ---------
     transcriber, lm_transcriber : Transcriber
-        Without and with a language model.
+        The transcriber without and with a language model.
     benchmark : Benchmark
-        On what.
+        The utterances to transcribe.
     measure_macs : bool
         Whether to count MACs.
     stem : Path, optional
-        Records are kept in `<stem>.part-*` until `Records.discard_parts`, and an interrupted pass goes on from them.
+        Records are kept in `<stem>.part-*` until `Records.discard_parts`, so that an interrupted run can resume.
     key : str
-        Names the models; records of other models or another benchmark do not count.
+        Identifies the models; records of other models or of another benchmark are ignored.
 
     Returns
     -------
     Records or None
-        `id, duration, reference, hypothesis, errors, macs_g, macs_thop_g` and what the technique did, in the order of the
-        benchmark. On the main process; None on the others.
+        `id, duration, reference, hypothesis, errors, macs_g, macs_thop_g` and the technique's details, in the order of the
+        benchmark, on the main process; None on the others.
     """
     for candidate in (transcriber, lm_transcriber):
         if candidate is not None:
@@ -186,7 +186,7 @@ def score(
     parts = PartFiles(stem, hashlib.sha256(f"{benchmark.hash} {with_lm} {measure_macs} {key}".encode()).hexdigest())
     missing = [i for i, row in enumerate(benchmark.rows) if row["id"] not in parts.places]
     if len(missing) < len(benchmark.rows) and distributed.if_main_process():
-        print(f"{benchmark.split}: {len(benchmark.rows) - len(missing)} utterances are scored already")
+        print(f"{benchmark.split}: {len(benchmark.rows) - len(missing)} utterances are already scored")
     mine = benchmark.rows.select(missing[distributed.rank() :: distributed.world_size()])
     progress = tqdm(
         iterate_batches(mine, 1), total=len(mine), desc=f"scoring {benchmark.split}", unit="utt", leave=False, mininterval=1,
@@ -194,7 +194,7 @@ def score(
     )  # fmt: skip
     with parts.open() as file:
         for (row,), wavs, wav_lens in progress:
-            record = _score_one(transcriber, lm_transcriber, benchmark, row, wavs, wav_lens, measure_macs)
+            record = score_utterance(transcriber, lm_transcriber, benchmark, row, wavs, wav_lens, measure_macs)
             file.append(record)
     distributed.ddp_barrier()
     if not distributed.if_main_process():
@@ -202,7 +202,7 @@ def score(
     return parts.merge(row["id"] for row in benchmark.rows)
 
 
-def _score_one(
+def score_utterance(
     transcriber: Transcriber,
     lm_transcriber: Transcriber | None,
     benchmark: Benchmark,
@@ -233,7 +233,7 @@ def _score_one(
 
 
 def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> Transcript:
-    """Transcribe one utterance; what the model refuses is said with its id."""
+    """Transcribe one utterance; errors are raised again with its id."""
     try:
         return transcribe_rows(transcriber, [row], wavs, wav_lens)[0]
     except UserError as error:
@@ -241,7 +241,7 @@ def _transcribe_one(transcriber: Transcriber, row: Row, wavs: torch.Tensor, wav_
 
 
 def _count(records: Iterable[dict[str, Any]], key: str, characters: bool = False) -> list[Errors]:
-    """Count the errors of all records, a thousand at a time."""
+    """Count the errors of all records, 1000 at a time."""
     errors, references, hypotheses = [], [], []
     change = join_signs if characters else str
     for record in records:

@@ -1,4 +1,4 @@
-"""WER and CER of each language."""
+"""WER and CER per language."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from efficient_asr.evaluation.wer import Errors, error_rate_percent
 
 
 def by_language(benchmark: Benchmark, errors: list[Errors], character_errors: list[Errors]) -> dict[str, Any]:
-    """Return WER and CER of each language, and their means over languages, where the utterances name several."""
+    """Return WER and CER per language and their macro averages; an empty dict for a single language."""
     languages = [row.get("language") for row in benchmark.rows]
     if len({*languages}) < 2:
         return {}

@@ -1,12 +1,12 @@
-"""Count multiply-accumulates of what really ran, in two conventions.
+"""Count the multiply-accumulates of the operations that ran, in two conventions.
 
 `macs` counts every product that torch executes: matrix products, convolutions, attention products (also inside fused
 kernels, which torch's own counter misses on the CPU), recurrent layers, and each step of cached decoding. It uses the
-formulas of `torch.utils.flop_counter` and adds those it lacks. `macs_thop` follows thop, the counter of the papers
-(`thop.profile`): module by module with thop's own rules, which see neither attention products nor functional calls;
-it exists so that published tables can be compared.
+formulas of `torch.utils.flop_counter` and adds missing ones. `macs_thop` follows thop, the counter used in the papers
+(`thop.profile`): module by module with thop's own rules, which ignore attention products and functional calls. It allows
+comparisons with published tables.
 
-Both watch the one forward pass that is being counted: nothing runs twice, and no module is changed.
+Both are counted in the same forward pass: nothing runs twice, and no module is changed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ aten = torch.ops.aten
 
 @dataclass
 class Macs:
-    """What a call costs.
+    """Cost and output of a call.
 
     Attributes
     ----------
     macs : int
-        Multiply-accumulates of everything that ran.
+        Multiply-accumulates of all operations that ran.
     macs_thop : int or None
-        The same in thop's convention; None where thop cannot be imported (it needs `distutils`).
+        The same in thop's convention; None if thop cannot be imported (it needs `distutils`).
     output : Any
-        What the call returned.
+        Return value of the call.
     """
 
     macs: int
@@ -46,7 +46,7 @@ class Macs:
 
 
 def _rnn_layer_flops(input: torch.Tensor, w_input: torch.Tensor, w_hidden: torch.Tensor, *args, **kwargs) -> int:
-    """One direction of one layer (oneDNN on the CPU): every position meets both weight matrices."""
+    """One direction of one layer (oneDNN on the CPU): every position is multiplied by both weight matrices."""
     return 2 * prod(input.shape[:-1]) * (w_input.numel() + w_hidden.numel())
 
 
@@ -68,7 +68,7 @@ def _matmul_flops(a: torch.Tensor, b: torch.Tensor, *args, out_val: torch.Tensor
 
 
 def _conv_flops(input, weight, bias, stride, padding, dilation, transposed, *args, out_val: torch.Tensor) -> int:
-    """Every output element (or every input element, transposed) meets one filter."""
+    """Every output element (every input element if transposed) is multiplied by one filter."""
     elements = input.numel() if transposed else out_val.numel()
     return 2 * elements * weight.numel() // weight.shape[0]
 
@@ -78,7 +78,7 @@ def _addmm_flops(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *args, ou
 
 
 _OWN_FORMULAS = {
-    # torch has formulas for these, but they walk all arguments and would slow a small model by a tenth.
+    # torch has formulas for these, but they traverse all arguments and would slow down a small model by 10 %.
     "mm": _matmul_flops,
     "bmm": _matmul_flops,
     "addmm": _addmm_flops,
@@ -86,7 +86,7 @@ _OWN_FORMULAS = {
     "mv": _mv_flops,
     "dot": _mv_flops,
     "convolution": _conv_flops,
-    # These it lacks.
+    # torch has no formulas for these.
     "mkldnn_rnn_layer": _rnn_layer_flops,
     "_cudnn_rnn": _cudnn_rnn_flops,
     "miopen_rnn": _cudnn_rnn_flops,
@@ -97,7 +97,7 @@ _OWN_FORMULAS = {
 
 @functools.lru_cache(maxsize=1)
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Overload packet -> FLOPs (two a multiply-accumulate) from the call's arguments and `out_val`."""
+    """Map overload packets to functions of the call's arguments and `out_val` returning FLOPs (2 per multiply-accumulate)."""
     formulas = dict(flop_registry)
     for name, formula in _OWN_FORMULAS.items():
         if hasattr(aten, name):
@@ -112,7 +112,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up FLOPs of every operation below it."""
+    """Sums the FLOPs of all operations executed within the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         formula = self.formulas.get(getattr(func, "_overloadpacket", None))
         if formula is None and torch.is_inference_mode_enabled():
-            with self:  # composite operations arrive whole in inference mode: look inside
+            with self:  # in inference mode, composite operations are not decomposed: do it here
                 out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out
@@ -133,7 +133,7 @@ class _Counter(TorchDispatchMode):
 
 
 class _ThopProxy:
-    """Stands in for a module in thop's rules, which add to `total_ops`; the module itself stays untouched."""
+    """Proxy passed to thop's rules, which add to `total_ops`; the module itself is not modified."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.__dict__["module"] = module
@@ -145,7 +145,7 @@ class _ThopProxy:
 
 @functools.lru_cache(maxsize=1)
 def _thop_rules() -> dict[type, Callable] | None:
-    """thop's module type -> rule, without those that count nothing; None where thop cannot be imported."""
+    """Map module types to thop's rules, without rules that count nothing; None if thop cannot be imported."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -156,7 +156,7 @@ def _thop_rules() -> dict[type, Callable] | None:
 
 
 def thop_available() -> bool:
-    """Whether `macs_thop` can be counted here."""
+    """Whether thop can be imported, so that `macs_thop` can be counted."""
     return _thop_rules() is not None
 
 
@@ -168,7 +168,7 @@ def count_macs(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Macs:
     fn : callable
         A module or any function that runs torch operations; no gradients are recorded.
     *args, **kwargs
-        Its arguments.
+        Arguments of `fn`.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def count_macs(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Macs:
 
     handle = torch.nn.modules.module.register_module_forward_hook(hook) if rules is not None else None
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused transformer layer would hide its products
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused transformer layer would hide its matrix products
     try:
         # inference_mode would hide matrix products inside composite operations
         with torch.inference_mode(False), torch.no_grad(), _Counter() as counter:

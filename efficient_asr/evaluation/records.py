@@ -1,7 +1,7 @@
-"""Records: one JSON line for every utterance that was scored, on the disk from the start.
+"""Records: one JSON line for each scored utterance, written to disk immediately.
 
-A pass over a benchmark writes each record as soon as it is known, so it needs no more memory for ten thousand utterances than
-for a hundred, and one that was interrupted goes on where it stopped. Several processes write a file each.
+A scoring run writes each record as soon as it is available. Memory therefore does not grow with the number of utterances, and an
+interrupted run resumes where it stopped. Each process writes its own file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from efficient_asr.utils.files import LineStore
 
 
 class Records(Sequence[dict[str, Any]]):
-    """Records in a temporary file of their own, read when they are asked for."""
+    """Sequence of records in a temporary file, read on access."""
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
@@ -27,7 +27,7 @@ class Records(Sequence[dict[str, Any]]):
         self.parts: PartFiles | None = None
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record."""
+        """Append a record."""
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         if self._file is None:
             self._file = tempfile.TemporaryFile()
@@ -45,26 +45,26 @@ class Records(Sequence[dict[str, Any]]):
         return json.loads(os.pread(self._file.fileno(), self._offsets[i + 1] - self._offsets[i], self._offsets[i]))
 
     def write(self, path: Path) -> None:
-        """Write all records to a file of JSON lines."""
+        """Write all records to a JSON Lines file."""
         with open(path, "w", encoding="utf-8") as file:
             for record in self:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def discard_parts(self) -> None:
-        """Delete what an interrupted pass would have gone on from."""
+        """Delete the part files that an interrupted run would resume from."""
         if self.parts is not None:
             self.parts.discard()
 
 
 class PartFiles:
-    """Where the processes of one pass, or of an earlier one that was interrupted, wrote their records.
+    """Record files written by the processes of this scoring run, or of an earlier, interrupted one.
 
     Arguments
     ---------
     stem : Path or None
-        The files are `<stem>.part-<rank>`; None for a temporary folder.
+        The files are `<stem>.part-<rank>`; None uses a temporary folder.
     key : str
-        What the records depend on; files with another key are of another model or benchmark and do not count.
+        Identifies what the records depend on; files with another key belong to another model or benchmark and are ignored.
     """
 
     def __init__(self, stem: Path | None, key: str) -> None:
@@ -79,13 +79,13 @@ class PartFiles:
         self.places: dict[str, tuple[Path, int, int]] = {}
         for path in self._paths():
             self._read(path)
-        distributed.ddp_barrier()  # all have read before anyone writes
+        distributed.ddp_barrier()  # every process reads before any process writes
 
     def _paths(self) -> list[Path]:
         return sorted(self.stem.parent.glob(f"{self.stem.name}.part-*"))
 
     def _read(self, path: Path) -> LineStore:
-        """Note where the records of a file are."""
+        """Store the location of each record in a file."""
 
         def note(content: Any, start: int, size: int) -> None:
             self.places[content["id"]] = (path, start, size)
@@ -93,7 +93,7 @@ class PartFiles:
         return LineStore(path, self.key, note)
 
     def open(self) -> LineStore:
-        """Return the file of this process, for appending."""
+        """Open the file of this process for appending."""
         return self._read(self.stem.with_name(f"{self.stem.name}.part-{distributed.rank()}"))
 
     def merge(self, ids: Iterator[str]) -> Records:
@@ -111,7 +111,7 @@ class PartFiles:
         return records
 
     def discard(self) -> None:
-        """Delete the files."""
+        """Delete the part files."""
         for path in self._paths():
             path.unlink(missing_ok=True)
         if self._folder is not None:

@@ -1,4 +1,4 @@
-"""Result: one JSON file that says what a Transcriber costs, how well it does, and where the numbers come from."""
+"""Result: one JSON file with the cost and accuracy of a Transcriber, and the provenance of the numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,82 @@ PACKAGES = ("torch", "torchaudio", "transformers", "speechbrain", "jiwer", "kenl
 
 @dataclass
 class Result:
-    """See DESIGN in docs/design.md for every field; null where nothing was measured."""
+    """What a transcriber costs on a benchmark, how well it does, and where the numbers come from; None where nothing was
+    measured.
+
+    Attributes
+    ----------
+    experiment : str
+        Name of the experiment, and of the file.
+    recipe : str or None
+        Recipe that trained the model.
+    technique : str
+        Techniques in the model, joined by ` + `; `none` for a baseline.
+    variant : str
+        Row of the tables: what the techniques call their settings.
+    corpus, split : str
+        Names of the data.
+    benchmark_hash : str
+        Changes with any utterance, reference or duration, and with the normaliser; tables never mix two.
+    utterances : int
+        Number of utterances.
+    audio_s : float
+        Seconds of audio.
+    reference_words : int
+        Words of the normalised references.
+    wer_percent : float or None
+        Pooled word error rate.
+    wer_ci95_percent : list of two floats, or None
+        95 % interval of the WER, by bootstrap over utterances.
+    cer_percent : float or None
+        Pooled character error rate, without the spaces between characters of scripts without spaces.
+    substitutions, deletions, insertions : int
+        Word errors.
+    wer_lm_percent : float or None
+        WER with a language model.
+    parameters : int or None
+        Weights of the model, all models of a cascade together.
+    macs_g : float or None
+        Billions of multiply-accumulates of everything that ran, mean of an utterance.
+    macs_g_per_audio_s : float or None
+        The same for each second of audio.
+    macs_thop_g : float or None
+        Mean of an utterance in the papers' convention, by the rules of thop.
+    runtimes : list of dict
+        One entry for each device, batch size, and with and without a language model.
+    runtimes.device, runtimes.device_name : str
+        `cpu` or `cuda`, and the name of the hardware.
+    runtimes.threads : int
+        CPU threads of torch.
+    runtimes.batch_size : int
+        Utterances in a batch.
+    runtimes.lm : bool
+        Whether a language model was used.
+    runtimes.runtime_s, runtimes.runtime_min_s, runtimes.runtime_max_s : float
+        Median, shortest and longest time of a run over the split.
+    runtimes.repeats : int
+        Timed runs.
+    runtimes.rtfx : float
+        Seconds of audio for each second of computing.
+    runtimes.peak_memory_bytes : int or None
+        High-water mark of the process's resident memory, or of the GPU's allocator.
+    details : dict
+        What the techniques, languages and translations add.
+    hparams : dict
+        Settings in force: the keys of the YAML file, or the options of the script.
+    provenance : dict
+        Commit, date, versions, seed, hardware, and the limit of oneDNN's cache.
+    synthetic : bool
+        Whether all utterances are synthetic speech.
+    normaliser : str
+        Normaliser of references and hypotheses.
+    lm : dict or None
+        Settings of the language model.
+    rows : Records
+        The utterances, in a file of their own.
+    path : Path or None
+        File that the Result was read from or written to.
+    """
 
     experiment: str
     recipe: str | None
@@ -59,13 +134,13 @@ class Result:
     path: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what goes into the JSON file."""
+        """Return the content of the JSON file."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del data["rows"], data["path"]
         return data
 
     def save(self, target: Path) -> Path:
-        """Write `<experiment>.json` into a folder (or to a path that ends in .json) and the utterances beside it."""
+        """Write `<experiment>.json` into a folder (or to a path that ends in .json) and the utterances next to it."""
         target = Path(target)
         path = target if target.suffix == ".json" else target / f"{self.experiment}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +158,7 @@ class Result:
         Raises
         ------
         UserError
-            Where the file is not a Result; names the missing or unknown keys.
+            If the file is not a Result, naming the missing keys.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -99,14 +174,14 @@ class Result:
         return cls(**{key: value for key, value in data.items() if key in known}, path=Path(path))
 
     def load_utterances(self) -> list[dict[str, Any]]:
-        """Read the utterances beside the result."""
+        """Read the utterances file next to the result."""
         path = self.path.with_suffix(".utterances.jsonl")
         if not path.is_file():
             raise UserError(f"the utterances of {self.path} are missing: no file at {path}")
         try:
             return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); measure again") from None
+            raise UserError(f"{path} is damaged ({error}); rerun the evaluation") from None
 
     def runtime(self, device: str, batch_size: int | None = 1, lm: bool = False) -> dict[str, Any] | None:
         """Return the runtime measured under these conditions (`batch_size` None: the largest batch), or None."""
@@ -116,14 +191,14 @@ class Result:
         return max(fitting, key=lambda r: r["batch_size"], default=None)
 
     def summary(self) -> str:
-        """One line for the terminal, of what was measured."""
+        """Return a one-line summary of the measurements for the terminal."""
         cpu, gpu = self.runtime("cpu"), self.runtime("cuda")
         measured = [
             "WER undefined (no words in the references)"
             if self.wer_percent is None
             else f"WER {self.wer_percent:.2f} %",
             f"with LM {self.wer_lm_percent:.2f} %" if self.wer_lm_percent is not None else "",
-            f"{self.macs_g:.3f} GMACs an utterance" if self.macs_g is not None else "",
+            f"{self.macs_g:.3f} GMACs per utterance" if self.macs_g is not None else "",
             f"CPU {cpu['runtime_s']:.2f} s" if cpu else "",
             f"GPU {gpu['runtime_s']:.2f} s" if gpu else "",
         ]
@@ -144,7 +219,7 @@ def provenance(seed: int | None) -> dict[str, Any]:
     if torch.cuda.is_available():
         try:
             clock_mhz = torch.cuda.clock_rate()
-        except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py, the extra [gpu]
+        except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py, from the extra [gpu]
             pass
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run(

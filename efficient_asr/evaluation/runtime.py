@@ -1,8 +1,8 @@
 """Wall-clock time under fixed conditions.
 
-A run goes over all batches of the benchmark; loading and padding audio stays outside the clock, features, model, decoding
-and detokenising are inside, and the device is synchronised before each reading. After a warm-up, whole runs are
-repeated; median and range are kept.
+A run processes all batches of the benchmark. Loading and padding audio is not timed; features, model, decoding and
+detokenising are, and the device is synchronised before each clock reading. After a warm-up, whole runs are repeated, and their
+median and range are recorded.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ MANY, CACHE_VARIABLE = 500, "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 def limit_convolution_cache(utterances: int) -> None:
-    """Keep the memory of oneDNN small where so many utterances, each of a length of its own, are to be computed.
+    """Limit the memory of oneDNN's cache if this many utterances, each with its own length, are processed.
 
-    torch's convolutions on a CPU keep compiled code for the last 1024 shapes, which can take a gigabyte. With more than
-    `MANY` utterances a shape has left that cache before it comes again, so a smaller one costs no time. Only counts where no
-    convolution has run yet in this process; the Result's provenance records it.
+    torch's convolutions on the CPU cache compiled code for the last 1024 shapes, which can take a gigabyte. With more than
+    `MANY` utterances, a shape is evicted before it recurs, so a smaller cache costs no time. This only takes effect if no
+    convolution has run yet in this process; the Result's provenance records the setting.
     """
     if utterances > MANY:
         os.environ.setdefault(CACHE_VARIABLE, "64")
 
 
 def device_name(device: str) -> str:
-    """Return a human name of the device."""
+    """Return a human-readable name of the device."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     if Path("/proc/cpuinfo").is_file():
@@ -52,14 +52,14 @@ def _reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        try:  # Linux: forget the process's high-water mark
+        try:  # Linux: reset the process's high-water mark
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             pass
 
 
 def _peak_memory_bytes(device: str) -> int | None:
-    """Peak of the device's allocations, or of the process's resident memory on the CPU."""
+    """Return the peak of the device's allocations, or of the process's resident memory on the CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -79,17 +79,17 @@ def measure_runtime(
     Arguments
     ---------
     transcriber : Transcriber
-        Moved to `device`.
+        The transcriber; it is moved to `device`.
     rows : Rows
-        Utterances; batches are formed by duration, as one would in a batch job.
+        Utterances; batches are sorted by duration, as in a typical batch job.
     device : str
         `cpu` or `cuda`.
     batch_size : int
-        Utterances a batch.
+        Utterances per batch.
     repeats : int
-        Whole runs.
+        Number of runs over all utterances.
     lm : bool
-        Whether the transcriber uses a language model (for the record).
+        Whether the transcriber uses a language model; recorded in the result.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""BLEU of translations, by sacrebleu."""
+"""BLEU of translations, computed with sacrebleu."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from efficient_asr.evaluation.benchmark import Benchmark
 
 
 def bleu(benchmark: Benchmark, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return sacrebleu's BLEU of translations as they are written, and its signature; nothing of transcripts."""
+    """Return BLEU of unnormalised translations and sacrebleu's signature; an empty dict for transcription."""
     if benchmark.task != "translate":
         return {}
     from sacrebleu.metrics import BLEU

@@ -1,4 +1,4 @@
-"""Word and character errors, confidence intervals, and a paired test. Alignment is jiwer's."""
+"""Word and character errors, confidence intervals, and a paired significance test. jiwer computes the alignment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Errors:
     Attributes
     ----------
     substitutions, deletions, insertions : int
-        Of the alignment.
+        Counts in the alignment.
     reference_length : int
-        Words (or characters) of the reference.
+        Number of words (or characters) in the reference.
     """
 
     substitutions: int
@@ -27,7 +27,7 @@ class Errors:
 
     @property
     def total(self) -> int:
-        """All errors."""
+        """Total number of errors."""
         return self.substitutions + self.deletions + self.insertions
 
 
@@ -39,17 +39,17 @@ def count_errors(references: list[str], hypotheses: list[str], characters: bool 
     references, hypotheses : list of str
         Normalised texts, in the same order. Against an empty reference every word is an insertion.
     characters : bool
-        Count characters instead of words.
+        Whether to count characters instead of words.
 
     Raises
     ------
     ValueError
-        Where the lists differ in length.
+        If the lists differ in length.
     """
     process = jiwer.process_characters if characters else jiwer.process_words
     errors = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        if not reference or not hypothesis:  # jiwer wants words on both sides
+        if not reference or not hypothesis:  # jiwer requires words on both sides
             length = len(reference) if characters else len(reference.split())
             extra = len(hypothesis) if characters else len(hypothesis.split())
             errors.append(Errors(0, length, extra, length))
@@ -61,22 +61,22 @@ def count_errors(references: list[str], hypotheses: list[str], characters: bool 
 
 
 def error_rate_percent(errors: list[Errors]) -> float | None:
-    """Pooled error rate in percent; None where no reference holds a word."""
+    """Pooled error rate in percent; None if all references are empty."""
     length = sum(e.reference_length for e in errors)
     return 100.0 * sum(e.total for e in errors) / length if length else None
 
 
 def _resampled_rates(counts: np.ndarray, lengths: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Rates in percent of `counts` [utterances] to `lengths`, each over as many utterances drawn with replacement, [samples]."""
+    """Return bootstrap samples, [samples], of 100 * sum(`counts`) / sum(`lengths`); both are [utterances]."""
     rng, rates = np.random.default_rng(seed), np.empty(samples)
-    for i in range(samples):  # one at a time: memory must not grow with utterances times samples
+    for i in range(samples):  # one at a time, so that memory does not grow with utterances * samples
         drawn = rng.integers(0, len(counts), len(counts))
         rates[i] = 100.0 * counts[drawn].sum() / max(lengths[drawn].sum(), 1)
     return rates
 
 
 def bootstrap_ci95(errors: list[Errors], samples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the pooled error rate in percent, by resampling utterances with replacement.
+    """95 % confidence interval of the pooled error rate in percent, by resampling utterances with replacement.
 
     Source: Bisani, Ney: "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004).
     """
@@ -97,20 +97,20 @@ def paired_bootstrap(a: list[Errors], b: list[Errors], samples: int = 10000, see
     a, b : list of Errors
         Errors of both systems on the same utterances in the same order.
     samples : int
-        Bootstrap samples.
+        Number of bootstrap samples.
     seed : int
         Seed of the resampling.
 
     Returns
     -------
     dict
-        `difference_percent` (WER of b minus WER of a, absolute), its 95 % interval `low_percent`, `high_percent`, and the
-        two-sided `p_value`.
+        `difference_percent` (WER of b minus WER of a, absolute), its 95 % confidence interval `low_percent`, `high_percent`,
+        and the two-sided `p_value`.
 
     Raises
     ------
     ValueError
-        Where the references differ.
+        If the references differ.
     """
     lengths = np.array([e.reference_length for e in a], dtype=float)
     if [e.reference_length for e in a] != [e.reference_length for e in b]:

@@ -1,1 +1,1 @@
-"""Inference: transcribers, language models, long audio."""
+"""Inference: transcribers, language models and long audio."""

@@ -1,7 +1,8 @@
-"""CTC models as transcribers: greedy decoding, or beam search with a language model."""
+"""Transcriber for CTC models: greedy decoding, or beam search with a language model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from efficient_asr.models.ctc import CTCModel, greedy_texts
 
 
 class CTCTranscriber(Transcriber):
-    """Greedy or language-model decoding of a CTC model.
+    """Transcriber for a CTC model, with greedy decoding or a language model.
 
     Arguments
     ---------
     model : CTCModel
-        The model, put into evaluation mode.
+        The model; it is set to evaluation mode.
     language_model : LanguageModel, optional
-        Decode with it instead of greedily.
+        Language model for beam search; None decodes greedily.
     """
 
     def __init__(self, model: CTCModel, language_model: LanguageModel | None = None) -> None:
@@ -44,26 +45,30 @@ class CTCTranscriber(Transcriber):
         return [Transcript(text, entry) for text, entry in zip(texts, details, strict=True)]
 
     def to(self, device: str) -> CTCTranscriber:
-        """Move to a device and return itself."""
+        """Move to a device and return self."""
         self.model.to(device)
         self.device = device
         return self
 
     @property
     def technique(self) -> str:
-        """Techniques in the model."""
+        """Techniques used in the model."""
         return self.model.technique
 
     @property
     def label(self) -> str:
-        """What the techniques call their settings."""
+        """Variant names of the techniques."""
         return self.model.label
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The parts of the model."""
+        """Configuration of the model's parts."""
         return self.model.settings
 
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the techniques did over a whole benchmark."""
+        return self.model.summary(records)
+
     def parameters_count(self) -> int:
-        """Number of weights."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())

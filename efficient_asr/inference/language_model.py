@@ -1,4 +1,4 @@
-"""Language models for CTC: an n-gram model of kenlm in SpeechBrain's beam search, and whether it fits the alphabet."""
+"""Language models for CTC: kenlm n-gram models in SpeechBrain's beam search, checked against the model's alphabet."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 
 from efficient_asr.utils.errors import UserError
 
-MOST_WORDS = 50_000  # of a language model that are looked at
-NEEDED, GOOD = 0.5, 0.9  # share of its words that the alphabet must spell, and should
+MOST_WORDS = 50_000  # of a language model that are checked
+NEEDED, GOOD = 0.5, 0.9  # minimum and recommended share of its words that the alphabet can spell
 WHY_NOT = (
     "decoding with a language model needs kenlm (and a C++ compiler to install it): pip install 'efficient_asr[lm]'"
 )
 
 
 def kenlm_is_here() -> bool:
-    """Whether language models can be used."""
+    """Whether the packages for language models are installed."""
     return importlib.util.find_spec("kenlm") is not None and importlib.util.find_spec("pygtrie") is not None
 
 
 def words_of(path: str) -> Iterator[str]:
-    """Yield the words of an ARPA file or a kenlm binary, without markers such as <s>; none where they cannot be told."""
+    """Yield the words of an ARPA file or a kenlm binary, without markers such as <s>; nothing if the format is unknown."""
     if not Path(path).stat().st_size:
         return
     with open(path, "rb") as file:
@@ -39,7 +39,7 @@ def words_of(path: str) -> Iterator[str]:
             return
         if not arpa:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                place = content.rfind(b"<unk>\0")  # a binary ends with its words, in this order
+                place = content.rfind(b"<unk>\0")  # a binary ends with its words, starting with <unk>
                 while 0 <= place < len(content):
                     end = content.find(b"\0", place)
                     word, place = content[place : end if end >= 0 else len(content)], end + 1 if end >= 0 else -1
@@ -59,35 +59,35 @@ def words_of(path: str) -> Iterator[str]:
 
 
 def share_spelled(words: list[str], alphabet: set[str]) -> float:
-    """Return the share of words all of whose characters are in an alphabet."""
+    """Return the share of words that can be spelled with the alphabet."""
     return sum(set(word) <= alphabet for word in words) / max(1, len(words))
 
 
 class LanguageModel:
-    """CTC beam search with an n-gram language model of kenlm, SpeechBrain's searcher.
+    """CTC beam search with a kenlm n-gram language model, using SpeechBrain's searcher.
 
     Arguments
     ---------
     path : str
         ARPA file or kenlm binary.
     labels : list of str
-        Outputs of the model by index, the blank as an empty string.
+        Labels of the model's outputs by index; the blank is an empty string.
     alpha : float
         Weight of the language model.
     beta : float
-        Reward for each word.
+        Reward per word.
     beam_size : int
-        Hypotheses kept a frame.
+        Hypotheses kept per frame.
     case : str
-        `lower` or `upper`: how the language model writes its words.
+        `lower` or `upper`: case of the words in the language model.
     check : bool
-        See that its words can be spelled with the labels.
+        Whether to check that its words can be spelled with the labels.
 
     Raises
     ------
     UserError
-        Where the file or kenlm is missing, the file is not a language model, or most of its words cannot be spelled with the
-        labels: it would make every transcript worse.
+        If the file or kenlm is missing, the file is not a language model, or most of its words cannot be spelled with the
+        labels, so that it would degrade every transcript.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LanguageModel:
         if not Path(path).is_file():
             raise UserError(f"lm_path: no file at {path}")
         if case not in ("lower", "upper"):
-            raise UserError(f"lm_case: '{case}' is not lower or upper")
+            raise UserError(f"lm_case: invalid value '{case}'; use 'lower' or 'upper'")
         if not kenlm_is_here():
             raise UserError(WHY_NOT)
         written = self._spelling(labels, case)
@@ -121,27 +121,27 @@ class LanguageModel:
                 alpha=alpha,
                 beta=beta,
                 beam_size=beam_size,
-                # SpeechBrain's penalty for unknown words has a weight of its own; without a model there is none.
+                # SpeechBrain does not scale the penalty for unknown words by alpha, so it is disabled separately.
                 unk_score_offset=-10.0 if alpha else 0.0,
             )
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise UserError(f"lm_path: {path} is not a language model that kenlm can read ({error})") from None
-        # What the searcher writes, in the model's own letters.
+        # Maps the searcher's output back to the model's own characters.
         self._back = {ord(a): b for a, b in zip(written, labels, strict=True) if len(a) == 1 and a != b}
         self.config = {"path": Path(path).name, "alpha": alpha, "beta": beta, "beam_size": beam_size}
 
     def decode(self, log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[str]:
-        """Return the best text for each of [batch, frames, labels] with lengths [batch]."""
+        """Return the best text for each utterance of `log_probs` [batch, frames, labels] with `frame_lengths` [batch]."""
         texts = []
         for row, length in zip(log_probs.cpu(), frame_lengths.tolist(), strict=True):
-            # One at a time on its own frames: the searcher would otherwise see padding.
+            # One utterance at a time, without padding: the searcher would otherwise decode padded frames.
             best = self.searcher(row[None, :length], torch.ones(1))[0][0].text if length else ""
             texts.append(" ".join(best.translate(self._back).split()))
         return texts
 
     @staticmethod
     def _spelling(labels: list[str], case: str) -> list[str]:
-        """Return the labels as a language model of this case writes them; those that case would make equal or longer stay."""
+        """Return the labels in the language model's case; keep labels that would collide with others or grow longer."""
         changed = [label.upper() if case == "upper" else label.lower() for label in labels]
         taken = {label for label in labels if label}
         return [
@@ -151,7 +151,7 @@ class LanguageModel:
 
     @classmethod
     def _check_words(cls, path: str, labels: list[str], case: str) -> None:
-        """Refuse a language model whose words the labels cannot spell, and warn of one with many such words."""
+        """Reject a language model if the labels cannot spell most of its words; warn if many words are affected."""
         words = list(itertools.islice(words_of(path), MOST_WORDS))
         if not words:
             return
@@ -166,9 +166,9 @@ class LanguageModel:
         other = "upper" if case == "lower" else "lower"
         if shares[case] < NEEDED:
             advice = (
-                f"it is written in {other} case: --lm_case {other}"
+                f"it is written in {other} case: use --lm_case {other}"
                 if shares[other] > max(NEEDED, shares[case])
-                else "it is of another alphabet or language; take one of words as the model writes them"
+                else "it uses another alphabet or language; choose one whose words are spelled like the model's output"
             )
             raise UserError(f"{said}; {advice}")
         hint = f"; --lm_case {other} would fit better" if shares[other] > shares[case] else ""

@@ -1,4 +1,4 @@
-"""Loading anything that transcribes: model folders of this project, and Whispers."""
+"""Load a transcriber from a model folder of this project or from a Whisper model."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def load_transcriber(
     long_audio_batch: int | None = None,
     **options: Any,
 ) -> Transcriber:
-    """Load a model folder of this project, a Whisper directory, or a Whisper hub id.
+    """Load a transcriber from a model folder of this project, a Whisper directory, or a Whisper hub id.
 
     Arguments
     ---------
     source : str
-        The model.
+        Model folder, directory or hub id.
     lm_path : str, optional
-        Language model for CTC models; `alpha`, `beta`, `beam_size`, `case` go with it.
+        Language model for CTC models, configured by `alpha`, `beta`, `beam_size` and `case` in `options`.
     language : str, optional
-        Language of the audio (code or English name), for multilingual Whispers; detected where not given, and taken from the rows
-        with `manifest`.
+        Language of the audio (code or English name), for multilingual Whisper models. If None, it is detected; with
+        `manifest`, it is read from each row.
     long_audio : str or None
-        How audio longer than a Whisper's window is cut: `pauses`, `overlap` or `sequential`; None refuses it.
+        How to process audio longer than Whisper's window: `pauses`, `overlap` or `sequential`; None rejects such audio.
     overlap_s : float, optional
-        Seconds that neighbouring windows share with `overlap`.
+        Overlap of neighbouring windows in seconds, for `overlap`.
     long_audio_batch : int, optional
-        Pieces of one recording that are transcribed together.
+        Batch size for the pieces of one recording.
     **options
-        Of CTC models see `lm_path`; of Whispers see `efficient_asr.models.whisper.decoding.DecodingOptions`.
+        For CTC models, see `lm_path`; for Whisper models, see `efficient_asr.models.whisper.decoding.DecodingOptions`.
 
     Raises
     ------
     UserError
-        Where `source` is no such model or an option does not go with it.
+        If `source` is not a supported model or an option does not apply to it.
     """
     source = resolve_source(source)
     is_whole_folder = os.path.isdir(source) and not is_adapter(source)
@@ -63,11 +63,11 @@ def load_transcriber(
     else:
         if is_whole_folder and config.get("model_type") != "whisper":
             raise UserError(
-                f"{source} is neither a model folder that a recipe left behind nor a Whisper (model_type is "
+                f"{source} is neither a model folder written by a recipe nor a Whisper model (model_type is "
                 f"{config.get('model_type')!r}); fine-tune it first: python recipes/finetune_ctc/train.py ... --source {source}"
             )
         if lm_path:
-            raise UserError("language model options go with CTC models; this is a Whisper")
+            raise UserError("language model options require a CTC model; this is a Whisper model")
         transcriber = WhisperTranscriber.from_source(source, language, **options)
     if long_audio is None or transcriber.window_s is None:
         return transcriber
@@ -78,12 +78,12 @@ def load_transcriber(
 def _load_own(
     source: str, config: dict[str, Any], lm_path: str | None, language: str | None, options: dict[str, Any]
 ) -> Transcriber:
-    """Load a model folder of this project; techniques may have kinds of their own."""
+    """Load a model folder of this project; techniques may register their own folder kinds."""
     kind = config.get("kind")
     load_kind = find("folder_kinds", str(kind)) if kind != "ctc" else None
     if load_kind is not None:
         if lm_path:
-            raise UserError(f"language model options go with CTC models; this is a {kind}")
+            raise UserError(f"language model options require a CTC model; this is a '{kind}' model")
 
         def load_model(path: str, **more: Any) -> Transcriber:
             return load_transcriber(path, None, language, None, **more)
@@ -91,9 +91,9 @@ def _load_own(
         return load_kind(source, load_model, language, options)
     unknown = [key for key in options if key not in LM_OPTIONS]
     if unknown:
-        raise UserError(f"'{unknown[0]}' is not an option of a CTC model ({', '.join(LM_OPTIONS)})")
+        raise UserError(f"'{unknown[0]}' is not an option of CTC models; valid options: {', '.join(LM_OPTIONS)}")
     if language not in (None, MANIFEST) and not is_language(language):
-        raise UserError(f"language: '{language}' is not a language")
+        raise UserError(f"language: '{language}' is not a known language; use an ISO 639 code or an English name")
     model = CTCModel.load(source)
     lm = LanguageModel(resolve_source(lm_path), model.labels.vocabulary, **options) if lm_path else None
     return CTCTranscriber(model, lm)

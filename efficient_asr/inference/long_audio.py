@@ -1,15 +1,15 @@
-"""Long audio with models that take a window: cut, transcribe, join. Works with every Transcriber that has a `window_s`.
+"""Long audio for models with a fixed window: split, transcribe, join. Works with every Transcriber that has a `window_s`.
 
-- `pauses`, the default: pieces between pauses of speech, found by Silero's voice activity detector (package `silero-vad`) or,
-  without it, by energy; pieces are as long as fits into a window, and long silence is left out.
-- `overlap`: windows that overlap; neighbouring texts are joined in the middle of the longest run of words that both end and
-  beginning share.
-- `sequential`: Whisper's own algorithm, each window starting where the last timestamp of the one before ended. Slower,
-  since windows cannot be batched, and Whisper only.
+- `pauses`, the default: split at pauses in speech, detected by Silero's voice activity detector (package `silero-vad`) or,
+  without it, by energy. Pieces are as long as the window allows, and long silence is dropped.
+- `overlap`: overlapping windows. Neighbouring texts are joined in the middle of the longest run of words shared by the end of
+  one and the beginning of the next.
+- `sequential`: Whisper's own algorithm. Each window starts at the last timestamp of the previous one. Slower, since windows
+  cannot be batched, and for Whisper only.
 
-Whatever the method, a piece that loops or fails Whisper's thresholds is decoded again at higher temperatures, by itself, and the
-segments are those of the joined text: in order, without overlap, and their texts joined are the text. Audio that fits into the
-window passes through untouched.
+With every method, a piece that loops or fails Whisper's thresholds is decoded again on its own at higher temperatures. Segments
+are returned in order and without overlap, and their texts joined give the text of the transcript. Audio that fits into the window
+is transcribed directly.
 """
 
 from __future__ import annotations
@@ -34,63 +34,67 @@ FRAME = SAMPLE_RATE // 50
 
 
 class LongAudio(Transcriber):
-    """A transcriber for audio of any length around one that takes a window.
+    """Wrap a transcriber with a fixed window to transcribe audio of any length.
 
     Arguments
     ---------
     transcriber : Transcriber
-        With `window_s`.
+        The wrapped transcriber; must define `window_s`.
     method : str
         `pauses`, `overlap` or `sequential`.
     batch_size : int
-        Pieces of one recording that are transcribed together.
+        Batch size for the pieces of one recording.
     overlap_s : float
-        Seconds that neighbouring windows share with `overlap`; at most a third of a window.
+        Overlap of neighbouring windows in seconds, for `overlap`; at most a third of the window.
 
     Raises
     ------
     UserError
-        For another method, or one that the transcriber cannot.
+        If the method is unknown or the transcriber does not support it.
     """
 
     def __init__(
         self, transcriber: Transcriber, method: str = "pauses", batch_size: int = 8, overlap_s: float = 5.0
     ) -> None:
         if method not in METHODS:
-            raise UserError(f"long audio: '{method}' is not {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
+            raise UserError(
+                f"long audio: invalid method '{method}'; use {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
+            )
         if method == "sequential" and not transcriber.is_sequential:
-            raise UserError("long audio: only a plain Whisper transcribes sequentially; use pauses or overlap")
+            raise UserError(
+                "long audio: only a plain Whisper model supports sequential decoding; use pauses or overlap"
+            )
         self.transcriber, self.method, self.batch_size, self.overlap_s = transcriber, method, batch_size, overlap_s
         self.window = round(transcriber.window_s * SAMPLE_RATE)
 
     @property
     def model(self) -> Any:
-        """The model of the transcriber inside; the transcriber itself where it has none."""
+        """Model of the wrapped transcriber; the transcriber itself if it has none."""
         return self.transcriber if self.transcriber.model is None else self.transcriber.model
 
     @property
     def technique(self) -> str:
-        """Technique of the transcriber inside."""
+        """Technique of the wrapped transcriber."""
         return self.transcriber.technique
 
     @property
     def label(self) -> str:
-        """Variant of the transcriber inside."""
+        """Variant of the wrapped transcriber."""
         return self.transcriber.label
 
     @property
     def batched(self) -> bool:
-        """Whether the transcriber inside computes several utterances together."""
+        """Whether the wrapped transcriber can process several utterances in one batch."""
         return self.transcriber.batched
 
     @property
     def takes_languages(self) -> bool:
-        """Whether the transcriber inside is given the language of each utterance."""
+        """Whether the wrapped transcriber must be given the language of each utterance."""
         return self.transcriber.takes_languages
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Languages that the transcriber inside knows."""
+        """Languages that the wrapped transcriber supports."""
         return self.transcriber.languages
 
     @property
@@ -104,13 +108,13 @@ class LongAudio(Transcriber):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the transcriber inside, and how long audio is cut."""
+        """Settings of the wrapped transcriber, and of the method for long audio."""
         long_audio = {"long_audio": self.method, "batch_size": self.batch_size, "overlap_s": self.overlap_s}
         return self.transcriber.settings | long_audio
 
     @property
     def shows_encoder(self) -> bool:
-        """Whether the transcriber inside shows its encoder, for audio that fits into a window."""
+        """Whether the wrapped transcriber exposes its encoder, for audio that fits into the window."""
         return self.transcriber.shows_encoder
 
     def encode(
@@ -120,36 +124,36 @@ class LongAudio(Transcriber):
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Any:
-        """First of two steps, for audio that fits into a window."""
+        """Run the encoder (first of two steps), for audio that fits into the window."""
         return self.transcriber.encode(wavs, wav_lens, hidden_states, languages)
 
     def decode(self, encoded: Any, languages: list[str | None] | None = None) -> list[Transcript]:
-        """Second of two steps."""
+        """Decode the output of `encode` to text (second of two steps)."""
         return self.transcriber.decode(encoded, languages)
 
     def encoder_shape(self) -> tuple[int, int, int]:
-        """Return that of the transcriber inside."""
+        """Return the encoder shape of the wrapped transcriber."""
         return self.transcriber.encoder_shape()
 
     def to(self, device: str) -> LongAudio:
-        """Move to a device and return itself."""
+        """Move to a device and return self."""
         self.transcriber.to(device)
         return self
 
     def parameters_count(self) -> int | None:
-        """Number of weights."""
+        """Number of parameters."""
         return self.transcriber.parameters_count()
 
     def cost_key(self, transcript: Transcript) -> tuple | None:
-        """Return that of the transcriber inside; its transcripts of long audio have none."""
+        """Return the cost key of the wrapped transcriber; transcripts of long audio have none."""
         return self.transcriber.cost_key(transcript)
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:
-        """Refuse what the transcriber inside refuses."""
+        """Reject utterances that the wrapped transcriber rejects."""
         self.transcriber.check_rows(rows, split)
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Return what the technique did over a whole benchmark."""
+        """Summarise the technique's decisions over a whole benchmark."""
         return self.transcriber.summary(records)
 
     def transcribe(
@@ -157,7 +161,7 @@ class LongAudio(Transcriber):
     ) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], of any length.
 
-        `languages` [batch] are for transcribers that take them.
+        `languages` [batch] are used only by transcribers with `takes_languages`.
         """
         wavs, wav_lens = check_wavs(wavs, wav_lens)
         lengths = absolute_lengths(wavs, wav_lens)
@@ -175,7 +179,7 @@ class LongAudio(Transcriber):
         return out
 
     def _transcribe_long(self, wav: torch.Tensor, language: str | None) -> Transcript:
-        """Transcribe one recording [time], in a language where it is known for this one."""
+        """Transcribe one recording [time], in the given language if not None."""
         known = {"language": language} if language else {}
         transcriber = self.transcriber.for_long_audio()
         if self.method == "sequential":
@@ -205,7 +209,7 @@ class LongAudio(Transcriber):
 
 
 def _segments_of(part: Transcript, start: int, end: int) -> list[dict[str, Any]]:
-    """Return the segments of a piece from `start` to `end` (samples) in the recording's time: its own, or one for all."""
+    """Return a piece's segments (or one for all of it) in the recording's time; the piece is `start` to `end` in samples."""
     start_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
     rest = {key: value for key, value in part.details.items() if key != "segments"}
     inner = part.details.get("segments")
@@ -223,7 +227,7 @@ def _text_of(segments: list[dict[str, Any]]) -> str:
 
 
 def _seams(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:
-    """Return from where to where (seconds) each window speaks: to the middle of what it shares with its neighbours."""
+    """Return the start and end (seconds) of each window's own part, bounded by the middle of each overlap."""
     middles = [(before[1] + after[0]) / 2 for before, after in itertools.pairwise(spans)]
     edges = [edge / SAMPLE_RATE for edge in ([spans[0][0], *middles, spans[-1][1]] if spans else [])]
     return list(itertools.pairwise(edges))
@@ -232,21 +236,21 @@ def _seams(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:
 def _cut_to_seams(
     segments: list[dict[str, Any]], words: tuple[int, int], start_s: float, end_s: float
 ) -> list[dict[str, Any]]:
-    """Keep of a window's segments the words from one number to another, and no time outside of its seams."""
+    """Keep a window's words in the range `words` (first, end), and clamp segment times to `start_s` and `end_s`."""
     found, place = [], 0
     for segment in segments:
         own = segment["text"].split()
         text = " ".join(own[max(0, words[0] - place) : max(0, words[1] - place)])
         place += len(own)
         if text:
-            # Words that one window keeps although their time is the other's stand at the seam.
+            # A word kept by this window but timed in its neighbour's part is placed at the boundary.
             times = {key: min(max(segment[key], start_s), end_s) for key in ("start_s", "end_s")}
             found.append(segment | times | {"text": text})
     return found
 
 
 def in_order(segments: list[dict[str, Any]], length_s: float) -> list[dict[str, Any]]:
-    """Return segments none of which begins before the one in front of it has ended; those without text are left out."""
+    """Return segments without empty ones, adjusted so that none begins before the previous one ends."""
     found, end_s = [], 0.0
     for segment in segments:
         if not segment["text"].strip():
@@ -258,7 +262,7 @@ def in_order(segments: list[dict[str, Any]], length_s: float) -> list[dict[str, 
 
 
 def overlapping(samples: int, window: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of windows, each sharing `overlap` samples with the one before; the last may be shorter."""
+    """Yield start and end of windows, each overlapping the previous one by `overlap` samples; the last may be shorter."""
     start = 0
     while True:
         yield start, min(samples, start + window)
@@ -268,33 +272,33 @@ def overlapping(samples: int, window: int, overlap: int) -> Iterator[tuple[int, 
 
 
 def join_overlapping(texts: list[str], shares: list[float]) -> str:
-    """Join texts of windows whose ends and beginnings tell of the same audio; see `kept_words`."""
+    """Join the texts of overlapping windows; see `kept_words`."""
     kept = kept_words(texts, shares)
     return " ".join(word for text, (a, b) in zip(texts, kept, strict=True) for word in text.split()[a:b])
 
 
 def kept_words(texts: list[str], shares: list[float]) -> list[tuple[int, int]]:
-    """Return which words of each window belong to the joined text, where ends and beginnings tell of the same audio.
+    """Return the words of each overlapping window that belong to the joined text.
 
-    Among the words that the overlap may hold (its share of the audio, half as much again, and two more), the longest run that
-    both texts have is where they are joined, in its middle. Without a run of at least two words both are cut in the
-    middle of the overlap.
+    The overlap is assumed to hold at most 1.5 times its share of the words, plus two. Within these words, the texts are joined
+    in the middle of their longest common run. Without a common run of at least two words, both are cut in the middle of the
+    overlap.
 
     Arguments
     ---------
     texts : list of str
-        In order.
+        Texts of the windows, in order.
     shares : list of float
-        Which part of each window overlaps with one neighbour.
+        Fraction of each window that overlaps with one neighbour.
 
     Returns
     -------
     list of tuple of int
-        Number of the first word, and of the one behind the last.
+        For each window, the index of the first word and the index after the last.
     """
     kept: list[tuple[int, int]] = []
-    words: list[tuple[int, str]] = []  # of the joined text so far: window and word
-    size, share = 0, 0.0  # words of the window before, and its share
+    words: list[tuple[int, str]] = []  # joined text so far: window index and word
+    size, share = 0, 0.0  # word count and share of the previous window
     for window, (text, own_share) in enumerate(zip(texts, shares, strict=True)):
         new = text.split()
         skip = 0
@@ -307,7 +311,7 @@ def kept_words(texts: list[str], shares: list[float]) -> list[tuple[int, int]]:
                 keep, skip = len(words) - here + match.a + match.size // 2, match.b + match.size // 2
             else:
                 keep, skip = len(words) - round(share * size / 2), round(own_share * len(new) / 2)
-            for before, _ in words[max(0, keep) :]:  # each gives up its last word
+            for before, _ in words[max(0, keep) :]:  # drop the last word of its window
                 kept[before] = (kept[before][0], kept[before][1] - 1)
             words = words[: max(0, keep)]
         kept.append((skip, len(new)))
@@ -318,18 +322,18 @@ def kept_words(texts: list[str], shares: list[float]) -> list[tuple[int, int]]:
 
 
 def _key(word: str) -> str:
-    """What is compared of a word: case and punctuation differ at the edges of a window."""
+    """Return a word for comparison, without case and punctuation, which vary at window edges."""
     return re.sub(r"\W", "", word.lower()) or word
 
 
 def speech_spans(wav: torch.Tensor, window: int) -> list[tuple[int, int]]:
-    """Cut a recording [time] at pauses into pieces of at most `window` samples, long silence left out."""
+    """Split a recording [time] at pauses into pieces of at most `window` samples, dropping long silence."""
     spans: list[tuple[int, int]] = []
     for start, end in voice_activity(wav):
         if spans and end - spans[-1][0] <= window and start - spans[-1][1] <= 2 * SAMPLE_RATE:
             spans[-1] = (spans[-1][0], end)
             continue
-        while end - start > window:  # speech without a pause: cut where it is quietest in the last third
+        while end - start > window:  # speech without a pause: cut at the quietest point of the last third
             cut = start + quietest(wav[start + 2 * window // 3 : start + window].cpu()) + 2 * window // 3
             spans.append((start, cut))
             start = cut
@@ -338,7 +342,7 @@ def speech_spans(wav: torch.Tensor, window: int) -> list[tuple[int, int]]:
 
 
 def voice_activity(wav: torch.Tensor) -> list[tuple[int, int]]:
-    """Return start and end of stretches of speech in samples, by Silero's detector where it is installed."""
+    """Return start and end of speech segments in samples, using Silero's detector if installed, energy otherwise."""
     detector = _silero()
     if detector is None:
         return loud_spans(wav.cpu())
@@ -350,7 +354,7 @@ def voice_activity(wav: torch.Tensor) -> list[tuple[int, int]]:
 
 @functools.cache
 def _silero() -> Any:
-    """Return Silero's detector; None where it is not installed."""
+    """Return Silero's detector, or None if it is not installed."""
     try:
         from silero_vad import load_silero_vad
     except ImportError:
@@ -361,7 +365,7 @@ def _silero() -> Any:
 def loud_spans(
     wav: torch.Tensor, pad: int = SAMPLE_RATE // 5, shortest_pause: int = SAMPLE_RATE // 2
 ) -> list[tuple[int, int]]:
-    """Return stretches of [time] above a quarter of the way from noise floor to speech (10th, 95th percentile of the level)."""
+    """Return spans of [time] louder than floor + (speech - floor) / 4 (10th and 95th percentile of the level)."""
     level = _levels(wav)
     low, high = level.quantile(0.1), level.quantile(0.95)
     spans: list[tuple[int, int]] = []
@@ -375,13 +379,13 @@ def loud_spans(
 
 
 def quietest(wav: torch.Tensor) -> int:
-    """Return the sample in the middle of the quietest 0.2 s of [time]."""
+    """Return the index of the middle sample of the quietest 0.2 s of [time]."""
     level = _levels(wav)
     smooth = torch.nn.functional.avg_pool1d(level[None], min(10, len(level)), 1)[0]
     return (int(smooth.argmin()) + min(10, len(level)) // 2) * FRAME
 
 
 def _levels(wav: torch.Tensor) -> torch.Tensor:
-    """Level of every 20 ms in decibels, [frames]."""
+    """Return the level of each 20 ms frame in decibels, [frames]."""
     frames = wav[: len(wav) // FRAME * FRAME].reshape(-1, FRAME).double()
     return (10 * (frames.pow(2).mean(dim=1) + 1e-10).log10()).float()

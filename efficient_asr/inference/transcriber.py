@@ -1,4 +1,4 @@
-"""Transcriber: anything that turns audio into text. Evaluation knows nothing else of a model."""
+"""Transcriber: the interface of everything that turns audio into text, and the only one that evaluation uses."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from efficient_asr.data import Row
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.utils.errors import UserError
 
-MANIFEST = "manifest"  # as a language: what the line of each utterance says
+MANIFEST = "manifest"  # as a language: use the language given in each manifest line
 
 
 class Transcriber:
-    """Base class of all transcribers: what is asked of them, with defaults.
+    """Base class of all transcribers: their interface, with defaults.
 
-    A subclass needs `transcribe` only.
+    Subclasses only need to implement `transcribe`.
 
     Attributes
     ----------
     technique, label : str
-        Technique and variant, for Results and tables.
+        Technique and variant, for results and tables.
     batched : bool
-        Whether several utterances are computed together; otherwise only batch 1 is timed.
+        Whether several utterances can be processed in one batch; otherwise only batch size 1 is timed.
     takes_languages : bool
-        Whether `transcribe` is given the language of each utterance.
+        Whether `transcribe` must be given the language of each utterance.
     language : str or None
-        Language of the audio as an ISO 639-1 code; None where it is detected or of no concern.
+        Language of the audio as an ISO 639-1 code; None if it is detected or irrelevant.
     languages : tuple of str
-        Codes of the languages that may be chosen; empty where there is no choice.
+        Codes of the supported languages; empty if there is no choice.
     window_s : float or None
-        Longest audio that `transcribe` takes, in seconds; None for any length.
+        Maximum duration that `transcribe` accepts, in seconds; None if there is no limit.
     shows_encoder : bool
-        Whether there are `encode` and `decode`.
+        Whether `encode` and `decode` are available.
     model : Any
-        The network with its labels, where there is one.
+        The network with its labels, if there is one.
     """
 
     technique: str = "none"
@@ -61,7 +61,7 @@ class Transcriber:
         wav_lens : torch.Tensor
             Relative lengths, [batch].
         languages : list of str or None, optional
-            Of each utterance, where `takes_languages`.
+            Language of each utterance, if `takes_languages`.
         """
         raise NotImplementedError
 
@@ -72,65 +72,65 @@ class Transcriber:
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Any:
-        """First of two steps, where `shows_encoder`: run the encoder on [batch, time] with relative lengths [batch]."""
-        raise UserError(f"{type(self).__name__} does not show its encoder")
+        """Run the encoder on [batch, time] with relative lengths [batch]: the first of two steps, if `shows_encoder`."""
+        raise UserError(f"{type(self).__name__} does not expose its encoder")
 
     def decode(self, encoded: Any, languages: list[str | None] | None = None) -> list[Transcript]:
-        """Second of two steps: search the texts in what `encode` returned."""
-        raise UserError(f"{type(self).__name__} does not show its encoder")
+        """Decode the output of `encode` to text: the second of two steps."""
+        raise UserError(f"{type(self).__name__} does not expose its encoder")
 
     def encoder_shape(self) -> tuple[int, int, int]:
-        """Return how many hidden states `encode` gives for each frame, their dimension, and the frames of a window."""
-        raise UserError(f"{type(self).__name__} does not show its encoder")
+        """Return the number of hidden states per frame that `encode` returns, their dimension, and the frames per window."""
+        raise UserError(f"{type(self).__name__} does not expose its encoder")
 
     def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
-        """Transcribe long audio [time] window by window, each starting where the one before ended.
+        """Transcribe long audio [time] window by window, each starting where the previous one ended.
 
         Raises
         ------
         UserError
-            Where the transcriber cannot.
+            If the transcriber does not support this.
         """
-        raise UserError("long audio: only a plain Whisper transcribes sequentially; use pauses or overlap")
+        raise UserError("long audio: only a plain Whisper model supports sequential decoding; use pauses or overlap")
 
     @property
     def is_sequential(self) -> bool:
-        """Whether there is `transcribe_sequentially`."""
+        """Whether `transcribe_sequentially` is implemented."""
         return type(self).transcribe_sequentially is not Transcriber.transcribe_sequentially
 
     def for_long_audio(self) -> Transcriber:
-        """Return a transcriber of the same model for pieces of long audio."""
+        """Return a transcriber of the same model for the pieces of long audio."""
         return self
 
     def to(self, device: str) -> Transcriber:
-        """Move to a device and return itself."""
+        """Move to a device and return self."""
         return self
 
     def parameters_count(self) -> int | None:
-        """Number of weights; None where the transcriber does not say."""
+        """Number of parameters; None if unknown."""
         return None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What distinguishes its transcripts from those of others with the same weights, as plain data."""
+        """Settings that affect the transcripts, other than the weights, as plain data."""
         return {}
 
     def cost_key(self, transcript: Transcript) -> tuple | None:
-        """Return what alone determines the MACs of a transcript; None where that is not known."""
+        """Return a key such that transcripts with equal keys cost equal MACs; None if no such key is known."""
         return None
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:
-        """Refuse utterances that cannot be transcribed, before the first of them is."""
+        """Reject utterances that cannot be transcribed, before the first one is processed."""
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Return what the technique did over a whole benchmark, for `details` of the Result."""
+        """Summarise the technique's decisions over a whole benchmark, for `details` of the Result."""
         return {}
 
 
 def transcribe_rows(
     transcriber: Transcriber, rows: list[Row], wavs: torch.Tensor, wav_lens: torch.Tensor
 ) -> list[Transcript]:
-    """Transcribe utterances, [batch, time] with relative lengths [batch], in the languages of their rows where it matters."""
+    """Transcribe utterances, [batch, time] with relative lengths [batch]; pass the rows' languages if `takes_languages`."""
     if transcriber.takes_languages:
         return transcriber.transcribe(wavs, wav_lens, languages=[row.get("language") for row in rows])
     return transcriber.transcribe(wavs, wav_lens)

@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass
 class Transcript:
-    """What was heard in one utterance.
+    """Transcript of one utterance.
 
     Attributes
     ----------
     text : str
-        As the model writes it, not normalised.
+        Text as output by the model, not normalised.
     details : dict
-        What the technique did, such as `exit_layer` or `route`; plain values.
+        Decisions of the technique, such as `exit_layer` or `route`; plain values.
     """
 
     text: str

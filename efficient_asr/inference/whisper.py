@@ -1,6 +1,7 @@
-"""Whisper as a Transcriber.
+"""Transcriber for Whisper models.
 
-Every utterance gets a window and a log-mel normalisation of its own, so that a transcript cannot depend on its batch mates.
+Every utterance has its own window and its own log-mel normalisation, so that its transcript does not depend on the rest of the
+batch.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from efficient_asr.utils.errors import UserError
 
 
 class WhisperTranscriber(Transcriber):
-    """A Whisper with decoding options; transcribes in one step or in two.
+    """Whisper with decoding options; transcribes in one step or in two.
 
     Arguments
     ---------
     model : Whisper
-        The model, put into evaluation mode.
+        The model; it is set to evaluation mode.
     language : str, optional
-        Language of the audio as an ISO 639-1 code; None lets Whisper detect it, utterance by utterance; `manifest` wants to
-        be told (`languages` of `transcribe`), and detects where it is not.
+        Language of the audio as an ISO 639-1 code. If None, Whisper detects it for each utterance. With `manifest`,
+        `transcribe` expects `languages` and detects those that are not given.
     options : DecodingOptions, optional
-        How to decode; greedily by default.
+        Decoding options; greedy by default.
 
     Raises
     ------
     UserError
-        Where the model does not know the language.
+        If the model does not support the language.
     """
 
     shows_encoder = True
@@ -52,23 +53,23 @@ class WhisperTranscriber(Transcriber):
 
     @classmethod
     def from_source(cls, source: str, language: str | None = None, **options: Any) -> WhisperTranscriber:
-        """Load a Hugging Face directory or hub id in float32; options are those of DecodingOptions.
+        """Load a Hugging Face directory or hub id in float32; `options` are those of DecodingOptions.
 
         Raises
         ------
         UserError
-            Where it cannot be loaded or an option is unknown.
+            If the model cannot be loaded or an option is unknown.
         """
         options = DecodingOptions.of(options)
         return cls(Whisper.from_source(source), language, options)
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:
-        """Refuse utterances in a language that the model does not know, before the first of them is transcribed.
+        """Reject utterances in a language that the model does not support, before the first one is transcribed.
 
         Raises
         ------
         UserError
-            Naming the first one.
+            Naming the first such utterance.
         """
         for row in rows if self.takes_languages else ():
             try:
@@ -83,7 +84,7 @@ class WhisperTranscriber(Transcriber):
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Encoded:
-        """First step: run the encoder on [batch, time] at 16 kHz with relative lengths [batch], at most a window each."""
+        """Run the encoder on [batch, time] at 16 kHz with relative lengths [batch], at most one window each (first step)."""
         wavs, wav_lens = check_wavs(wavs, wav_lens)
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
         languages = languages or [self.language] * len(wavs)
@@ -91,7 +92,7 @@ class WhisperTranscriber(Transcriber):
             return self.model.encode(zero_padding(wavs, lengths), lengths, hidden_states, languages)
 
     def decode(self, encoded: Encoded, languages: list[str | None] | None = None) -> list[Transcript]:
-        """Second step: search the texts."""
+        """Decode encoder outputs to text (second step)."""
         with torch.no_grad():
             languages = languages or [self.language] * len(encoded.states)
             hypotheses = search.decode(self.model, encoded, languages, self.options)
@@ -100,28 +101,28 @@ class WhisperTranscriber(Transcriber):
     def transcribe(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
     ) -> list[Transcript]:
-        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most a window each.
+        """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most one window each.
 
-        `languages` [batch], where given, stand for the transcriber's own.
+        `languages` [batch], if given, override the transcriber's language.
         """
         languages = languages and [normalise_or_keep(language) for language in languages]
         return self.decode(self.encode(wavs, wav_lens, languages=languages), languages)
 
     def for_long_audio(self) -> WhisperTranscriber:
-        """Return a transcriber of the same model for pieces of long audio; see `DecodingOptions.for_long_audio`."""
+        """Return a transcriber of the same model for the pieces of long audio; see `DecodingOptions.for_long_audio`."""
         pieces = copy.copy(self)
         pieces.options = self.options.for_long_audio()
         return pieces
 
     def cost_key(self, transcript: Transcript) -> tuple | None:
-        """Return what alone tells MACs apart, where it is known: with greedy decoding of a window, the number of tokens."""
+        """Return a key that determines MACs: with greedy decoding of one window, the token count; None if unknown."""
         greedy = self.options.num_beams == 1 and len(self.options.schedule) == 1 and self.model.cost_is_fixed
-        tokens = transcript.details.get("tokens")  # of one window
+        tokens = transcript.details.get("tokens")  # of a single window
         return (tokens, self.language is None) if greedy and tokens is not None else None
 
     @property
     def technique(self) -> str:
-        """Technique of the model."""
+        """Technique used in the model."""
         return self.model.technique
 
     @property
@@ -131,7 +132,7 @@ class WhisperTranscriber(Transcriber):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages that the model knows; empty for a model of one."""
+        """Codes of the languages that the model supports; empty for a monolingual model."""
         return tuple(self.model.labels.languages)
 
     @property
@@ -141,12 +142,12 @@ class WhisperTranscriber(Transcriber):
         return self.model.settings | decoding
 
     def encoder_shape(self) -> tuple[int, int, int]:
-        """Return hidden states a frame (layers and one), their dimension, and the frames of a window."""
+        """Return the hidden states per frame (number of layers plus one), their dimension, and the frames per window."""
         config = self.model.network.config
         return config.encoder_layers + 1, config.d_model, config.max_source_positions
 
     def _details(self, hypothesis: Hypothesis) -> dict[str, Any]:
-        """What is worth knowing besides the text."""
+        """Return the details recorded next to the text."""
         details = {
             "avg_logprob": hypothesis.avg_logprob, "entropy": hypothesis.entropy, "tokens": len(hypothesis.tokens),
         }  # fmt: skip
@@ -161,20 +162,20 @@ class WhisperTranscriber(Transcriber):
         return details | hypothesis.details
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Return what the technique did over a whole benchmark."""
+        """Summarise the technique's decisions over a whole benchmark."""
         return self.model.summary(records)
 
     def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
-        """Transcribe long audio [time] window by window, each starting where the last timestamp of the one before ended.
+        """Transcribe long audio [time] window by window, each starting at the last timestamp of the previous one.
 
-        This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) in transformers' implementation. Without a language
-        (the transcriber's own, where none is given) it is detected on the first window.
+        This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) as implemented in transformers. `language` defaults to
+        that of the transcriber; if both are None, the language is detected on the first window.
         """
         self.model.labels.check_timestamps()
         if len(self.model.tokenizer) > self.model.labels.timestamp_tokens.stop:
-            # transformers would take them for timestamps, and lose them
+            # transformers would treat these tokens as timestamps and drop them
             raise UserError(
-                "long_audio: the tokenizer has words behind the timestamps, which sequential decoding loses; take pauses"
+                "long_audio: the tokenizer has tokens after the timestamps, which sequential decoding would drop; use pauses"
             )
         network, options = self.model.network, self.options
         samples = torch.nn.functional.pad(wav.to(self.model.device), (0, -len(wav) % HOP))
@@ -189,7 +190,7 @@ class WhisperTranscriber(Transcriber):
             chosen["max_new_tokens"] = options.max_new_tokens
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(0)  # the fallback samples
+            torch.manual_seed(0)  # temperature fallback samples tokens
             tokens = network.generate(
                 features,
                 attention_mask=torch.ones(features.shape[::2], dtype=torch.long, device=features.device),
@@ -212,10 +213,10 @@ class WhisperTranscriber(Transcriber):
         return Transcript(text, {"long_audio": "sequential", "segments": segments})
 
     def to(self, device: str) -> WhisperTranscriber:
-        """Move to a device and return itself."""
+        """Move to a device and return self."""
         self.model.to(device)
         return self
 
     def parameters_count(self) -> int:
-        """Number of weights; those of the tied output layer once."""
+        """Number of parameters; the tied output layer is counted once."""
         return sum(parameter.numel() for parameter in self.model.parameters())

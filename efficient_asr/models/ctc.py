@@ -1,7 +1,8 @@
-"""A CTC recogniser: front end (a technique on the waveform, or nothing), encoder, head."""
+"""A CTC recogniser: front end (an optional technique on the waveform), encoder, head."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,16 @@ FORMAT = {"format": "efficient_asr", "version": 1, "kind": "ctc"}
 
 @dataclass
 class CTCOutput:
-    """What a head made of a batch.
+    """Output of a head for a batch.
 
     Attributes
     ----------
     logits : torch.Tensor
         [batch, frames, labels].
     frame_lengths : torch.Tensor
-        Real frames of each utterance, [batch].
+        Number of unpadded frames of each utterance, [batch].
     details : list of dict
-        What the technique did, for each utterance; empty where there is nothing to tell.
+        What the technique did, for each utterance; empty if there is nothing to report.
     """
 
     logits: torch.Tensor
@@ -54,15 +55,15 @@ class CTCHead(Part):
     input_size : int
         Dimension of the encoder's states.
     n_labels : int
-        Characters and the blank.
+        Number of characters plus the blank.
     block : str
         `feedforward` (the papers' VanillaNN with LeakyReLU), `bilstm` (bidirectional), or `none`.
     neurons : int
-        Width of the block, for each direction.
+        Width of the block, per direction.
     layers : int
         Depth of the block.
     dropout : float
-        Between the layers of the BiLSTM.
+        Dropout between the layers of the BiLSTM.
     frames_per_state : int
         The "upsampling" of arXiv 2303.06740: the linear layer emits m frames for every state, so that a downsampled
         encoder still has room for all characters.
@@ -95,7 +96,7 @@ class CTCHead(Part):
         elif block == "none":
             self.block, width = nn.Identity(), input_size
         else:
-            raise UserError(f"head_block: '{block}' is not feedforward, bilstm or none")
+            raise UserError(f"head_block: '{block}' is invalid; use feedforward, bilstm or none")
         self.linear = nn.Linear(width, n_labels * frames_per_state)
 
     def forward(self, states: torch.Tensor, frame_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,29 +110,29 @@ class CTCHead(Part):
         return logits.reshape(logits.shape[0], logits.shape[1] * m, -1), frame_lengths * m
 
     def read(self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor) -> CTCOutput:
-        """Run an encoder on `wavs` [batch, time] with `lengths` [batch], and itself on its output.
+        """Run an encoder on `wavs` [batch, time] with `lengths` [batch], and the head on its output.
 
-        A technique's head may run as many layers as it needs instead.
+        A technique's head may instead run only the layers it needs.
         """
         encoded = encoder(wavs, lengths)
         return CTCOutput(*self(encoded.states, encoded.frame_lengths))
 
     def init_from(self, trained: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the weights to start with from a trained head (the last of several), repeated for `frames_per_state`."""
+        """Return initial weights from a trained head (the last one of several), repeated for `frames_per_state`."""
         trained = trained.single_head()
         weights = trained.state_dict()
         if self.frames_per_state > 1 and trained.frames_per_state == 1:
-            # Every frame of a state starts as a copy of the one frame it had: CTC collapses them, the texts stay the same.
+            # All frames of a state start as copies of its single frame. CTC collapses them, so the texts stay the same.
             for key in ("linear.weight", "linear.bias"):
                 weights[key] = torch.cat([weights[key]] * self.frames_per_state)
         return weights
 
     def single_head(self) -> CTCHead:
-        """Return the head that another one starts from: itself, or the last where a technique has several."""
+        """Return the head used to initialise another one: itself, or the last one if a technique has several."""
         return self
 
     def check(self, encoder: Encoder) -> None:
-        """Refuse, with a UserError, an encoder that the head cannot stand on."""
+        """Raise a UserError if the head cannot be used with this encoder."""
 
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -144,7 +145,7 @@ class CTCHead(Part):
 
 
 class CTCModel(nn.Module):
-    """Waveforms to character log-probabilities.
+    """CTC model that maps waveforms to character log-probabilities.
 
     Arguments
     ---------
@@ -160,7 +161,7 @@ class CTCModel(nn.Module):
     Attributes
     ----------
     history : dict
-        What techniques did to the network when it was made, by technique, such as the layers that were kept; plain data.
+        Changes made by techniques when the network was created, by technique, such as the layers kept; plain data.
     """
 
     def __init__(self, frontend: nn.Module, encoder: Encoder, head: nn.Module, labels: CharacterLabels) -> None:
@@ -169,12 +170,12 @@ class CTCModel(nn.Module):
         self.history: dict[str, Any] = {}
 
     def apply_frontend(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the encoder gets: samples [batch, time] and lengths [batch]."""
+        """Return the encoder's input: samples [batch, time] and lengths [batch]."""
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
         return self.frontend((zero_padding(wavs, lengths), lengths))
 
     def recognise(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> CTCOutput:
-        """Read a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]; options are the head's."""
+        """Recognise a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]; options are passed to the head."""
         return self.head.read(self.encoder, *self.apply_frontend(wavs, wav_lens), **options)
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,33 +188,33 @@ class CTCModel(nn.Module):
         wav_lens : torch.Tensor
             Relative lengths, [batch].
         **options
-            Of the head's `read`.
+            Passed to the head's `read`.
 
         Returns
         -------
         log_probs : torch.Tensor
             [batch, frames, labels].
         frame_lengths : torch.Tensor
-            Real frames of each utterance, [batch].
+            Number of unpadded frames of each utterance, [batch].
         """
         output = self.recognise(wavs, wav_lens, **options)
         return output.log_probs, output.frame_lengths
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return how many CTC frames come out of so many samples; both [batch]."""
+        """Return the number of CTC frames for the given numbers of samples; both [batch]."""
         if not isinstance(self.frontend, nn.Identity):
             lengths = self.frontend.output_lengths(lengths)
         return self.encoder.frame_lengths(lengths) * self.head.frames_per_state
 
     @property
     def technique(self) -> str:
-        """Names of the techniques in the model; `none` where there is none, or all are at their identity."""
+        """Names of the techniques in the model; `none` if there are none or all are at their identity setting."""
         used = [*self.history, *(part.technique for part in self._used_parts())]
         return " + ".join(sorted(used)) or "none"
 
     @property
     def label(self) -> str:
-        """What the techniques call their settings; `baseline` where there is none."""
+        """Labels of the techniques' settings; `baseline` if there are none."""
         used, history = self._used_parts(), self.history.values()
         front = [part.label for part in used if part is self.frontend]
         rest = [part.label for part in used if part is not self.frontend]
@@ -223,13 +224,18 @@ class CTCModel(nn.Module):
         )
 
     def _used_parts(self) -> list[nn.Module]:
-        """The parts that are techniques and not at their identity."""
+        """The parts that belong to a technique and are not at their identity setting."""
         parts = (self.frontend, self.encoder, self.head)
         return [part for part in parts if isinstance(part, Part) and part.technique and not part.is_identity]
 
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the parts did over a whole benchmark, see `Part.summary`."""
+        summaries = [part.summary(records) for part in self._used_parts()]
+        return {key: value for summary in summaries for key, value in summary.items()}
+
     @property
     def few_frames_advice(self) -> str:
-        """What to change about the parts where there are too few frames for the texts; ends in ` or `."""
+        """What to change about the parts if there are too few frames for the texts; ends with ` or ` unless empty."""
         advice = (part.few_frames_advice for part in self._used_parts())
         return "".join(f"{each} or " for each in advice if each)
 
@@ -250,7 +256,7 @@ class CTCModel(nn.Module):
         Raises
         ------
         UserError
-            Where the folder is damaged or of another kind.
+            If the folder is damaged or contains another kind of model.
         """
         config = read_config(str(folder))
         if {key: config.get(key) for key in FORMAT} != FORMAT:
@@ -260,7 +266,7 @@ class CTCModel(nn.Module):
         )
         characters = config.get("labels")
         if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
-            raise UserError(f"{folder}/config.json: the alphabet does not fit the head; the folder is damaged")
+            raise UserError(f"{folder}/config.json: the alphabet does not match the head; the folder is damaged")
         head.check(encoder)
         model = cls(frontend, encoder, head, CharacterLabels(characters))
         history = config.get("history")
@@ -270,27 +276,29 @@ class CTCModel(nn.Module):
             missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
         except RuntimeError as error:  # shapes
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
+            raise UserError(f"{folder}: the weights do not match config.json ({reason})") from None
         if missing or unexpected:
             names = ", ".join([*missing, *unexpected][:5])
             raise UserError(
-                f"{folder}: weights and config.json do not fit ({len(missing)} missing, {len(unexpected)} unexpected: {names})"
+                f"{folder}: the weights do not match config.json ({len(missing)} missing, {len(unexpected)} unexpected: {names})"
             )
         return model.eval()
 
     def start_from(self, folder: Path | str) -> list[str]:
-        """Take over the weights of a trained model where name and shape agree, its head repeated for `frames_per_state`.
+        """Load the weights of a trained model if name and shape match; its head is repeated for `frames_per_state`.
 
-        Returns the parameters that were not taken over.
+        Returns the names of the parameters that were not loaded.
 
         Raises
         ------
         UserError
-            Where the encoder itself does not fit, or the alphabet differs.
+            If the encoder itself does not match, or the alphabet differs.
         """
         trained = CTCModel.load(folder)
         if trained.labels.characters != self.labels.characters:
-            raise UserError(f"pretrained_model: {folder} has another alphabet ({''.join(trained.labels.characters)!r})")
+            raise UserError(
+                f"pretrained_model: {folder} has a different alphabet ({''.join(trained.labels.characters)!r})"
+            )
         own = self.state_dict()
         other = {key: value for key, value in trained.state_dict().items() if not key.startswith("head.")}
         other |= {f"head.{key}": value for key, value in self.head.init_from(trained.head).items()}
@@ -298,18 +306,18 @@ class CTCModel(nn.Module):
         fitting = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
         left = [key for key in own if key not in fitting]
         if any(key.startswith("encoder.") for key in left):
-            raise UserError(f"pretrained_model: the encoder of {folder} does not fit (for example {left[0]})")
+            raise UserError(f"pretrained_model: the encoder of {folder} does not match (for example, {left[0]})")
         self.load_state_dict(fitting, strict=False)
         parameters = dict(self.named_parameters())
         return [key for key in left if key in parameters]
 
 
 def greedy_labels(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[list[int]]:
-    """Labels of the best path, repetitions and blanks taken out, of [batch, frames, labels] with lengths [batch]."""
+    """Return the best-path labels of [batch, frames, labels] with lengths [batch], without repetitions and blanks."""
     relative = frame_lengths / max(1, log_probs.shape[1])
     return ctc_greedy_decode(log_probs, relative, CharacterLabels.blank_index)
 
 
 def greedy_texts(log_probs: torch.Tensor, frame_lengths: torch.Tensor, labels: CharacterLabels) -> list[str]:
-    """Decode the best path of each utterance: [batch, frames, labels] and lengths [batch] to texts."""
+    """Return the best-path text of each utterance, for [batch, frames, labels] with lengths [batch]."""
     return [labels.decode(path) for path in greedy_labels(log_probs, frame_lengths)]

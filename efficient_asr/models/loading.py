@@ -1,4 +1,4 @@
-"""Loading networks of transformers: every weight of the model comes from the checkpoint, or the checkpoint is refused."""
+"""Load transformers networks; a checkpoint that does not provide every weight of the network is rejected."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from efficient_asr.utils.errors import UserError
 _LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, AttributeError, StrictDataclassError,
 )  # fmt: skip
-# What wrappers put before the name of every weight: DataParallel, torch.compile, Lightning and other training code.
+# Prefixes that wrappers add to all weight names: DataParallel, torch.compile, Lightning and other training code.
 PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.model.", "network.")
-# Weights that may be missing: masked features are replaced by it in training with spec_augment, and it is learned then.
+# Weights that may be missing: this embedding replaces masked features and is learned when training with spec_augment.
 _OPTIONAL = re.compile(r"(.*\.)?masked_spec_embed")
 QUANTISED_HINT = (
-    "Take the original model; or load this one with transformers where that package is installed, call .dequantize(), and save "
-    "it with save_pretrained to another folder."
+    "Use the original model; or load this one with transformers on a machine with that package, call .dequantize(), and save "
+    "it to another folder with save_pretrained."
 )
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' warnings of what is checked here, and its bars for what takes a second."""
+    """Silence transformers' warnings about conditions checked here, and its progress bars for short operations."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -46,16 +46,16 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
-    """Load a network in float32 from a local directory or hub id, and see that nothing in it stayed random.
+    """Load a network in float32 from a local directory or hub id, and verify that no weight stays random.
 
     Arguments
     ---------
     kind : type
-        A class of transformers.
+        A transformers class.
     source : str
-        Where it is.
+        Local directory or hub id.
     **options
-        Of `from_pretrained`.
+        Passed to `from_pretrained`.
 
     Returns
     -------
@@ -65,55 +65,55 @@ def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
     Raises
     ------
     UserError
-        Where it cannot be loaded; where weights are missing, of another shape, or left over although they belong to the body of
-        the network; and where it was saved quantised.
+        If the network cannot be loaded; if weights are missing, have a different shape, or are left over although they belong to
+        the body of the network; or if it was saved quantised.
     """
     network, found = _load(kind, source, **options)
     if _missing(found):
         prefix = next((p for p in PREFIXES if _all_begin_with(found, p)), None)
         if prefix is not None:
             network, found = _load(kind, source, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
-            print(f"{source}: the names of its weights begin with '{prefix}', which was left out")
+            print(f"{source}: the names of its weights begin with '{prefix}'; this prefix was removed")
     missing, surplus = _missing(found), _surplus(network, found)
     if missing or surplus:
-        what = [f"it lacks {len(missing)} of its weights ({missing[0]})"] if missing else []
-        what += [f"{len(surplus)} weights belong to no layer of it ({surplus[0]})"] if surplus else []
+        what = [f"the model lacks {len(missing)} of its weights ({missing[0]})"] if missing else []
+        what += [f"{len(surplus)} weights do not belong to any of the model's layers ({surplus[0]})"] if surplus else []
         raise UserError(
-            f"'{source}': its weights do not fit its config.json: {', and '.join(what)}. Copy the model again, or "
+            f"'{source}': the weights do not match config.json: {', and '.join(what)}. Copy the model again, or "
             "rename its weights."
         )
     return network
 
 
 def _load(kind: type, source: str, **options: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Call `from_pretrained`; what goes wrong there becomes a UserError."""
+    """Call `from_pretrained` and convert its errors to UserError."""
     try:
         with quiet_transformers():
             return kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
     except pickle.UnpicklingError:
         raise UserError(
-            f"'{source}' cannot be loaded: its weights are a pickle with more in it than tensors, which could execute code "
-            "and was not read; take a model with model.safetensors"
+            f"'{source}' cannot be loaded: its weights are a pickle that contains more than tensors. It could execute code "
+            "and was not read; use a model with model.safetensors"
         ) from None
     except ImportError as error:
         raise UserError(f"'{source}' cannot be loaded here ({str(error).splitlines()[0]})") from None
     except _LOADING_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"'{source}' is neither a local directory of a model nor a hub id that can be reached, or is damaged ({reason})"
+            f"'{source}' is neither a local model directory nor a reachable hub id, or it is damaged ({reason})"
         ) from None
 
 
 def _missing(found: dict[str, Any]) -> list[str]:
-    """Return the weights that stayed random."""
+    """Return the names of the weights that stayed random."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in found.get("mismatched_keys", ())]
     return sorted(key for key in {*found["missing_keys"], *mismatched} if not _OPTIONAL.fullmatch(key))
 
 
 def _surplus(network: torch.nn.Module, found: dict[str, Any]) -> list[str]:
-    """Return weights of the checkpoint that belong to a part that the network has, such as a thirteenth of its twelve layers.
+    """Return unused checkpoint weights of modules that the network has, such as a thirteenth layer for a network of twelve.
 
-    Those of heads that the network does not have are none of them.
+    Weights of heads that the network does not have are not included.
     """
     own = {name for name, _ in network.named_modules() if name.endswith(".layers") or name.endswith(".conv_layers")}
     surplus = []
@@ -130,7 +130,7 @@ def _all_begin_with(found: dict[str, Any], prefix: str) -> bool:
 
 
 def refuse_quantised(source: str, config: dict[str, Any]) -> None:
-    """Refuse a model whose weights were saved quantised: they are numbers of another kind, and computed with elsewhere.
+    """Reject a model saved quantised: its weights have another number format and need other kernels.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def refuse_quantised(source: str, config: dict[str, Any]) -> None:
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a local directory holds an adapter of peft instead of a whole model."""
+    """Whether a local directory contains a peft adapter instead of a complete model."""
     folder = Path(source)
     return (
         os.path.isdir(source) and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
@@ -162,14 +162,14 @@ def load_config(source: str, kind: type = AutoConfig, what: str = "model directo
     Raises
     ------
     UserError
-        Where there is none.
+        If it cannot be loaded, or the model was saved quantised.
     """
     try:
         with quiet_transformers():
             config = kind.from_pretrained(source)
     except _LOADING_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"'{source}' is neither a {what} nor a hub id that can be reached ({reason})") from None
+        raise UserError(f"'{source}' is neither a {what} nor a reachable hub id ({reason})") from None
     if kind is AutoConfig:
         refuse_quantised(source, config.to_dict())
     return config

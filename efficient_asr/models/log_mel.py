@@ -1,4 +1,4 @@
-"""efficient_asr.models.log_mel."""
+"""Whisper's log-mel features."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ N_FFT, HOP = 400, 160
 
 
 def encoder_frames(samples: Any) -> Any:
-    """Return Whisper's encoder frames for samples (numbers or tensors): one for every 320, rounded up from whole mel frames."""
+    """Return the number of encoder frames for `samples` (number or tensor): one per 320, rounded up from whole mel frames."""
     return (samples // HOP + 1) // 2
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel features, per utterance.
+    """Whisper's log-mel features, normalised per utterance.
 
     Arguments
     ---------
@@ -37,11 +37,11 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return [batch, n_mels, frames]; frames behind `lengths // 160` are zero."""
-        # Zeros behind the end, as in Whisper's padded window: without them the last frames would mirror the signal.
+        """Return [batch, n_mels, frames]; frames past `lengths // 160` are zero."""
+        # Append zeros, as in Whisper's padded window: without them, the last frames would contain the mirrored signal.
         wavs = nn.functional.pad(wavs.float(), (0, N_FFT))
         frames = lengths // HOP
-        with torch.autocast(wavs.device.type, enabled=False):  # 1e-10 is nothing in half precision
+        with torch.autocast(wavs.device.type, enabled=False):  # 1e-10 underflows in half precision
             spectrum = torch.stft(wavs, N_FFT, HOP, window=self.window, return_complex=True)
             power = spectrum[..., : max(1, int(frames.max()))].abs().pow(2)
             log_mel = torch.matmul(self.filters, power).clamp(min=1e-10).log10()

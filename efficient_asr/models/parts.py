@@ -1,15 +1,16 @@
 """Saving and loading models made of parts, as plain data.
 
-A part is a module with `to_config() -> dict` and a class method `from_config(dict)`. In `config.json` it stands as
-`{"type": "<name>", "config": {...}}`, with a name that does not depend on where its class lives: those of `CORE_PARTS`, and what
-techniques declare (`efficient_asr.utils.technique`). A downloaded file can name nothing else. Folders of the first version, which
-store the path of the class, are read through `FORMER_NAMES` and the `former_names` of the techniques.
+A part is a module with `to_config() -> dict` and a class method `from_config(dict)`. `config.json` stores it as
+`{"type": "<name>", "config": {...}}`. The name does not depend on the location of the class: it is listed in `CORE_PARTS` or
+declared by a technique (`efficient_asr.utils.technique`). A downloaded file cannot name any other class. Folders written by the
+first version store the class path instead; they are read through `FORMER_NAMES` and the `former_names` of the techniques.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,18 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class Part(nn.Module):
-    """Base class of what stands in a model folder.
+    """Base class of the modules stored in a model folder.
 
     Attributes
     ----------
     technique : str or None
-        Name of the technique that it belongs to; None for what every model has.
+        Name of the technique it belongs to; None for parts that every model has.
     is_identity : bool
-        Whether it is at the setting that changes nothing.
+        Whether its setting leaves the baseline unchanged.
     label : str
-        What the technique calls its settings, for the tables.
+        Short name of the technique's settings, for the tables.
     few_frames_advice : str
-        What to change about the part where a model gives too few frames for the texts, such as `a smaller factor`.
+        What to change about the part if a model produces too few frames for the texts, such as `a smaller factor`.
     """
 
     technique: str | None = None
@@ -55,8 +56,18 @@ class Part(nn.Module):
     label: str = ""
     few_frames_advice: str = ""
 
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the part did over a whole benchmark, for `details` of the Result.
+
+        Arguments
+        ---------
+        records : iterable of dict
+            One for each utterance, with the `details` of its transcript.
+        """
+        return {}
+
     def to_config(self) -> dict[str, Any]:
-        """Return what `from_config` needs, as plain data."""
+        """Return the arguments of `from_config`, as plain data."""
         raise NotImplementedError
 
     @classmethod
@@ -66,12 +77,12 @@ class Part(nn.Module):
 
 
 def stable_name(kind: type) -> str:
-    """Return the name under which a class stands in model folders.
+    """Return the name of a class in model folders.
 
     Raises
     ------
     UserError
-        Where no technique declares the class.
+        If no technique declares the class.
     """
     path = f"{kind.__module__}:{kind.__qualname__}"
     for name, reference in CORE_PARTS.items():
@@ -95,12 +106,12 @@ def describe(part: nn.Module) -> dict[str, Any]:
 
 
 def find_class(name: Any, what: str) -> type[nn.Module]:
-    """Return the class of a part by its name.
+    """Return the class of a named part.
 
     Raises
     ------
     UserError
-        Where there is no such part, or what it needs is not installed.
+        If there is no such part, or a package it needs is not installed.
     """
     former = FORMER_NAMES | merged("former_names")
     name = former.get(str(name), str(name))
@@ -112,7 +123,7 @@ def find_class(name: Any, what: str) -> type[nn.Module]:
     except ModuleNotFoundError as error:
         raise UserError(f"{what}: '{name}' needs the package {error.name}, which is not installed") from None
     if found is None:
-        raise UserError(f"{what}: {unknown_part(name)}; otherwise the model folder is damaged or not to be trusted")
+        raise UserError(f"{what}: {unknown_part(name)}; otherwise the model folder is damaged or cannot be trusted")
     return found
 
 
@@ -122,7 +133,7 @@ def build(entry: Any, what: str) -> nn.Module:
     Raises
     ------
     UserError
-        Where the entry is malformed or names an unknown part.
+        If the entry is malformed or names an unknown part.
     """
     name = entry.get("type") if isinstance(entry, dict) else None
     if name == "identity":
@@ -135,19 +146,19 @@ def build(entry: Any, what: str) -> nn.Module:
 
 
 def _current(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a part as they are named today."""
+    """Return the arguments of a part under their current names."""
     renamed = merged("renamed_keys")
     names = {key: renamed.get(key, key) for key in config}
     return {names[key]: current_value(names[key], value) for key, value in config.items()}
 
 
 def save_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    """Write `config.json` and `model.safetensors`; each file appears whole or not at all, the configuration last.
+    """Write `model.safetensors` and then `config.json`, each of them atomically.
 
     Raises
     ------
     UserError
-        Where the weights cannot be written.
+        If the weights cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +166,7 @@ def save_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Ten
     try:
         with atomic_write(folder / WEIGHTS) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, which is no OSError there
+    except SafetensorError as error:  # a full disk, which safetensors does not report as OSError
         raise UserError(
             f"the model cannot be written to {folder} ({error}); free some space, then rerun the command"
         ) from None
@@ -168,7 +179,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     UserError
-        Where it is missing or damaged.
+        If the file is missing or damaged.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Where models come from: assets of the package, local directories, hub ids."""
+"""Model sources: package assets, local directories, hub ids."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def resolve_source(source: str | os.PathLike[str]) -> str:
-    """Return the path of an asset for `efficient_asr:<name>`; environment variables and `~` are expanded elsewhere.
+    """Return the asset path for `efficient_asr:<name>`; in other sources, expand environment variables and `~`.
 
     Raises
     ------
     UserError
-        Where a variable is unset or the package has no such asset.
+        If an environment variable is unset or the package has no such asset.
     """
     source = os.fspath(source)
     if source.startswith("efficient_asr:"):
         path = ASSETS / source.removeprefix("efficient_asr:")
         if not path.exists():
             known = ", ".join(f"efficient_asr:{p.name}" for p in sorted(ASSETS.iterdir()) if p.name != "README.md")
-            raise UserError(f"the package has no asset '{source}'; it has {known}")
+            raise UserError(f"the package has no asset '{source}'; available assets: {known}")
         return str(path)
     expanded = os.path.expanduser(os.path.expandvars(source))
     if "$" in expanded:
-        raise UserError(f"'{source}' names an environment variable that is not set")
+        raise UserError(f"'{source}' uses an environment variable that is not set")
     return expanded
 
 
@@ -40,14 +40,14 @@ def read_config(source: str) -> dict[str, Any]:
     Raises
     ------
     UserError
-        Where there is none, or it is not JSON.
+        If the file is missing or is not a JSON object.
     """
     path = Path(source) / "config.json"
     if not path.is_file():
         if (path.parent / "adapter_config.json").is_file():
             raise UserError(
-                f"{source} is an adapter of peft, not a whole model; merge it into its base (merge_and_unload) and save that "
-                "with save_pretrained"
+                f"{source} is a peft adapter, not a complete model; merge it into its base (merge_and_unload) and save the "
+                "result with save_pretrained"
             )
         raise UserError(f"{source} is not a model directory: it has no config.json")
     try:
@@ -55,12 +55,12 @@ def read_config(source: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a JSON object")
+        raise UserError(f"{path} does not contain a JSON object")
     return config
 
 
 def fingerprint(source: str | Path) -> str:
-    """Return a sum over the files of a model folder; of a hub id, the id."""
+    """Return a checksum of the files in a model folder; for a hub id, return the id."""
     if not os.path.isdir(source):
         return str(source)
     digest = hashlib.sha256()

@@ -1,1 +1,1 @@
-"""Reporting: results to tables, plots and pages."""
+"""Reporting: tables, plots and pages of results."""

@@ -1,4 +1,4 @@
-"""matplotlib, set up once for files: no window is ever opened."""
+"""matplotlib with a file backend: no window is opened."""
 
 import matplotlib
 

@@ -1,4 +1,4 @@
-"""Markdown pages: the tables between their markers, and the page of all results."""
+"""Markdown pages: fills tables between markers, and writes the page of all results."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ MARKER = re.compile(
 def fill_markers(text: str, runs: list[Result], published: list[Published], results_folder: Path) -> str:
     """Fill every `<!-- KIND NAME -->` ... `<!-- /KIND -->` of a Markdown text.
 
-    `<!-- table corpus/split -->` is a table of results; techniques that follow the name select rows, besides the baseline:
-    `<!-- table corpus/split x x+y -->`. Techniques declare other kinds (`page_markers`); what none
-    of them declares is left as it is.
+    `<!-- table corpus/split -->` is a table of results. Techniques listed after the name select rows in addition to the baseline:
+    `<!-- table corpus/split x x+y -->`. Techniques declare other kinds (`page_markers`); undeclared kinds are left unchanged.
 
     Arguments
     ---------
     text : str
         The page.
     runs, published : list
-        For tables.
+        Data for the tables.
     results_folder : Path
-        Where the techniques find their own results.
+        Folder with the results of the techniques.
 
     Raises
     ------
     UserError
-        Where a table is asked for that no result belongs to.
+        If a requested table has no results.
     """
     groups = group_runs(runs)
 
@@ -53,14 +52,14 @@ def fill_markers(text: str, runs: list[Result], published: list[Published], resu
 def _table(name: str, words: list[str], groups: dict[str, list[Result]], published: list[Published]) -> str:
     if name not in groups:
         raise UserError(
-            f"a table '{name}' is asked for, but there are results of {', '.join(groups) or 'nothing'} only"
+            f"table '{name}' is requested, but has no results; results exist for: {', '.join(groups) or 'nothing'}"
         )
     wanted = {"none", *(word.replace("+", " + ") for word in words)}
     return make_table(name, [r for r in groups[name] if len(wanted) == 1 or r.technique in wanted], published)
 
 
 def results_page(runs: list[Result], published: list[Published], plots: str = "plots") -> str:
-    """Return results/README.md: every table and plot."""
+    """Return the text of results/README.md with all tables and plots."""
     parts = [
         "# Results",
         "",

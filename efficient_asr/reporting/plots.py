@@ -12,16 +12,16 @@ from efficient_asr.reporting.figures import pyplot
 from efficient_asr.reporting.results import check_comparable
 from efficient_asr.utils.technique import techniques
 
-MOST_LABELS = 6  # points of a plot; of more the Pareto front alone gets letters
+MOST_LABELS = 6  # maximum number of points to label; with more, only the Pareto front gets letters
 
 
 def plot_name(name: str) -> str:
-    """File name of a benchmark's plot."""
+    """Return the file name of a benchmark's plot."""
     return name.replace("/", "_") + ".png"
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, error) that no other point beats in both, by rising cost."""
+    """Return the indices of the Pareto-optimal points (cost, error), by increasing cost."""
     front: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: points[i]):
         if not front or points[i][1] < points[front[-1]][1]:
@@ -30,7 +30,7 @@ def pareto_front(points: list[tuple[float, float]]) -> list[int]:
 
 
 def plot_group(result: Result) -> str:
-    """Return what shares a colour: the technique, or what it declares to be a group of its own."""
+    """Return the colour group of a result: its technique, or a group that the technique declares."""
     if result.technique == "none":
         return "baseline"
     names = result.technique.split(" + ")
@@ -40,7 +40,7 @@ def plot_group(result: Result) -> str:
 
 
 def plot(name: str, results: list[Result], path: Path) -> Path:
-    """Draw WER against MACs and against CPU time, the Pareto front marked."""
+    """Plot WER against MACs and against CPU time, and mark the Pareto front."""
     check_comparable(name, results)
     many = len(results) > MOST_LABELS
     size = (13, 5.2) if many else (11, 4.2)

@@ -1,4 +1,4 @@
-"""Published numbers, each with its source."""
+"""Published results with their sources."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Published:
     Attributes
     ----------
     technique, variant : str
-        As in our results, so that both can stand side by side.
+        Same names as in our results, so that rows can be matched.
     values : dict
-        `wer_percent`, `wer_lm_percent`, `macs_g`, `cpu_s`, `gpu_s`; absent where the source gives none.
+        `wer_percent`, `wer_lm_percent`, `macs_g`, `cpu_s`, `gpu_s`; absent if the source does not report it.
     paper, source : str
-        Citation, and where the number was read.
+        Citation, and the place of the number in the paper.
     setting : str
         Model, training and test data of the source.
     name : str
-        The source's own name of the row.
+        Name of the row in the source.
     """
 
     technique: str
@@ -42,7 +42,7 @@ def load_published(folder: Path) -> list[Published]:
     Raises
     ------
     UserError
-        Where a table names no source.
+        If a table does not name its source.
     """
     rows = []
     for path in sorted(Path(folder).glob("*.json")):

@@ -1,4 +1,4 @@
-"""Results read from their files, in groups that may share a table: one benchmark, one normaliser."""
+"""Load results and group them by benchmark and normaliser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from efficient_asr.utils.errors import UserError
 
 
 def load_runs(folder: Path) -> list[Result]:
-    """Read all results of a folder, in order of their names."""
+    """Read all results of a folder, sorted by file name."""
     return [Result.load(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -20,7 +20,7 @@ def group_runs(results: list[Result]) -> dict[str, list[Result]]:
     Raises
     ------
     UserError
-        Where two results claim the same split but were measured on different utterances.
+        If two results name the same split but were measured on different utterances or with different normalisers.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
@@ -32,7 +32,7 @@ def group_runs(results: list[Result]) -> dict[str, list[Result]]:
 
 
 def check_comparable(name: str, results: list[Result]) -> None:
-    """Refuse results of different benchmarks in one table.
+    """Reject results of different benchmarks in one table.
 
     Raises
     ------
@@ -46,10 +46,10 @@ def check_comparable(name: str, results: list[Result]) -> None:
         shown = "; ".join(f"{key}: {', '.join(files)}" for key, files in hashes.items())
         raise UserError(
             f"results of {name} were measured on different utterances or with different normalisers and cannot share a table "
-            f"({shown}); measure them again on the same data, or move one set away"
+            f"({shown}); measure them again on the same data, or move one set to another folder"
         )
 
 
 def baseline_of(results: list[Result]) -> Result | None:
-    """The result without a technique; of several, such as single models beside a cascade of them, the costliest."""
+    """Return the result without a technique; of several (such as the single models of a cascade), the most expensive."""
     return max((r for r in results if r.technique == "none"), key=lambda r: r.macs_g or 0.0, default=None)

@@ -1,4 +1,4 @@
-"""Tables of results in Markdown: what was not measured is a dash, synthetic speech is labelled so."""
+"""Markdown tables of results. Missing measurements are shown as a dash; synthetic speech is labelled."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from efficient_asr.utils.technique import techniques
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Draw a Markdown table."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def show(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
-    """Return a number as it stands in tables; a dash for None."""
+    """Format a number for a table; a dash for None."""
     return "–" if value is None else f"{factor * value:.{digits}f}"
 
 
@@ -33,23 +33,23 @@ def _speed_up(result: Result, baseline: Result | None, batch_size: int = 1) -> s
 
 
 def make_table(name: str, results: list[Result], published: list[Published]) -> str:
-    """Draw one Markdown table of a benchmark, the published figures of the same rows beside ours.
+    """Format the Markdown table of a benchmark, with published figures in additional columns.
 
-    Techniques add their columns where a row has a value for them.
+    Columns of techniques are added if at least one row has a value for them.
 
     Arguments
     ---------
     name : str
         `corpus/split`.
     results : list of Result
-        All of one benchmark.
+        Results of one benchmark.
     published : list of Published
-        Rows to look for by technique and variant.
+        Published rows, matched by technique and variant.
 
     Raises
     ------
     UserError
-        Where the results are of different benchmarks.
+        If the results are of different benchmarks.
     """
     check_comparable(name, results)
     first = results[0]
@@ -75,7 +75,7 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
 
 
 def _columns(results: list[Result]) -> list[tuple[str, list[str]]]:
-    """Return heading and cells of each column of our own results."""
+    """Return the heading and cells of each column of our results."""
     baseline = baseline_of(results)
     batch = max((r["batch_size"] for result in results for r in result.runtimes), default=8)
     added = [
@@ -102,7 +102,7 @@ def _columns(results: list[Result]) -> list[tuple[str, list[str]]]:
 
 
 def _published_columns(matches: list[Published | None]) -> list[tuple[str, list[str]]]:
-    """Return heading and cells of each column of the published figures."""
+    """Return the heading and cells of each column of published figures."""
     heads = {
         "paper: WER %": ("wer_percent", 2),
         "WER % LM": ("wer_lm_percent", 2),
@@ -125,7 +125,7 @@ def _wer(result: Result) -> str:
 
 
 def published_table(published: list[Published], paper: str) -> str:
-    """Draw everything that is known of one paper's tables."""
+    """Format the table of all published results of one paper."""
     columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "cpu_lm_s", "gpu_s", "gpu_lm_s")
     head = ["row", "WER %", "WER % LM", "GMACs", "CPU s", "CPU s, LM", "GPU s", "GPU s, LM", "read from"]
     rows = [row for row in published if row.paper == paper]

@@ -1,8 +1,8 @@
 """The command line of recipes: a YAML file, SpeechBrain's run options, and `--key value` for any key of the YAML file.
 
-Every value is read alone, and a text stays a text: `/x/corpus #2`, `a: b` and `@home` mean themselves. Only numbers, True, False,
-null, lists in [], maps in {} and HyperPyYAML's objects (`!new:`, `!name:`, `!apply:`, `!ref`) are anything else. Names of options
-are never abbreviated.
+Each value is parsed separately, and a string stays a string: `/x/corpus #2`, `a: b` and `@home` are taken literally. Only
+numbers, True, False, null, lists in [], maps in {} and HyperPyYAML's objects (`!new:`, `!name:`, `!apply:`, `!ref`) are
+interpreted. Option names cannot be abbreviated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SCALAR = re.compile(r"[-+.\w]+|~")
 _LISTS = ("jit_module_keys", "compile_module_keys")
 _HIDDEN = ("param_file", "overridden_args", "tqdm_barcolor")
 RUN_OPTIONS = {field.name: field.default for field in dataclasses.fields(RunOptions) if field.name not in _HIDDEN}
-# What other programs call our keys, or parts of them.
+# Names that other programs use for our keys, or for parts of them.
 _SYNONYMS = {
     "learning_rate": "lr",
     "num_epochs": "epochs",
@@ -42,7 +42,7 @@ class Overrides(dict[str, Any]):
     Attributes
     ----------
     text : dict
-        Each value as it was written; None where an option stood without one.
+        Each value as written; None for an option without a value.
     """
 
     def __init__(self) -> None:
@@ -56,16 +56,18 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, Overrides]:
     Raises
     ------
     UserError
-        Where there is no YAML file or an argument is malformed.
+        If there is no YAML file, or an argument is malformed.
     """
     if not argv or argv[0].startswith("-"):
-        raise UserError("name a YAML file first: python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]")
+        raise UserError(
+            "the first argument must be a YAML file: python recipes/<exp>/train.py hparams/<exp>.yaml [--key VALUE]"
+        )
     overrides, options = Overrides(), [argv[0]]
     rest = list(argv[1:])
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--") or len(name) < 3:
-            raise UserError(f"command line: {name!r} cannot be read; after the YAML file come --key value pairs")
+            raise UserError(f"command line: cannot parse {name!r}; use --key value pairs after the YAML file")
         key = name[2:]
         if key in _LISTS:
             options.append(name)
@@ -93,13 +95,13 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, Overrides]:
     if "distributed_backend" not in run_opts.overridden_args and (
         run_opts.device == "cpu" or not torch.cuda.is_available()
     ):
-        # NCCL, SpeechBrain's default, is for GPUs.
+        # NCCL, SpeechBrain's default, requires GPUs.
         run_opts = _run_options([*options, "--distributed_backend=gloo"])
     return Path(argv[0]), run_opts, overrides
 
 
 def _run_options(arguments: list[str]) -> RunOptions:
-    """Let SpeechBrain read its options; argparse's usage becomes a message."""
+    """Let SpeechBrain parse its options; argparse errors are raised as `UserError`."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -109,7 +111,7 @@ def _run_options(arguments: list[str]) -> RunOptions:
 
 
 def read_value(text: str) -> Any:
-    """Return what a value means; see the module."""
+    """Parse a value; see the module docstring."""
     yaml = ruamel.yaml.YAML()
     quoted = len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]
     if not (_SCALAR.fullmatch(text) or quoted or text[:1] in ("[", "{") or text.startswith(_OBJECTS)):
@@ -124,19 +126,19 @@ def read_value(text: str) -> Any:
 
 
 def _check_device(device: str | None) -> None:
-    """Refuse a device that does not exist, or is not here."""
+    """Reject an invalid or unavailable device."""
     if device is None:
         return
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise UserError(f"--device: '{device}' is no device; write cpu or cuda") from None
+        raise UserError(f"--device: invalid device '{device}'; use 'cpu' or 'cuda'") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: there is no usable GPU here; write --device cpu")
+        raise UserError("--device: no usable GPU; use --device cpu")
 
 
 def key_hint(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'number_of_epochs'?` for a name that is no key: those that it is the beginning or a word of."""
+    """Return ` Did you mean 'number_of_epochs'?` for an unknown key: the keys that start with it or contain it as a word."""
     known = [*known, *RUN_OPTIONS]
     name = _SYNONYMS.get(name, name)
     close = [key for key in known if key.startswith(name) or name in key.split("_")] if len(name) > 1 else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,22 @@ from efficient_asr.settings.yaml import comment_of, merge_includes, shown
 
 HPARAMS = Path(__file__).parents[2] / "hparams"
 _COMMON_RUN_OPTIONS = {
-    "device": "cpu or cuda; by default cuda where there is a GPU",
+    "device": "cpu or cuda; by default cuda if there is a GPU",
     "precision": "fp32, bf16 or fp16",
-    "debug": "a few batches only, to see that everything runs",
-    "distributed_backend": "of torchrun: nccl or gloo",
-    "noprogressbar": "no progress bars",
+    "debug": "run a few batches only, to check that everything works",
+    "distributed_backend": "nccl or gloo, for torchrun",
+    "noprogressbar": "hide progress bars",
 }
 
 
 def yaml_files_of(recipe: str) -> list[Path]:
-    """Return the YAML files of a recipe in this repository, the one of the same name first."""
+    """Return the YAML files of a recipe in this repository, the one with the same name first."""
     found = [path for path in sorted(HPARAMS.glob("*.yaml")) if merge_includes(path).get("recipe") == recipe]
-    return sorted(found, key=lambda path: path.stem != recipe)
+    return sorted(found, key=lambda path: (path.stem != recipe, path.stem not in recipe))
 
 
 def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
-    """Return what `--help` prints.
+    """Return the text that `--help` prints.
 
     Arguments
     ---------
@@ -37,21 +38,21 @@ def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
     recipe : str or None
         The recipe.
     description : str
-        What it does.
+        What the recipe does.
     """
     files = [path] if path is not None else yaml_files_of(recipe) if recipe else []
     script = f"recipes/{recipe or '<exp>'}/train.py"
-    lines = [description.strip(), "", f"usage: python {script} YAML [--key value ...]", ""]
+    lines = [_docstring_of(recipe) or description.strip(), "", f"usage: python {script} YAML [--key value ...]", ""]
     lines += [
-        "Options of a run:",
+        "Run options:",
         *_table((f"--{k}", shown(RUN_OPTIONS[k]), v) for k, v in _COMMON_RUN_OPTIONS.items()),
     ]
     lines += _table([
-        ("--print_yaml", "", "print the YAML file with everything that it includes, and run nothing"),
-        ("--help", "", "print this; with a YAML file before it, for its keys"),
+        ("--print_yaml", "", "print the YAML file with its includes, then exit"),
+        ("--help", "", "print this help; put a YAML file first to list its keys"),
     ])  # fmt: skip
     if files:
-        lines += ["", f"Keys of {_relative(files[0])}, each given as --key value:"]
+        lines += ["", f"Keys of {_relative(files[0])}, set with --key value:"]
         lines += _table((f"--{key}", default, comment) for key, default, comment in described_keys(files[0]))
         example = "--number_of_epochs 2 --experiment my_first"
         lines += ["", "Example:", f"  python {script} {_relative(files[0])} {example}"]
@@ -60,8 +61,14 @@ def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
     return "\n".join(lines)
 
 
+def _docstring_of(recipe: str | None) -> str:
+    """Return the docstring of a recipe's train.py in this repository; empty if there is none."""
+    script = HPARAMS.parent / "recipes" / str(recipe) / "train.py"
+    return (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "") if script.is_file() else ""
+
+
 def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield name, default and comment of every key of a YAML file that can be given on the command line."""
+    """Yield name, default and comment of every key of a YAML file that can be set on the command line."""
     tree = merge_includes(path)
     for key, value in tree.items():
         tag = getattr(getattr(value, "tag", None), "value", None) or ""
@@ -71,21 +78,28 @@ def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def default_text(value: Any) -> str:
-    """Return a default as the help shows it."""
+    """Return a default as shown in the help."""
     if isinstance(value, TaggedScalar) and value.tag.value == "!PLACEHOLDER":
         return "(must be given)"
-    if isinstance(value, CommentedMap) and not value:
-        return "{}"
+    if isinstance(value, CommentedMap):
+        return f"{{{', '.join(value)}}}"
     if value is None:
         return "null"
     return value if isinstance(value, str) else shown(value)
 
 
 def _table(rows: Any) -> list[str]:
-    return [f"  {name:<30} {default:<24} {comment}".rstrip() for name, default, comment in rows]
+    """Return aligned lines of name, default and comment; a long default pushes its comment to a line of its own."""
+    lines = []
+    for name, default, comment in rows:
+        if len(default) > 24 and comment:
+            lines += [f"  {name:<30} {default}", f"{'':<57} {comment}"]
+        else:
+            lines.append(f"  {name:<30} {default:<24} {comment}".rstrip())
+    return lines
 
 
 def _relative(path: Path) -> str:
-    """Return a path as one would type it."""
+    """Return a path as a user would type it."""
     path = Path(path)
     return str(path.relative_to(HPARAMS.parent)) if path.is_absolute() and HPARAMS.parent in path.parents else str(path)

@@ -1,4 +1,4 @@
-"""What is known of the keys of the YAML files: limits, and which ones are special. Techniques declare theirs themselves."""
+"""Properties of the YAML keys: limits and special cases. Techniques declare those of their own keys."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NUMBERS: dict[str, Key] = {
 
 
 def _all_keys() -> dict[str, Key]:
-    """Return what is known of each key, by its name."""
+    """Return the properties of each key, by name."""
     plain = {name: Key(name, eval_only=name in _EVAL_ONLY, text=name in _TEXT) for name in (*_EVAL_ONLY, *_TEXT)}
     declared = {key.name: key for technique in techniques() for key in technique.keys}
     both = {
@@ -52,19 +52,19 @@ def _all_keys() -> dict[str, Key]:
 
 
 def is_eval_only(name: str) -> bool:
-    """Whether a key matters to measuring only, so that it may change between the start and the end of a training."""
+    """Whether a key affects evaluation only, so that it may change between the start and the end of training."""
     key = _all_keys().get(name)
     return key is not None and key.eval_only
 
 
 def is_untyped(name: str) -> bool:
-    """Whether a key takes values of several types."""
+    """Whether a key accepts values of several types."""
     key = _all_keys().get(name)
     return key is not None and key.untyped
 
 
 def is_text_key(name: str) -> bool:
-    """Whether the value of a key is a text even where the YAML files have null."""
+    """Whether the value of a key is a string even if it is null in the YAML files."""
     key = _all_keys().get(name)
     return key is not None and key.text
 
@@ -75,12 +75,12 @@ def former_values() -> dict[str, str]:
 
 
 def known_limits() -> dict[str, Key]:
-    """Return the keys that are numbers with limits, by name."""
+    """Return the numeric keys with limits, by name."""
     return {name: key for name, key in _all_keys().items() if key.least is not None}
 
 
 def check_limit(name: str, value: Any) -> None:
-    """Refuse a number outside the limits of its key.
+    """Reject a number outside the limits of its key.
 
     Raises
     ------

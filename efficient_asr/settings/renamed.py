@@ -1,4 +1,4 @@
-"""Names of earlier versions in YAML files: keys, values and paths of classes that go by another name today.
+"""Former names in YAML files: keys, values and class paths that have been renamed.
 
 They work for one more release, with a warning. Techniques declare their own (`renamed_keys`, `renamed_values`, `moved`).
 """
@@ -26,12 +26,12 @@ MOVED = {
 
 
 def renamed_keys() -> dict[str, str]:
-    """Return the former names of keys with their names today."""
+    """Return the current names of keys by their former names."""
     return RENAMED_KEYS | merged("renamed_keys")
 
 
 def current_key(key: str, known: Any, renamed: dict[str, str]) -> str:
-    """Return the name of a key today, with a warning for a former one; what is among the `known` stays."""
+    """Return the current name of a key, with a warning for a former name; a key in `known` is returned unchanged."""
     if key in known or key not in renamed:
         return key
     _warn(f"'{key}' is now '{renamed[key]}'")
@@ -39,12 +39,12 @@ def current_key(key: str, known: Any, renamed: dict[str, str]) -> str:
 
 
 def with_current_names(tree: CommentedMap, where: str) -> CommentedMap:
-    """Return the tree of a YAML file with the names of today, in place.
+    """Replace former names in the tree of a YAML file, in place, and return the tree.
 
     Arguments
     ---------
     tree : CommentedMap
-        Of one file, without its bases.
+        The tree of one file, without its bases.
     where : str
         The file, for warnings.
     """
@@ -66,7 +66,7 @@ def with_current_names(tree: CommentedMap, where: str) -> CommentedMap:
 
 
 def _rename_inside(value: Any, renamed: dict[str, str], moved: dict[str, str], where: str) -> None:
-    """Rename references to keys, and paths of classes in the tags of objects."""
+    """Rename references to keys, and class paths in the tags of objects."""
     tag = getattr(getattr(value, "tag", None), "value", None) or ""
     kind, colon, path = tag.partition(":")
     if colon and path in moved:
@@ -80,12 +80,12 @@ def _rename_inside(value: Any, renamed: dict[str, str], moved: dict[str, str], w
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Print a warning, once in a process."""
+    """Print a warning, once per process."""
     print(f"warning: {message}; the former name works for one more release", file=sys.stderr)
 
 
 def current_settings(settings: dict[str, str]) -> dict[str, str]:
-    """Return the settings of a training, as an earlier version stored them, with the names of today."""
+    """Return the training settings stored by an earlier version, with current names."""
     renamed, moved = renamed_keys(), MOVED | merged("moved")
     found = {}
     for key, text in settings.items():

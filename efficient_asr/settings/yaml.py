@@ -1,7 +1,7 @@
 """Settings: YAML files and the command line, merged and checked before anything runs.
 
-YAML files are HyperPyYAML and can execute code: run only those you trust. `base: !include:other.yaml` (or a list of them) takes
-over all keys of another file; the file's own keys win, and every key can be overridden on the command line.
+YAML files are HyperPyYAML and can execute code: run only those you trust. `base: !include:other.yaml` (or a list of includes)
+loads all keys of another file; the file's own keys take precedence, and every key can be overridden on the command line.
 """
 
 from __future__ import annotations
@@ -28,24 +28,28 @@ from efficient_asr.utils.technique import add_technique, current_value
 
 
 def merge_includes(path: Path) -> CommentedMap:
-    """Read a YAML file without constructing anything, with the keys of its `base` files merged in, and their comments.
+    """Read a YAML file without constructing objects, and merge in the keys and comments of its `base` files.
 
     Raises
     ------
     UserError
-        Where a file is missing or is not YAML.
+        If a file is missing or is not valid YAML.
     """
     merged = CommentedMap()
     for tree in _files(path):
         merged.update(tree)
         for key in tree:
             if key in tree.ca.items:
+                before = comment_of(merged, key)
                 merged.ca.items[key] = tree.ca.items[key]
+                token = tree.ca.items[key][2]
+                if before and token is not None and not comment_of(tree, key):  # the comment of the base still holds
+                    token.value = f"# {before}{token.value}"
     return merged
 
 
 def nullable_keys(path: Path) -> set[str]:
-    """Return the keys of a YAML file that may be null: they are in one of its files, or the comment beside them says so."""
+    """Return the keys of a YAML file that may be null: null in one of its files, or according to their comment."""
     keys = set()
     for tree in _files(path):
         for key, value in tree.items():
@@ -55,13 +59,13 @@ def nullable_keys(path: Path) -> set[str]:
 
 
 def comment_of(tree: CommentedMap, key: str) -> str:
-    """Return the comment beside a key, without its sign; empty where there is none."""
+    """Return the comment on a key's line, without the `#`; empty if there is none."""
     comment = tree.ca.items.get(key, [None] * 3)[2]
     return comment.value.split("\n")[0].lstrip("# ").strip() if comment is not None else ""
 
 
 def _files(path: Path) -> Iterator[CommentedMap]:
-    """Yield the trees of a YAML file's bases, and its own last."""
+    """Yield the trees of a YAML file's bases, then its own."""
     yaml = ruamel.yaml.YAML()
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"))
@@ -70,7 +74,7 @@ def _files(path: Path) -> Iterator[CommentedMap]:
     except (ruamel.yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, CommentedMap):
-        raise UserError(f"{path} holds no keys")
+        raise UserError(f"{path} contains no keys")
     bases = tree.pop("base", [])
     for base in bases if isinstance(bases, list) else [bases]:
         tag = base.tag.value if isinstance(base, TaggedScalar) else ""
@@ -78,7 +82,7 @@ def _files(path: Path) -> Iterator[CommentedMap]:
             raise UserError(f"{path}: base must be !include:<file> or a list of these")
         yield from _files(Path(path).parent / tag.removeprefix("!include:"))
     for key, value in tree.items():
-        if isinstance(value, datetime.date):  # `experiment: 2024-01-01` is a name
+        if isinstance(value, datetime.date):  # `experiment: 2024-01-01` is a name, not a date
             tree[key] = value.isoformat()
     _attach_comments(tree)
     _add_techniques(tree.get("techniques"))
@@ -86,7 +90,7 @@ def _files(path: Path) -> Iterator[CommentedMap]:
 
 
 def _attach_comments(tree: CommentedMap) -> None:
-    """Give each key the comment on its line: ruamel gives that of a tagged value, such as a placeholder, to the key below."""
+    """Give each key the comment on its line: ruamel attaches that of a tagged value, such as a placeholder, to the next key."""
     keys = list(tree)
     for above, key in itertools.pairwise(keys):
         found = tree.ca.items.get(key)
@@ -96,7 +100,7 @@ def _attach_comments(tree: CommentedMap) -> None:
 
 
 class _Representer(ruamel.yaml.RoundTripRepresenter):
-    """Writes null, True and False as our YAML files do."""
+    """Writes null, True and False in the style of our YAML files."""
 
     def represent_none(self, data: None) -> Any:
         """Write null."""
@@ -113,7 +117,7 @@ _Representer.add_representer(ruamel.yaml.scalarbool.ScalarBoolean, _Representer.
 
 
 def _add_techniques(modules: Any) -> None:
-    """Make techniques known that a YAML file names by their dotted paths."""
+    """Register the techniques that a YAML file lists by their dotted paths."""
     for module in [modules] if isinstance(modules, str) else modules or []:
         add_technique(str(module))
 
@@ -128,18 +132,18 @@ def to_text(tree: CommentedMap) -> str:
 
 
 def complete_yaml(path: Path, overrides: dict[str, Any], run_opts: RunOptions | None = None) -> str:
-    """Return a YAML file with its bases and the values of the command line in one: starting it gives the same run.
+    """Return one YAML file with the bases and the command line values merged in; running it gives the same run.
 
     Raises
     ------
     UserError
-        As `overridden`.
+        See `overridden`.
     """
     tree = overridden(path, overrides)
-    for key in run_opts.overridden_args if run_opts is not None else ():  # options that SpeechBrain takes to itself
+    for key in run_opts.overridden_args if run_opts is not None else ():  # options consumed by SpeechBrain
         if key in tree:
             tree[key] = getattr(run_opts, key)
-    return f"# {path}, with what it includes and what the command line changed.\n{to_text(tree)}"
+    return f"# {path}, with its includes and command line overrides.\n{to_text(tree)}"
 
 
 def load_hparams(
@@ -152,19 +156,19 @@ def load_hparams(
     hparams : dict
         Every key with its value or object.
     plain : dict
-        The keys with plain values, as they take effect, for the record.
+        The keys with plain values, as used in the run, for logging.
 
     Raises
     ------
     UserError
-        For an unknown key (naming the closest), a value that does not fit, and what the classes themselves refuse.
+        For an unknown key (naming the closest), an invalid value, or an error raised by the constructed classes.
     """
     tree = overridden(path, overrides)
     for key in run_opts.overridden_args if run_opts is not None else ():
         check_limit(key, getattr(run_opts, key))
     for key, value in tree.items():
         if isinstance(value, TaggedScalar) and value.tag.value == "!PLACEHOLDER":
-            raise UserError(f"{path}: '{key}' must be given, for example --{key} VALUE")
+            raise UserError(f"{path}: '{key}' must be given, for example with --{key} VALUE")
         check_limit(key, value)
     try:
         hparams = load_hyperpyyaml(to_text(tree))
@@ -172,28 +176,28 @@ def load_hparams(
         raise UserError(f"{path}: {error}") from error
     plain = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, dict, type(None)))}
     plain |= {k: _words(v) for k, v in tree.items() if k not in plain and not k.startswith("__")}  # objects
-    for key in run_opts.overridden_args if run_opts is not None else ():  # options that SpeechBrain takes to itself
+    for key in run_opts.overridden_args if run_opts is not None else ():  # options consumed by SpeechBrain
         if key in plain:
             plain[key] = getattr(run_opts, key)
     return hparams, plain
 
 
 def training_settings(path: Path, overrides: dict[str, Any], run_opts: RunOptions) -> dict[str, str]:
-    """Return what a training depends on, as text by key: the YAML's own words, objects included."""
+    """Return the settings that training depends on, by key, as written in YAML, including objects."""
     tree = overridden(path, overrides)
-    # options of the command line that SpeechBrain takes to itself
+    # command line options consumed by SpeechBrain
     tree.update({key: getattr(run_opts, key) for key in run_opts.overridden_args if key in tree})
     return {key: _words(value) for key, value in tree.items() if not is_eval_only(key)}
 
 
 def _words(value: Any) -> str:
-    """Return a value as its YAML file writes it, on one line and without comments."""
+    """Return a value as written in YAML, on one line and without comments."""
     text = to_text(CommentedMap({"x": _without_comments(copy.deepcopy(value))})).removeprefix("x:")
     return " ".join(line.strip() for line in text.split("\n") if line.strip())
 
 
 def _without_comments(value: Any) -> Any:
-    """Take the comments out of a value in place, and return it."""
+    """Remove the comments from a value in place, and return it."""
     if isinstance(value, (CommentedMap, CommentedSeq)):
         value.ca.items.clear()
         value.ca.comment = None
@@ -204,12 +208,12 @@ def _without_comments(value: Any) -> Any:
 
 
 def overridden(path: Path, overrides: dict[str, Any]) -> CommentedMap:
-    """Return the tree of a YAML file with the values of the command line.
+    """Return the tree of a YAML file with the command line values applied.
 
     Raises
     ------
     UserError
-        For an unknown key, naming the closest, and for a value that does not fit.
+        For an unknown key, naming the closest, or a value of the wrong type.
     """
     tree = merge_includes(path)
     if not overrides:
@@ -230,7 +234,7 @@ def overridden(path: Path, overrides: dict[str, Any]) -> CommentedMap:
             value = value if isinstance(value, str) else written
         if isinstance(default, (CommentedSeq, CommentedMap)) and isinstance(value, str) and value[:1] in ("[", "{"):
             raise UserError(
-                f"command line: '--{key} {value}' cannot be read as --key value pairs; is a bracket or quotation mark left open?"
+                f"command line: cannot parse '--{key} {value}'; check for an unclosed bracket or quotation mark"
             )
         if not (value is None and key in nullable):
             _check_type(key, default, value)
@@ -239,20 +243,20 @@ def overridden(path: Path, overrides: dict[str, Any]) -> CommentedMap:
 
 
 def _tag(value: Any) -> str:
-    """Return the YAML tag of a value, such as `!new:torch.nn.Linear`; empty for none."""
+    """Return the YAML tag of a value, such as `!new:torch.nn.Linear`; empty if it has none."""
     return getattr(getattr(value, "tag", None), "value", None) or ""
 
 
 def _is_text(key: str, default: Any) -> bool:
-    """Whether the value of a key is a text whatever it looks like."""
+    """Whether the value of a key is always a string, even if it looks like another type."""
     tag = _tag(default)
-    if tag == "!ref":  # one key alone is of that key's type
+    if tag == "!ref":  # a reference to a single key has that key's type
         return re.fullmatch(r"<[^<>]*>", str(default.value)) is None
     return (not tag and isinstance(default, str) and not is_untyped(key)) or is_text_key(key)
 
 
 def _unknown(key: str, path: Path, tree: CommentedMap) -> str:
-    """Return what to say of a key that a YAML file does not have."""
+    """Return the error message for a key that a YAML file does not have."""
     head, dot, inner = key.partition(".")
     if not dot or head not in tree:
         return f"{path} has no such key.{key_hint(key, tree)}"
@@ -261,9 +265,9 @@ def _unknown(key: str, path: Path, tree: CommentedMap) -> str:
         value = value.get(part) if isinstance(value, CommentedMap) else None
     reference = re.fullmatch(r"<([^<>]*)>", str(value.value)) if _tag(value) == "!ref" else None
     if reference:
-        return f"keys inside others cannot be given; write --{reference[1]}, which it is taken from"
-    what = f"give the whole of it: --{head} '{_words(tree[head])}' with your value in it"
-    return f"keys inside others cannot be given; {what}"
+        return f"nested keys cannot be set; use --{reference[1]}, which it refers to"
+    what = f"pass the whole value: --{head} '{_words(tree[head])}' with your change"
+    return f"nested keys cannot be set; {what}"
 
 
 def type_name(value: Any) -> str:
@@ -272,7 +276,7 @@ def type_name(value: Any) -> str:
         bool: "True or False",
         int: "int",
         float: "float",
-        str: "text",
+        str: "a string",
         CommentedSeq: "a list",
         CommentedMap: "a map",
     }
@@ -280,20 +284,20 @@ def type_name(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it."""
+    """Return a value as shown in messages."""
     if value is None:
         return "null"
     return _words(value) if isinstance(value, (CommentedMap, CommentedSeq, TaggedScalar)) else repr(value)
 
 
 def _check_type(key: str, default: Any, value: Any) -> None:
-    """Refuse a number where a word stood, and the like."""
+    """Reject a value of another type than the default, such as a number instead of a word."""
     if _tag(value):
-        return  # an object of the user's choice
+        return  # an object chosen by the user
     tag = _tag(default)
     if tag and not tag.startswith(("!PLACEHOLDER", "!ref")):
         raise UserError(
-            f"--{key}: it is an object ({tag}); change its settings, or give another !new: or !name: object"
+            f"--{key}: the value is an object ({tag}); change its settings, or pass another !new: or !name: object"
         )
     for kind in (bool, (int, float), str, CommentedSeq, CommentedMap):
         if isinstance(default, kind) and not tag and not is_untyped(key):

@@ -1,1 +1,1 @@
-"""Techniques: one module or package each, found by name; see `efficient_asr.utils.technique`."""
+"""Techniques, one module or package each, looked up by name; see `efficient_asr.utils.technique`."""

@@ -9,14 +9,14 @@ Models: A Comparative Study" (arXiv 2303.06740), section on downsampling. The wa
 - convolutional (CL): :math:`y_t = b + \sum_{j<161} h_j x_{kt + j}` with learned :math:`h, b`.
 
 The filters are those of `speechbrain.lobes.downsampling`; this file adds exact lengths, so that padding stays masked,
-and the identity at factor 1. Where the encoder leaves too few frames for the transcript, the head can emit several
-frames for each state (`frames_per_state`, the paper's "upsampling").
+and the identity at factor 1. If the encoder outputs too few frames for the transcript, the head can emit several frames
+per hidden state (`frames_per_state`, the paper's "upsampling").
 
 Deviations from the paper:
 
-- SD at factor 3 is a true 16000/3 Hz. The published numbers seem to come from 5600 Hz (factor 2.857).
-- CL may start as the low-pass filter of SD (`convolution_init: lowpass`) instead of at random: the encoder then sees
-  speech from the first step, which matters where a few hours of training data must do. `random` is the paper's.
+- SD at factor 3 resamples to exactly 16000/3 Hz. The published numbers seem to come from 5600 Hz (factor 2.857).
+- CL can be initialised to the low-pass filter of SD (`convolution_init: lowpass`) instead of randomly: the encoder then
+  receives speech from the first step, which matters with only a few hours of training data. The paper uses `random`.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class Downsampler(Part):
     technique : str
         `signal`, `average`, `convolutional`, or `none`.
     factor : float
-        Samples in for every sample out, at least 1; `average` and `convolutional` move in whole samples and want an
-        integer. At 1 nothing is done.
+        Input samples per output sample, at least 1. `average` and `convolutional` use it as a stride, so it must be an
+        integer there. At 1, waveforms are left unchanged.
     kernel_size : int or None
-        Taps of the convolution or width of the average; None for the paper's 161, and 10 or 12.
+        Taps of the convolution or width of the average; None for the paper's values, 161 and 10 or 12.
     convolution_init : str
         `random` (the paper) or `lowpass`.
 
     Raises
     ------
     UserError
-        Where an argument is none of these.
+        If an argument is invalid.
     """
 
     technique = "downsampling"
@@ -73,20 +73,22 @@ class Downsampler(Part):
         super().__init__()
         if technique not in TECHNIQUES:
             hint = did_you_mean(str(technique), TECHNIQUES)
-            raise UserError(f"downsampling_technique: '{technique}' is not one of {', '.join(TECHNIQUES)}.{hint}")
+            raise UserError(
+                f"downsampling_technique: expected one of {', '.join(TECHNIQUES)}, got '{technique}'.{hint}"
+            )
         if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 1 <= factor < math.inf:
-            raise UserError(f"downsampling_factor: {factor!r} is not a number of at least 1")
+            raise UserError(f"downsampling_factor: expected a number of at least 1, got {factor!r}")
         if technique in ("average", "convolutional") and factor != int(factor):
-            raise UserError(f"downsampling_factor: '{technique}' needs a whole number, not {factor}; use 'signal'")
+            raise UserError(f"downsampling_factor: '{technique}' needs a whole number, got {factor}; use 'signal'")
         if convolution_init not in ("random", "lowpass"):
-            raise UserError(f"convolution_init: '{convolution_init}' is not random or lowpass")
+            raise UserError(f"convolution_init: expected random or lowpass, got '{convolution_init}'")
         self.method = "none" if factor == 1 else technique
         self.ratio = Fraction(1 if technique == "none" else factor).limit_denominator(1000)
         self.kernel_size = kernel_size
         self.convolution_init = convolution_init
         stride = int(self.ratio)
         if self.method == "signal":
-            # As a ratio of integers the target rate is exact: 16000/3 Hz is no integer, 3 to 1 is.
+            # A ratio of integers keeps the target rate exact: 16000/3 Hz is not an integer, 3:1 is.
             self.filter = SignalDownsampler(self.ratio, self.ratio.numerator)
         elif self.method == "average":
             self.kernel_size = kernel_size or (12 if stride >= 4 else 10)
@@ -100,7 +102,7 @@ class Downsampler(Part):
             self.filter = nn.Identity()
 
     def _start_as_lowpass(self) -> None:
-        """Set the convolution to a Hann-windowed sinc with its cut-off at the new Nyquist frequency."""
+        """Initialise the convolution to a Hann-windowed sinc with its cut-off at the new Nyquist frequency."""
         conv = self.filter.downsampler.conv
         with torch.no_grad():
             taps = torch.arange(self.kernel_size) - (self.kernel_size - 1) / 2
@@ -110,7 +112,7 @@ class Downsampler(Part):
 
     @property
     def is_identity(self) -> bool:
-        """Whether the waveform passes unchanged."""
+        """Whether waveforms are left unchanged."""
         return self.method == "none"
 
     @property
@@ -119,7 +121,7 @@ class Downsampler(Part):
         return f"{self.method} x{float(self.ratio):g}"
 
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the samples [batch] that come out of so many samples [batch]."""
+        """Return the number of output samples [batch] for a number of input samples [batch]."""
         if self.method == "none":
             return lengths
         if self.method == "signal":
@@ -130,7 +132,7 @@ class Downsampler(Part):
         return windows.clamp(min=0)
 
     def forward(self, wavs_and_lengths: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return shortened `(wavs, lengths)` for `wavs` [batch, time], zero behind each end, and `lengths` [batch]."""
+        """Return shortened `(wavs, lengths)` for `wavs` [batch, time], padded with zeros, and `lengths` [batch]."""
         wavs, lengths = wavs_and_lengths
         if self.method == "none":
             return wavs, lengths
@@ -146,5 +148,5 @@ class Downsampler(Part):
         factor = int(self.ratio) if self.ratio.denominator == 1 else float(self.ratio)
         return {
             "technique": self.method, "factor": factor, "kernel_size": self.kernel_size,
-            "convolution_init": "random",  # the weights come from the file
+            "convolution_init": "random",  # overwritten when the weights are loaded
         }  # fmt: skip

@@ -1,4 +1,4 @@
-r"""Layer drop at test time: leave out layers at random while the model runs.
+r"""LayerDrop at test time: skip layers at random during inference.
 
 Zaiem, Algayres, Parcollet, Essid, Ravanelli: "Fine-tuning Strategies for Faster Inference using Speech Self-Supervised
 Models: A Comparative Study" (arXiv 2303.06740), after Fan, Grave, Joulin: "Reducing Transformer Depth on Demand with Structured
@@ -8,10 +8,10 @@ Dropout" (arXiv 1909.11556): with :math:`b_l \sim \mathrm{Bernoulli}(1 - p)`,
 
 so that :math:`(1 - p) L` layers are computed on average. At :math:`p = 0` (`test_layerdrop: 0`) this is the identity.
 
-Deviations from the paper: it draws for a batch, here every utterance draws for itself, from a generator that is seeded with
-`test_layerdrop_seed` and the utterance's number of samples, so that a transcript does not depend on batch mates, on order, or on
-what ran before. Utterances of one length draw alike. WavLM's first layer is never dropped, as in its implementation, since it
-computes the position bias.
+Deviations from the paper: the paper draws once per batch. Here layers are drawn per utterance, from a generator seeded with
+`test_layerdrop_seed` and the utterance's number of samples, so a transcript does not depend on the rest of the batch, the order
+of utterances, or earlier computations. Utterances of the same length skip the same layers. WavLM's first layer is never dropped,
+as in its original implementation, because it computes the position bias.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ TECHNIQUE = Technique(
 
 
 class LayerDrop(Encoder):
-    """An encoder that leaves out layers at random in evaluation too.
+    """An encoder that also skips layers at random in evaluation.
 
     Arguments
     ---------
     encoder : Encoder
-        The encoder, trained.
+        The trained encoder.
     probability : float
-        For a layer to be left out, 0 to 1 (less than 1).
+        Probability that a layer is skipped, in [0, 1).
     seed : int
         Seed of the draws.
 
     Raises
     ------
     UserError
-        Where `probability` is none.
+        If `probability` is not in [0, 1).
     """
 
     technique = "layer_drop"
@@ -58,7 +58,7 @@ class LayerDrop(Encoder):
     def __init__(self, encoder: Encoder, probability: float, seed: int = 0) -> None:
         super().__init__()
         if isinstance(probability, bool) or not isinstance(probability, (int, float)) or not 0 <= probability < 1:
-            raise UserError(f"test_layerdrop: {probability!r} is not a probability from 0 up to, but not, 1")
+            raise UserError(f"test_layerdrop: expected a probability in [0, 1), got {probability!r}")
         self.encoder, self.probability, self.seed = encoder, probability, seed
         self.hidden_size, self.output_norm = encoder.hidden_size, encoder.output_norm
         self.layerdrop, self.first_droppable_layer = encoder.layerdrop, encoder.first_droppable_layer
@@ -66,12 +66,12 @@ class LayerDrop(Encoder):
 
     @property
     def is_identity(self) -> bool:
-        """Whether no layer is ever left out."""
+        """Whether no layer is ever skipped."""
         return not self.probability
 
     @property
     def label(self) -> str:
-        """The probability."""
+        """Label with the probability."""
         return f"layerdrop {self.probability:g}"
 
     @property
@@ -80,7 +80,7 @@ class LayerDrop(Encoder):
         return self.encoder.layers
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return frames [batch] for samples [batch]."""
+        """Return the number of frames [batch] for a number of samples [batch]."""
         return self.encoder.frame_lengths(lengths)
 
     def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
@@ -92,18 +92,18 @@ class LayerDrop(Encoder):
         return self.encoder.run_layer(index, state)
 
     def finish(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply what follows the last layer."""
+        """Apply the modules that follow the last layer."""
         return self.encoder.finish(states)
 
     def draw(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return which layers utterances of so many samples [batch] compute, boolean [batch, layers]."""
+        """Return the layers to compute, boolean [batch, layers], for utterances with `lengths` samples [batch]."""
         numbers = [np.random.default_rng([self.seed, n]).random(self.num_layers) for n in lengths.tolist()]
         drawn = torch.from_numpy(np.stack(numbers) >= self.probability)
         drawn[:, : self.first_droppable_layer] = True
         return drawn
 
     def forward(self, wavs: torch.Tensor, lengths: torch.Tensor, output_hidden_states: bool = False) -> EncoderOutput:
-        """Encode a batch, see `Encoder.forward`; each layer computes only the utterances that drew it."""
+        """Encode a batch, see `Encoder.forward`; each layer runs only on the utterances that do not skip it."""
         if self.training or not self.probability:
             return super().forward(wavs, lengths, output_hidden_states)
         state, drawn = self.begin(wavs, lengths), self.draw(lengths)
@@ -115,7 +115,7 @@ class LayerDrop(Encoder):
         return EncoderOutput(states, state.frame_lengths, tuple(hidden_states) if output_hidden_states else None)
 
     def _run_some(self, index: int, state: EncoderState, chosen: torch.Tensor) -> EncoderState:
-        """Run a layer on some utterances, boolean [batch]."""
+        """Run a layer on the `chosen` utterances, boolean [batch]."""
         if bool(chosen.all()):
             return self.run_layer(index, state)
         if not bool(chosen.any()):
@@ -127,10 +127,10 @@ class LayerDrop(Encoder):
         return replace(state, states=states)
 
     def to_config(self) -> dict[str, Any]:
-        """Return the encoder's entry and the constructor's arguments."""
+        """Return the constructor's arguments, with the encoder as its config entry."""
         return {"encoder": describe(self.encoder), "probability": self.probability, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LayerDrop:
-        """Build the network of `to_config` with random weights."""
+        """Build the network from a `to_config` dict, with random weights."""
         return cls(build(config["encoder"], "the encoder of LayerDrop"), config["probability"], config["seed"])

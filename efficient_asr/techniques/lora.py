@@ -1,17 +1,17 @@
-r"""LoRA: small matrices beside frozen ones, the baseline of language experts.
+r"""LoRA: low-rank updates of frozen weights, the baseline for language experts.
 
-Hu et al.: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by the package peft. A linear layer
-learns a change of rank :math:`r` to its frozen weight,
+Hu et al.: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), implemented with peft. A linear layer
+learns an update of rank :math:`r` to its frozen weight,
 
 .. math::
     h = W x + \frac{\alpha}{r} B A x, \qquad A \sim \text{Kaiming}, \; B = 0 \text{ at first},
 
-here in both matrices of every feed-forward block, with the settings of "Multilingual DistilWhisper" (arXiv 2311.01070): rank
-64, alpha 64, dropout 0.05. Afterwards :math:`W + \frac{\alpha}{r} B A` can be merged, which costs nothing at inference, or
-the matrices kept apart, a few megabytes beside the Whisper that they change.
+applied here to both linear layers of every feed-forward block, with the settings of "Multilingual DistilWhisper" (arXiv
+2311.01070): rank 64, alpha 64, dropout 0.05. After training, the update can be merged into the weights,
+:math:`W + \frac{\alpha}{r} B A`, at no inference cost, or stored separately as an adapter of a few megabytes.
 
-Deviations: that paper's code adapts its own model of experts and scores with the reference text as input; here a plain
-Whisper is adapted, and scored by real decoding. Computation is in float32 by default.
+Deviations: the DistilWhisper code adapts its own model with experts and scores it with teacher forcing on the reference text.
+Here a plain Whisper is adapted and scored by actual decoding. Computation is in float32 by default.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ def import_peft() -> ModuleType:
     Raises
     ------
     UserError
-        Where it is not installed.
+        If it is not installed.
     """
     try:
         return importlib.import_module("peft")
     except ImportError:
-        raise UserError("LoRA needs the package peft: pip install 'efficient_asr[lora]'") from None
+        raise UserError("LoRA needs the package peft; install it with: pip install 'efficient_asr[lora]'") from None
 
 
 class LoraWhisper(Whisper):
-    """A recogniser with LoRA matrices in its network.
+    """A Whisper model with LoRA matrices in its network.
 
     Arguments
     ---------
     network : WhisperForConditionalGeneration
-        The network, plain.
+        The plain network.
     tokenizer : WhisperTokenizer
         The tokenizer.
     """
@@ -70,7 +70,7 @@ class LoraWhisper(Whisper):
     def __init__(self, network: WhisperForConditionalGeneration, tokenizer: Any) -> None:
         super().__init__(network, tokenizer)
         self.merge = True
-        self._peft: list[Any] = []  # peft's view of the same network; in a list, so that its weights count once
+        self._peft: list[Any] = []  # peft's wrapper of the network; in a list, so its weights register once
 
     @classmethod
     def adapt(
@@ -82,23 +82,23 @@ class LoraWhisper(Whisper):
         targets: tuple[str, ...] | list[str] = ("fc1", "fc2"),
         merge: bool = True,
     ) -> LoraWhisper:
-        """Put new matrices into a plain Whisper, the only part of it that learns; they change nothing yet.
+        """Add new LoRA matrices to a plain Whisper, as its only trainable parameters; its output does not change yet.
 
         Arguments
         ---------
         whisper : Whisper
-            Is changed.
+            The model to adapt, modified in place.
         rank, alpha, dropout
-            Of LoRA.
+            LoRA settings.
         targets : list of str
-            Names of the linear layers.
+            Names of the linear layers to adapt.
         merge : bool
-            Whether `save` merges the matrices into the weights, or keeps them apart.
+            Whether `save` merges the matrices into the weights or stores them separately.
 
         Raises
         ------
         UserError
-            For settings that peft refuses, such as layers that are not there.
+            If peft rejects the settings, for example unknown layer names.
         """
         peft = import_peft()
         model = cls(whisper.network, whisper.tokenizer)
@@ -117,7 +117,7 @@ class LoraWhisper(Whisper):
         return model.eval()
 
     def load_parts(self, source: str) -> LoraWhisper:
-        """Load the matrices that `save` kept apart."""
+        """Load matrices that `save` stored separately."""
         peft = import_peft()
         try:
             self._peft, self.merge = [peft.PeftModel.from_pretrained(self.network, str(Path(source) / ADAPTER))], False
@@ -126,7 +126,7 @@ class LoraWhisper(Whisper):
         return self
 
     def write_network(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write a plain Whisper with the matrices merged into it, or the original one with the matrices beside it."""
+        """Write a plain Whisper with the matrices merged into it, or the original one with the matrices next to it."""
         adapted = copy.deepcopy(self._peft[0]).to(dtype)
         network = adapted.merge_and_unload() if self.merge else adapted.unload()
         network.config.adapter = None if self.merge else stable_name(LoraWhisper)

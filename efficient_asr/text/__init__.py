@@ -1,1 +1,1 @@
-"""Texts: normalisers, the alphabet of character models, codes of languages."""
+"""Text normalisers, character labels of CTC models, and language codes."""

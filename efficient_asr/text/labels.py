@@ -1,4 +1,4 @@
-"""efficient_asr.text.normalise.labels."""
+"""Character labels of CTC models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 class CharacterLabels:
     """The output alphabet of a CTC model: index 0 is the blank, the others are single characters.
 
-    Unlike the papers' recipes there are no begin and end symbols: CTC never uses them.
+    Unlike in the papers' recipes, there are no begin and end symbols: CTC never uses them.
 
     Arguments
     ---------
@@ -24,7 +24,7 @@ class CharacterLabels:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharacterLabels:
-        """Collect the characters of the training texts, in code point order; a space is always among them."""
+        """Collect the characters of the training texts, in code point order; a space is always included."""
         seen = {" "}
         for text in texts:
             seen.update(text)
@@ -34,7 +34,7 @@ class CharacterLabels:
         return len(self.characters) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Return label indices; characters outside the alphabet are left out (`unknown` lists them)."""
+        """Return label indices; characters outside the alphabet are skipped (`unknown` lists them)."""
         return [self.index[character] for character in text if character in self.index]
 
     def encode_row(self, row: dict) -> list[int]:
@@ -42,14 +42,14 @@ class CharacterLabels:
         return self.encode(row["text"])
 
     def unknown(self, text: str) -> set[str]:
-        """Return the characters of `text` that the alphabet lacks."""
+        """Return the characters of `text` that are not in the alphabet."""
         return set(text) - set(self.index)
 
     def decode(self, indices: Iterable[int]) -> str:
-        """Join labels (blanks and repeats already removed) to text with single spaces."""
+        """Join labels (blanks and repeats already removed) into text with single spaces."""
         return " ".join("".join(self.characters[i - 1] for i in indices).split())
 
     @property
     def vocabulary(self) -> list[str]:
-        """All outputs by index, the blank as an empty string."""
+        """All outputs by index, with the blank as an empty string."""
         return ["", *self.characters]

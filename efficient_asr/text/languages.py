@@ -1,8 +1,8 @@
-"""Language tags: whatever a person, a corpus or a model writes becomes one code, once, where it enters.
+"""Language tags: every tag from a user, a corpus or a model is converted to one code as soon as it is read.
 
-`EN`, `en-US`, `en_GB`, `eng` and `English` are all `en`. Codes are ISO 639-1 where there is one, ISO 639-3 elsewhere
-(`yue`, `haw`), and Whisper's own for the three languages that it names otherwise (`no`, `jw`, `tl`). Codes, names and
-aliases are those of the Unicode CLDR, by the package Babel.
+`EN`, `en-US`, `en_GB`, `eng` and `English` are all `en`. Codes are ISO 639-1 if there is one, ISO 639-3 otherwise
+(`yue`, `haw`), and Whisper's own for the three languages that it names differently (`no`, `jw`, `tl`). Codes, names and
+aliases come from the Unicode CLDR, through the package Babel.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _MORE = {
     "cnh": "hakha chin",
     "quy": "ayacucho quechua",
     "skr": "saraiki",
-}  # of Common Voice, not in CLDR's list of names
-_OTHER_NAMES = {  # that Whisper knows besides
+}  # languages of Common Voice missing from CLDR's list of names
+_OTHER_NAMES = {  # further names known to Whisper
     "burmese": "my", "valencian": "ca", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb", "pushto": "ps", "panjabi": "pa",
     "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es", "mandarin": "zh", "farsi": "fa", "norwegian": "no",
     "bengali": "bn", "nynorsk": "nn", "myanmar": "my",
@@ -32,14 +32,14 @@ _OTHER_NAMES = {  # that Whisper knows besides
 
 
 def _plain(name: str) -> str:
-    """Return a name in lower case, without accents and extra spaces."""
+    """Return a name in lower case, without accents or extra spaces."""
     letters = unicodedata.normalize("NFKD", " ".join(name.lower().split()))
     return "".join(c for c in letters if not unicodedata.combining(c))
 
 
 @functools.cache
 def _codes_by_name() -> dict[str, str]:
-    """Return CLDR's code by English name in lower case."""
+    """Return CLDR's codes by English name in lower case."""
     names = {_plain(name): code for code, name in Locale("en").languages.items() if "_" not in code}
     names |= {name: code for code, name in _MORE.items()} | _OTHER_NAMES
     return {name: code for name, code in names.items() if code not in _NO_LANGUAGE}
@@ -52,35 +52,35 @@ def normalise_language(tag: str) -> str:
     Arguments
     ---------
     tag : str
-        ISO 639-1, 639-2 or 639-3 code, with script and region or without, in any case, or the language's English name.
+        ISO 639-1, 639-2 or 639-3 code, in any case, with or without script and region, or the language's English name.
 
     Returns
     -------
     str
-        The code, lower case, without script and region.
+        The code, in lower case, without script and region.
 
     Raises
     ------
     UserError
-        Where there is no such language; the message names the closest.
+        If there is no such language; the message suggests the closest.
     """
     wanted = _plain(str(tag).strip().strip("<|>"))
     names = _codes_by_name()
     known = {*names.values(), *_CLDR_CODES}
-    code = wanted if wanted in known else names.get(wanted)  # "ga" is Irish, not the language of that name
+    code = wanted if wanted in known else names.get(wanted)  # "ga" is Irish, not the language named Ga
     if code is None:
         primary = wanted.replace("_", "-").partition("-")[0]
         code = primary if primary in known else get_global("language_aliases").get(primary, "").partition("_")[0]
         if code not in known:
             hint = did_you_mean(wanted, [*names, *known])
             raise UserError(
-                f"'{tag}' is not a language; write its ISO 639 code or its English name (en, eng, English).{hint}"
+                f"'{tag}' is not a language; use an ISO 639 code or an English name (en, eng, English).{hint}"
             )
     return WHISPER_CODES.get(code, code)
 
 
 def is_language(tag: str) -> bool:
-    """Whether there is such a language."""
+    """Whether `tag` is a known language."""
     try:
         return bool(normalise_language(tag))
     except UserError:
@@ -88,7 +88,7 @@ def is_language(tag: str) -> bool:
 
 
 def normalise_or_keep(tag: str | None) -> str | None:
-    """Return the code of a language; what is not one stays as it is, for the model or the normaliser to answer."""
+    """Return the code of a language; an unknown tag is returned unchanged, for the model or the normaliser to handle."""
     try:
         return tag if tag is None else normalise_language(tag)
     except UserError:
@@ -97,7 +97,7 @@ def normalise_or_keep(tag: str | None) -> str | None:
 
 @functools.cache
 def number_separators(language: str) -> tuple[str, str]:
-    """Return how a language writes the decimal sign and what it puts between thousands, such as `.` and `,` in English."""
+    """Return the decimal and the thousands separator of a language, such as `.` and `,` in English."""
     try:
         locale = Locale.parse(_CLDR_CODES.get(language, language))
         return get_decimal_symbol(locale), get_group_symbol(locale)

@@ -1,4 +1,4 @@
-"""Text: normalisers for scoring and training, and the character labels of CTC models."""
+"""Text normalisers for scoring and training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from num2words import CONVERTER_CLASSES, num2words
 from efficient_asr.text.languages import is_language, normalise_or_keep, number_separators
 from efficient_asr.utils.errors import UserError, did_you_mean
 
-MAX_DIGITS = 12  # longer ones are no numbers that anyone says
+MAX_DIGITS = 12  # longer numbers are not spelled out
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 _HYPHENS = re.compile(r"[-‐‑‒–—―_/]")
-_NO_BREAK_SPACES = "\u00a0\u2009\u202f"  # between thousands in any language
+_NO_BREAK_SPACES = "\u00a0\u2009\u202f"  # thousands separators in any language
 _TURKIC = {"tr", "az"}  # languages with a dotted and a dotless i
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE)
 
 
 @functools.cache
 def _number_patterns(language: str) -> tuple[re.Pattern, re.Pattern, str]:
-    """Return what digits and signs between them look like, which of it is one number, and the decimal sign of a language."""
+    """Return the pattern of digits with separators, the pattern of one number, and the decimal separator of a language."""
     decimal, group = number_separators(language)
     between = _NO_BREAK_SPACES + "'" + (" " if group in _NO_BREAK_SPACES else group)  # 1'000 in Switzerland
     chain = rf"\d+(?:[{re.escape(between + decimal)}.,]\d+)*"
@@ -37,13 +37,13 @@ def _number_patterns(language: str) -> tuple[re.Pattern, re.Pattern, str]:
 
 
 def spell_numbers(text: str, language: str = "en") -> str:
-    """Write digits as words: `chapter 42` -> `chapter forty-two`. Languages unknown to num2words keep their digits.
+    """Spell out digits as words: `chapter 42` -> `chapter forty-two`. Languages unknown to num2words keep their digits.
 
-    Decimal sign and thousands separator are those of the language: `1.000,5` in German is `1,000.5` in English. What is not
-    one number by its rules, such as `192.168.1.1` or `1,2,3`, is several.
+    Decimal and thousands separators are those of the language: `1.000,5` in German is `1,000.5` in English. Digits that do
+    not form one number by its rules, such as `192.168.1.1` or `1,2,3`, are read as several numbers.
     """
     chain, number, decimal = _number_patterns(language)
-    # Arabic has signs of its own for both, which go with its own digits.
+    # Arabic has its own separators, used with its own digits.
     text = text.translate({0x66B: decimal, 0x66C: number_separators(language)[1]})
 
     def words(digits: str, kind: str) -> str:
@@ -69,13 +69,13 @@ def spell_numbers(text: str, language: str = "en") -> str:
 
 @functools.cache
 def _keeps_digits(language: str) -> bool:
-    """Whether numbers stay digits: in languages that num2words does not know, where they would otherwise be lost."""
+    """Whether digits are kept: in languages unknown to num2words, where numbers would otherwise be lost."""
     known = {name.partition("_")[0] for name in CONVERTER_CLASSES}
     return language not in known and language == normalise_or_keep(language) and is_language(language)
 
 
 def lower(text: str, language: str) -> str:
-    """Return a text in lower case; Turkish and Azerbaijani have two letters i, with a dot and without."""
+    """Return a text in lower case; Turkish and Azerbaijani have a dotted and a dotless i."""
     if language in _TURKIC:
         text = text.replace("I", "ı").replace("İ", "i")
     return text.lower()
@@ -90,7 +90,7 @@ def normalise_plain(text: str, language: str = "en") -> str:
     """Lower case, numbers as words, letters with their marks and inner apostrophes only, single spaces.
 
     This is the convention of LibriSpeech transcripts, in lower case. Combining marks are kept, since many scripts
-    cannot be read without them. Format characters inside words, such as soft hyphens and joiners, are taken out.
+    cannot be read without them. Format characters inside words, such as soft hyphens and joiners, are removed.
     """
     language = normalise_or_keep(language)
     text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES).replace("\u200b", " ")  # zero-width space
@@ -105,7 +105,7 @@ def normalise_plain(text: str, language: str = "en") -> str:
 
 
 def normalise_none(text: str, language: str = "en") -> str:
-    """Only collapse white space."""
+    """Only collapse whitespace."""
     return " ".join(text.split())
 
 
@@ -114,30 +114,30 @@ _BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 
 @functools.cache
 def _english() -> Callable[[str], str]:
-    """Return Whisper's English normaliser as transformers has it, with OpenAI's table of spellings.
+    """Return Whisper's English normaliser from transformers, with OpenAI's spelling table.
 
-    Published error rates are made with it. The package whisper-normalizer, whose own normaliser differs ("cause of death" becomes
-    "because of death"), brings the table, which transformers lacks.
+    Published error rates are computed with it. transformers lacks the table, so it is read from the package whisper-normalizer,
+    whose own normaliser differs ("cause of death" becomes "because of death").
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-    # found, not imported: importing the package takes a second
+    # located, not imported: importing the package takes a second
     folder = Path(importlib.util.find_spec("whisper_normalizer").origin).parent
     return EnglishTextNormalizer(json.loads((folder / "normalizers" / "english.json").read_text(encoding="utf-8")))
 
 
 def normalise_whisper_basic(text: str, language: str = "en") -> str:
-    """Whisper's normaliser for languages other than English: lower case, no brackets and what they hold, no punctuation.
+    """Whisper's normaliser for languages other than English: lower case, no bracketed text, no punctuation.
 
-    Whisper's own also turns combining marks into spaces, which tears the words of Hindi, Thai and many other scripts apart
-    and makes their error rates meaningless; here marks are kept. Where a language has none, both are the same.
+    Whisper's own also turns combining marks into spaces, which splits the words of Hindi, Thai and many other scripts
+    and makes their error rates meaningless. Marks are kept here. For languages without marks, both are the same.
     """
     text = unicodedata.normalize("NFKC", _BRACKETS.sub("", text.lower()))
     return " ".join("".join(" " if unicodedata.category(c)[0] in "SP" else c for c in text).lower().split())
 
 
 def normalise_whisper(text: str, language: str = "en") -> str:
-    """Whisper's normaliser: that for English (spelling, numbers, contractions, fillers), or the basic one elsewhere.
+    """Whisper's normaliser: the English one (spelling, numbers, contractions, fillers) for English, else the basic one.
 
     Source: arXiv 2212.04356, appendix C.
     """
@@ -145,7 +145,7 @@ def normalise_whisper(text: str, language: str = "en") -> str:
     return _english()(text).strip() if english else normalise_whisper_basic(text, language)
 
 
-# Scripts that are written without spaces between words: Han, Hiragana, Katakana, Thai, Lao, Myanmar, Khmer. A sign keeps its
+# Scripts written without spaces between words: Han, Hiragana, Katakana, Thai, Lao, Myanmar, Khmer. A character keeps its
 # marks.
 _UNSPACED = re.compile(
     "([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f\u3005\u3041-\u3096\u30a1-\u30fa\u30fc"
@@ -154,9 +154,9 @@ _UNSPACED = re.compile(
 
 
 def normalise_multilingual(text: str, language: str = "en") -> str:
-    """Whisper's normaliser of the language, with the signs of scripts without spaces (and their marks) as words of their own.
+    """Whisper's normaliser for the language; each character of a script without spaces, with its marks, becomes a word.
 
-    Word error rates of such languages are then rates of signs, which is how they are published (arXiv 2311.01070, 2212.04356).
+    The word error rates of such languages are then character error rates, as published (arXiv 2311.01070, 2212.04356).
     """
     text = normalise_whisper(text, language)
     out = []
@@ -170,7 +170,7 @@ def normalise_multilingual(text: str, language: str = "en") -> str:
 
 
 def join_signs(text: str) -> str:
-    """Take the spaces out again that `normalise_multilingual` put between signs, for counting characters."""
+    """Remove the spaces that `normalise_multilingual` inserted between characters, for counting characters."""
     words = text.split()
     parts = words[:1]
     for before, word in itertools.pairwise(words):
@@ -192,9 +192,9 @@ def get_normaliser(name: str) -> Normaliser:
     Raises
     ------
     UserError
-        Where there is none of that name.
+        If there is no normaliser of that name.
     """
     if name not in NORMALISERS:
         hint = did_you_mean(name, NORMALISERS)
-        raise UserError(f"unknown normaliser '{name}'; there are {', '.join(NORMALISERS)}.{hint}")
+        raise UserError(f"unknown normaliser '{name}'; use one of {', '.join(NORMALISERS)}.{hint}")
     return NORMALISERS[name]

@@ -1,1 +1,1 @@
-"""Training: the loop, checkpoints, Brains, and the run of an experiment."""
+"""Training: the loop, checkpoints, Brains, and the experiment runner."""

@@ -1,4 +1,4 @@
-"""Batches that cannot be used: audio that cannot be read, losses and gradients that are not finite."""
+"""Unusable batches: unreadable audio, and losses or gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from efficient_asr.utils.errors import UserError, listing
 
 
 class BadBatches:
-    """Names what cannot be used, and stops the training where patience is exhausted.
+    """Reports unusable batches and stops the training when patience is exhausted.
 
     Arguments
     ---------
     folder : Path
-        Of the run.
+        Output folder of the run.
     logs : Logs
-        Its logs.
+        Logs of the run.
     skip_bad : bool
-        Whether utterances that cannot be read are left out.
+        Whether to skip utterances that cannot be read.
     patience : int
-        Steps of an epoch that may be skipped.
+        Maximum number of skipped steps per epoch.
     """
 
     def __init__(self, folder: Path, logs: Logs, skip_bad: bool, patience: int) -> None:
         self.skipped_file, self.logs = Path(folder) / "skipped_unreadable.jsonl", logs
         self.skip_bad, self.patience = skip_bad, patience
-        self.nonfinite = 0  # steps of this epoch that were skipped
+        self.nonfinite = 0  # skipped steps in this epoch
 
     def handle_unreadable(self, batch: Any) -> None:
-        """Stop at utterances that could not be read, or note them where they may be left out.
+        """Stop at utterances that cannot be read, or record them if they may be skipped.
 
         Raises
         ------
         UserError
-            Naming the first one.
+            Naming the first utterance, unless `skip_bad` is set.
         """
         for problem in batch.problems:
             if not self.skip_bad:
@@ -52,12 +52,12 @@ class BadBatches:
                 file.write(json.dumps(problem, ensure_ascii=False) + "\n")
 
     def report_nonfinite(self, what: str, ids: list[str], epoch: int, batch: int) -> None:
-        """Name the utterances, of all processes, of a step that is skipped.
+        """Report the utterances, of all processes, in a skipped step.
 
         Raises
         ------
         UserError
-            Where patience is exhausted.
+            If patience is exhausted.
         """
         self.nonfinite += 1
         ids = list(itertools.chain.from_iterable(distributed.all_gather(ids)))

@@ -1,4 +1,4 @@
-"""RecipeBrain: the hooks that a run calls, with defaults."""
+"""RecipeBrain: the hooks called by `run`, with defaults."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from efficient_asr.utils.errors import UserError, listing
 
 
 class RecipeBrain(Loop):
-    """The hooks that `efficient_asr.training.run` calls, with defaults."""
+    """Hooks called by `efficient_asr.training.run`, with defaults."""
 
     takes_language_model = False
-    validates_by: tuple[str, ...] = ()  # keys of the evaluation that the choice of the best checkpoint depends on
+    validates_by: tuple[str, ...] = ()  # evaluation keys that affect the choice of the best checkpoint
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> nn.Module:
-        """Put the model of a YAML file together, with the training utterances."""
+        """Build the model described by a YAML file; `rows` are the training utterances."""
         raise NotImplementedError
 
     @staticmethod
     def check_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
-        """Return the training utterances that the model can learn from; those left out go to a file."""
+        """Return the training utterances that the model can be trained on; skipped ones are listed in a file."""
         return rows
 
     @staticmethod
@@ -45,7 +45,7 @@ class RecipeBrain(Loop):
 
     @staticmethod
     def calibrate(model: nn.Module, hparams: dict[str, Any], rows: Rows) -> None:
-        """Choose thresholds of the trained model with the validation utterances, before it is saved."""
+        """Choose thresholds of the trained model on the validation utterances, before the model is saved."""
 
     @staticmethod
     def save(model: nn.Module, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
@@ -54,25 +54,25 @@ class RecipeBrain(Loop):
 
     @staticmethod
     def check_benchmark(model: Any, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
-        """Refuse, before the training, what the trained model could not be measured on."""
+        """Reject, before training, a benchmark on which the trained model cannot be evaluated."""
 
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:
-        """Return the model that `test_only` measures where nothing was trained; None where there is none."""
+        """Return the model that `test_only` evaluates if no model was trained, or None if there is no such model."""
         return None
 
     @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
-        """Load a model folder to measure it."""
+        """Load a model folder for evaluation."""
         return load_transcriber(source)
 
     @staticmethod
     def apply_eval_settings(transcriber: Transcriber, hparams: dict[str, Any]) -> None:
-        """Apply the settings that belong to measuring rather than to training, to the model as it was saved."""
+        """Apply evaluation-only settings to the model loaded from its folder."""
 
     @staticmethod
     def default_language(model: nn.Module) -> str | None:
-        """Return the language of training utterances that do not name theirs; None where it makes no difference."""
+        """Return the language of training utterances that do not specify one; None if the language is not used."""
         return None
 
     @staticmethod
@@ -82,21 +82,21 @@ class RecipeBrain(Loop):
         benchmark: Benchmark | None = None,
         records: Iterable[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Return technique-specific entries of the Result.
+        """Return the technique-specific entries of the Result.
 
         Arguments
         ---------
         model : Any
-            The model, trained or loaded; of a transcriber without one, the transcriber.
+            The trained or loaded model; for a transcriber without a model, the transcriber itself.
         hparams : dict
-            Of the YAML file.
+            Values of the YAML file.
         benchmark, records : optional
-            With them also what was found on this benchmark besides, or is to be measured on it.
+            If given, the entries specific to this benchmark are included, from the records or by measuring.
         """
         return {key: value for entries in model.history.values() for key, value in entries.items() if key != "label"}
 
     def init_optimizers(self) -> None:
-        """One optimiser for each group of `parameter_groups`, made by `<group>_optimizer` of the YAML file."""
+        """Create one optimiser per group of `parameter_groups`, using `<group>_optimizer` of the YAML file."""
         self.optimizers_dict, self.schedulers = {}, {}
         for name, parameters in self.parameter_groups().items():
             if parameters:
@@ -104,24 +104,24 @@ class RecipeBrain(Loop):
                 self.schedulers[name] = getattr(self.hparams, f"{name}_scheduler")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return what is trained, by group."""
+        """Return the trainable parameters by group."""
         return {"model": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}
 
 
 def leave_out(rows: Rows, bad: dict[int, str], skip_bad: bool, skipped_file: Path, advice: str) -> Rows:
-    """Return the training utterances without the bad ones (index: what is wrong with it).
+    """Return the training utterances without the bad ones; `bad` maps an index to the problem.
 
     Raises
     ------
     UserError
-        Naming them, unless `skip_bad` leaves them out; or where nothing is left.
+        Naming the bad utterances, unless `skip_bad` is set; or if no utterance is left.
     """
     problems = [{"id": rows[i]["id"], "problem": problem} for i, problem in bad.items()]
     if bad and not skip_bad:
         shown = listing([f"{b['id']}: {b['problem']}" for b in problems])
-        raise UserError(f"{len(bad)} of {len(rows)} training utterances cannot be learned from:\n{shown}\n{advice}")
+        raise UserError(f"{len(bad)} of {len(rows)} training utterances cannot be used:\n{shown}\n{advice}")
     if bad:
         report_skipped("training utterances", problems, skipped_file)
     if len(bad) == len(rows):
-        raise UserError("no training utterance is left that the model can learn from")
+        raise UserError("no usable training utterance is left")
     return rows.select([i for i in range(len(rows)) if i not in bad])

@@ -1,9 +1,9 @@
-"""Checkpoints that survive a kill at any moment, and cannot execute anything.
+"""Checkpoints that survive a kill at any moment and cannot execute code.
 
 A checkpoint is a folder: `model.safetensors`, `state.pt` (optimisers, schedulers, position; read with `weights_only`) and
-`meta.json` with size and SHA-256 of both. It is written aside, synced to the disk and renamed, so it is there whole or
-not at all; before it is trusted, the sums are compared. SpeechBrain's own checkpointer does none of this and reads YAML that
-can execute code.
+`meta.json` with size and SHA-256 of both. It is written to a temporary folder, synced to disk and renamed, so it is either
+complete or absent; the checksums are verified before it is loaded. SpeechBrain's own checkpointer does none of this and reads
+YAML that can execute code.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from efficient_asr.utils.distributed import ddp_barrier, if_main_process
 from efficient_asr.utils.errors import UserError, listing
 from efficient_asr.utils.files import sha256_of
 from efficient_asr.utils.safe_load import load_state
+from efficient_asr.utils.technique import merged
 
 FORMAT = {"format": "efficient_asr checkpoint", "version": 1}
 PREFIX, PARTIAL, DAMAGED = "CKPT+", ".partial-", "DAMAGED-"
-WORKER_DIED = "DataLoader worker"  # begins what torch raises, anywhere in the main process, when one has died
+WORKER_DIED = "DataLoader worker"  # prefix of the error that torch raises, anywhere in the main process, if one died
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
 
 class Recoverable(Protocol):
-    """Whatever has a state made of tensors, numbers, texts, lists and dicts."""
+    """An object with a state made of tensors, numbers, strings, lists and dicts."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Take a state over."""
+        """Load a state."""
 
 
 class StateAdapter:
-    """Makes attributes of an object recoverable that has no `state_dict`.
+    """Saves and restores attributes of an object that has no `state_dict`.
 
     Arguments
     ---------
@@ -69,25 +70,25 @@ class StateAdapter:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on the disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
     meta: dict[str, Any]
 
 
 class Checkpointer:
-    """Saves and recovers a training; keeps the newest checkpoint and the best finished epoch.
+    """Saves and restores a training; keeps the newest checkpoint and the best finished epoch.
 
     Arguments
     ---------
     folder : Path
-        Where checkpoints go.
+        Folder of the checkpoints.
     model : torch.nn.Module
-        Its weights get a file of their own.
+        Its weights are stored in a separate file.
     settings : dict
-        What the training depends on; stored with every checkpoint.
+        Settings that the training depends on; stored with every checkpoint.
     min_key : str
-        Entry of `meta` that makes an epoch the best one where it is lowest.
+        Entry of `meta` to minimise when choosing the best epoch.
     """
 
     def __init__(self, folder: Path, model: torch.nn.Module, settings: dict[str, str], min_key: str = "WER") -> None:
@@ -95,20 +96,20 @@ class Checkpointer:
         self.recoverables: dict[str, Recoverable] = {}
 
     def add_recoverable(self, name: str, recoverable: Recoverable, optional_load: bool = False) -> None:
-        """Save and recover this too."""
+        """Register an object to save and restore with every checkpoint."""
         self.recoverables[name] = recoverable
 
     def save(self, name: str, meta: dict[str, Any]) -> None:
-        """Write a checkpoint on the main process, then delete those that it makes superfluous.
+        """Write a checkpoint on the main process, then delete the checkpoints it makes redundant.
 
         Raises
         ------
         UserError
-            Where it cannot be written; earlier checkpoints stay as they are.
+            If it cannot be written; earlier checkpoints are kept.
         """
         target = self.checkpoints_dir / f"{PREFIX}{name}"
         if not if_main_process() or any(c.path == target and not self._damage(c) for c in self.list()):
-            return  # the same place in the same training
+            return  # already saved at this position
         while True:
             try:
                 self._write(target, meta)
@@ -116,16 +117,16 @@ class Checkpointer:
             except RuntimeError as error:
                 if WORKER_DIED not in str(error):
                     raise
-                # Raised here by chance, once for each of them: this is what must be saved now.
-        self._clean_up(target)
+                # torch happened to raise it here, once per dead worker; the checkpoint must still be written.
+        self.clean_up(target)
 
     def _write(self, target: Path, meta: dict[str, Any]) -> None:
-        """Write a checkpoint that appears whole."""
+        """Write a checkpoint atomically."""
         partial = target.with_name(f"{PARTIAL}{target.name.removeprefix(PREFIX)}")
         try:
             self.remove_leftovers()
             partial.mkdir(parents=True)
-            # copies, since tied weights share memory, which safetensors refuses; each is stored once
+            # copies, because tied weights share memory, which safetensors rejects; each is stored once
             state = self.model.state_dict()
             tensors = {
                 key: state[key].detach().cpu().contiguous().clone()
@@ -144,7 +145,7 @@ class Checkpointer:
                 shutil.rmtree(target)
             os.rename(partial, target)
             _sync(self.checkpoints_dir)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap system errors
             shutil.rmtree(partial, ignore_errors=True)
             if WORKER_DIED in str(error):
                 raise
@@ -152,17 +153,17 @@ class Checkpointer:
             raise UserError(
                 f"no checkpoint could be written to {self.checkpoints_dir} ({_reason(error)}; "
                 f"{_free(self.checkpoints_dir)} free). "
-                + (f"The last good one, {last.path.name}, is still there. " if last else "There is none yet. ")
-                + "Make room or fix the permissions, then start the same command again."
+                + (f"The last good one, {last.path.name}, was kept. " if last else "There is no earlier one. ")
+                + "Free up space or fix the permissions, then rerun the command to resume."
             ) from None
 
     def remove_leftovers(self) -> None:
-        """Remove what a save or a deletion left that was killed."""
+        """Remove leftovers of interrupted saves and deletions."""
         for leftover in self.checkpoints_dir.glob(f"{PARTIAL}*") if self.checkpoints_dir.is_dir() else []:
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _clean_up(self, written: Path) -> None:
-        """Delete what is neither just written nor the best; renamed first, so that a kill leaves nothing half deleted."""
+    def clean_up(self, written: Path) -> None:
+        """Delete all checkpoints but the one just written and the best; rename first, so that a kill leaves none half deleted."""
         checkpoints = self.list()
         best = min(self._finished(checkpoints), key=self._rank, default=None)
         keep = {written, best.path if best else written}
@@ -173,19 +174,19 @@ class Checkpointer:
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def list(self) -> list[Checkpoint]:
-        """Return all checkpoints that look whole, the newest first.
+        """Return all checkpoints that look complete, newest first.
 
         Raises
         ------
         UserError
-            Where a folder holds a checkpoint of another kind, which could execute code when read.
+            If a folder holds a checkpoint in SpeechBrain's format, which could execute code when read.
         """
         found = []
         for path in self.checkpoints_dir.glob(f"{PREFIX}*") if self.checkpoints_dir.is_dir() else []:
             if (path / "CKPT.yaml").exists():
                 raise UserError(
-                    f"{path} is a checkpoint in SpeechBrain's format, which can execute code when it is read; it is not "
-                    "read here. Remove it, or take another --output_folder."
+                    f"{path} is a checkpoint in SpeechBrain's format, which can execute code when it is read; it "
+                    "was not loaded. Remove it, or choose another --output_folder."
                 )
             meta = _read_meta(path)
             if meta is not None:
@@ -193,12 +194,12 @@ class Checkpointer:
         return sorted(found, key=lambda c: (c.meta["position"], c.path.name), reverse=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint whose sums are right; damaged ones are put aside, by the main process."""
+        """Return the newest checkpoint with correct checksums; the main process renames damaged ones."""
         self._put_damaged_aside()
         return next(iter(self.list()), None)
 
     def best(self) -> Checkpoint | None:
-        """Return the finished epoch with the lowest `min_key` whose sums are right; of equals the later."""
+        """Return the finished epoch with the lowest `min_key` and correct checksums; the later one if equal."""
         self._put_damaged_aside()
         return min(self._finished(self.list()), key=self._rank, default=None)
 
@@ -209,12 +210,12 @@ class Checkpointer:
         return checkpoint.meta[self.min_key]
 
     def _put_damaged_aside(self) -> None:
-        """Rename damaged checkpoints, so that they neither count nor make others superfluous. All processes wait for that."""
+        """Rename damaged checkpoints, so that they are ignored and replace no others. All processes wait for this."""
         for checkpoint in self.list() if if_main_process() else []:
             problem = self._damage(checkpoint)
             if problem is not None:
                 aside = checkpoint.path.with_name(f"{DAMAGED}{checkpoint.path.name}")
-                print(f"{checkpoint.path} is damaged ({problem}); put aside as {aside.name}")
+                print(f"{checkpoint.path} is damaged ({problem}); renamed to {aside.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(checkpoint.path, aside)
         ddp_barrier()
@@ -226,46 +227,57 @@ class Checkpointer:
             if not path.is_file():
                 return f"{name} is missing"
             if _describe(path) != checkpoint.meta["files"][name]:
-                return f"{name} is not what was written"
+                return f"{name} does not match its checksum"
         return None
 
     def recover(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint.
+        """Restore the training from a checkpoint.
 
         Raises
         ------
         UserError
-            Where it does not fit, or holds what could execute code.
+            If it does not match the training, or if it could execute code.
         """
         self.load_model(checkpoint)
         state = load_state(checkpoint.path / STATE)
         missing = set(self.recoverables) - set(state)
         if missing:
-            raise UserError(f"{checkpoint.path} holds no {', '.join(sorted(missing))}; take another --output_folder")
+            raise UserError(f"{checkpoint.path} lacks {', '.join(sorted(missing))}; choose another --output_folder")
         for key, recoverable in self.recoverables.items():
             try:
                 recoverable.load_state_dict(state[key])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{checkpoint.path}: the state of '{key}' does not fit ({error})") from None
+                raise UserError(f"{checkpoint.path}: the state of '{key}' does not match ({error})") from None
 
     def load_model(self, checkpoint: Checkpoint) -> None:
-        """Take over the weights of a checkpoint."""
+        """Load the weights of a checkpoint."""
         path = checkpoint.path / MODEL
         try:
-            found = load_file(path)
+            found = _with_current_names(load_file(path))
             for key, first in tied(self.model.state_dict()).items():
                 if key not in found and first in found:
                     found[key] = found[first]
             self.model.load_state_dict(found)
         except SafetensorError as error:
-            raise UserError(f"{path} is no safetensors file ({error}); nothing of it was used") from None
+            raise UserError(f"{path} is not a valid safetensors file ({error}); no weights were loaded") from None
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path} does not fit the model of this YAML ({reason})") from None
+            raise UserError(f"{path} does not match the model of this YAML file ({reason})") from None
+
+
+def _with_current_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint, which may be from an earlier version, under their current names."""
+    former = merged("former_weights")
+
+    def current(name: str) -> str:
+        prefix = next((prefix for prefix in former if name.startswith(prefix)), None)
+        return name if prefix is None else former[prefix] + name.removeprefix(prefix)
+
+    return {current(name): value for name, value in weights.items()}
 
 
 def tied(state: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Return for each weight the first one of the same memory and shape, itself where it is tied to none before it."""
+    """Map each weight to the first weight with the same memory and shape; to itself if it is not tied to an earlier one."""
     first: dict[tuple, str] = {}
     return {
         key: first.setdefault((value.data_ptr(), value.shape, value.stride()) if value.numel() else (key,), key)
@@ -274,11 +286,11 @@ def tied(state: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def worker_died(error: BaseException) -> str:
-    """Return what to say of a process that loaded data and was killed."""
+    """Return the message for a data loading process that was killed."""
     reason = " ".join(str(error).split())
     return (
-        f"a process that loads data has died ({reason}), most likely since the memory was exhausted. Start the same command "
-        "again to go on from the last checkpoint, with fewer of them (--num_workers 0) or smaller batches."
+        f"a data loading process has died ({reason}), most likely because memory ran out. Rerun the command to resume from "
+        "the last checkpoint, with fewer workers (--num_workers 0) or smaller batches."
     )
 
 
@@ -314,30 +326,30 @@ def _free(folder: Path) -> str:
 
 
 def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_changed_settings: bool) -> None:
-    """Compare the settings of a checkpoint with those of now.
+    """Compare the settings of a checkpoint with the current ones.
 
     Raises
     ------
     UserError
-        Naming every difference, unless `allow_changed_settings`.
+        Naming every difference, unless `allow_changed_settings` is set.
     """
     before, former = current_settings(checkpoint.meta["settings"]), former_values()
     for key, value in former.items():
         if key in settings:
             before.setdefault(key, value)
-    # objects that take a key which did not exist then
+    # arguments of objects that refer to a key which did not exist when the checkpoint was written
     new_arguments = re.compile(rf"\s*\w+: !ref <(?:{'|'.join(former)})>")
     changed = [
-        f"{key}: {before.get(key, '(not there)')} then, {settings.get(key, '(not there)')} now"
+        f"{key}: {before.get(key, '(not set)')} before, {settings.get(key, '(not set)')} now"
         for key in sorted(set(before) | set(settings))
         if new_arguments.sub("", before.get(key, "")) != new_arguments.sub("", settings.get(key, ""))
     ]
     if changed and not allow_changed_settings:
         raise UserError(
             f"the settings have changed since {checkpoint.path} was written:\n{listing(changed)}\n"
-            "Start with the settings of then, resume with those of now (--allow_changed_settings True; learning rates "
-            "and the state "
-            "of the optimisers stay those of the checkpoint), or choose another --output_folder."
+            "Restore the previous settings, resume with the current ones (--allow_changed_settings True; learning rates "
+            "and optimiser states "
+            "stay those of the checkpoint), or choose another --output_folder."
         )
     if changed:
-        print(f"going on from {checkpoint.path} with other settings:\n{listing(changed)}")
+        print(f"resuming from {checkpoint.path} with changed settings:\n{listing(changed)}")

@@ -22,17 +22,17 @@ from efficient_asr.training.brain import RecipeBrain, leave_out
 class CTCBrain(RecipeBrain):
     """Fine-tunes an encoder with a CTC head.
 
-    The encoder and the rest (head, front end) have an optimiser each, annealed by NewBob on the validation loss; the
-    checkpoint with the lowest greedy validation WER is kept.
+    The encoder and the remaining modules (head, front end) have separate optimisers, annealed by NewBob on the validation
+    loss. The checkpoint with the lowest greedy validation WER is kept.
     """
 
     takes_language_model = True
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> CTCModel:
-        """Put the model of a YAML file together; its alphabet comes from the training texts.
+        """Build the model described by a YAML file, with an alphabet derived from the training texts.
 
-        Where `pretrained_model` names a model folder, alphabet and weights come from there.
+        If `pretrained_model` names a model folder, the alphabet and the weights are loaded from it.
         """
         folder = hparams["pretrained_model"]
         labels = (
@@ -49,26 +49,26 @@ class CTCBrain(RecipeBrain):
 
     @staticmethod
     def make_head(hparams: dict[str, Any], encoder: Encoder, n_labels: int) -> nn.Module:
-        """Make the head that the YAML describes."""
+        """Build the head described by the YAML file."""
         return hparams["head"](encoder.hidden_size, n_labels)
 
     @staticmethod
     def check_rows(model: CTCModel, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
-        """Find the utterances that this model cannot learn from.
+        """Find the utterances that this model cannot be trained on.
 
-        Their text has characters outside the alphabet, or their audio gives fewer CTC frames than their text needs: one for
-        each character and one more between equal neighbours.
+        Either the text has characters outside the alphabet, or the audio yields fewer CTC frames than the text needs: one per
+        character, plus one between each pair of identical adjacent characters.
 
         Arguments
         ---------
         model : CTCModel
-            Knows its alphabet and how many frames come out.
+            Provides the alphabet and the number of output frames.
         rows : Rows
             Training utterances.
         hparams : dict
-            Whether such utterances may be left out (`skip_bad`), and the highest speed that augmentation may apply.
+            Provides `skip_bad` (whether to skip such utterances) and the highest speed that augmentation may apply.
         skipped_file : Path
-            Where those left out are listed.
+            File that lists the skipped utterances.
 
         Raises
         ------
@@ -87,15 +87,17 @@ class CTCBrain(RecipeBrain):
             if unknown:
                 bad[i] = f"its text has characters that the model does not know: {' '.join(sorted(unknown))}"
             elif available < needed:
-                bad[i] = f"{row['duration']:.2f} s give {available} frames, its {len(tokens)} characters need {needed}"
+                bad[i] = (
+                    f"{row['duration']:.2f} s yield {available} frames, but its {len(tokens)} characters need {needed}"
+                )
         advice = (
-            f"Leave them out with --skip_bad True. Where frames are too few, {model.few_frames_advice}a head that emits more "
-            "(--frames_per_state 2) helps; where characters are unknown, another train_normaliser."
+            f"Pass --skip_bad True to leave them out. If there are too few frames, use {model.few_frames_advice}a head with "
+            "more of them (--frames_per_state 2); if characters are unknown, use another train_normaliser."
         )
         return leave_out(rows, bad, skip_bad, skipped_file, advice)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The encoder (if anything in it is trained), and everything else."""
+        """Return the trainable parameters of the encoder (if any) and of all other modules."""
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "head": []}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -103,16 +105,16 @@ class CTCBrain(RecipeBrain):
         return groups
 
     def compute_forward(self, batch: Any, stage: sb.Stage, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities [batch, frames, labels] and frame lengths [batch]; options are the model's."""
+        """Return log-probabilities [batch, frames, labels] and frame lengths [batch]; `options` go to the model."""
         batch = batch.to(self.device)
         wavs, wav_lens = batch.wav
         if stage == sb.Stage.TRAIN:
             wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
-        # Validation goes round DistributedDataParallel, whose processes would wait for each other at every batch.
+        # Validation bypasses DistributedDataParallel, which would synchronise the processes at every batch.
         return (self.modules["model"] if stage == sb.Stage.TRAIN else self.model)(wavs, wav_lens, **options)
 
     def compute_objectives(self, predictions: tuple, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return the CTC loss, and count errors outside training."""
+        """Return the CTC loss; outside training, also count word errors."""
         log_probs, frame_lengths = predictions
         if stage != sb.Stage.TRAIN:
             self.count(batch.text, greedy_texts(log_probs, frame_lengths, self.model.labels))
@@ -120,7 +122,7 @@ class CTCBrain(RecipeBrain):
 
 
 def ctc_loss(log_probs: torch.Tensor, frame_lengths: torch.Tensor, batch: Any) -> torch.Tensor:
-    """Mean CTC loss of [batch, frames, labels] with lengths [batch] for the batch's `tokens`."""
+    """Return the mean CTC loss of log-probabilities [batch, frames, labels] with lengths [batch] for the batch's `tokens`."""
     tokens, token_lens = batch.tokens
     targets = (token_lens * tokens.shape[1]).round().long()
     return nn.functional.ctc_loss(

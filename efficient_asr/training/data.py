@@ -1,4 +1,4 @@
-"""The data of an experiment: splits prepared, everything checked before the training, the language model read."""
+"""Data of an experiment: prepares the splits, checks all data before training, and loads the language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Anything = TypeVar("Anything")
 
 
 def main_first(work: Callable[[], Anything]) -> Anything:
-    """Do something on the main process, then on the others, which find done what it leaves on the disk."""
+    """Run `work` on the main process first, then on the others, which reuse the files it has written."""
     if not distributed.if_main_process():
         distributed.ddp_barrier()
     value = work()
@@ -33,7 +33,7 @@ def main_first(work: Callable[[], Anything]) -> Anything:
 
 
 def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
-    """Prepare the corpus on the main process, while no other run does; returns the manifest of every split."""
+    """Prepare the corpus on the main process, under a lock; return the manifest path of each split."""
     data_folder = resolve_source(hparams["data_folder"]) if hparams["data_folder"] else None
     prepared_folder, splits = Path(hparams["prepared_folder"]), None
     if distributed.if_main_process():
@@ -49,10 +49,10 @@ def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
 
 
 def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_folder: Path) -> list[Benchmark]:
-    """Read and check the test data, and see that the language model can be read, before hours of training."""
+    """Read and check the test data and make sure that the language model can be loaded, before a long training."""
     names = hparams["test_splits"]
     if not names:
-        raise UserError("test_splits: name at least one split to measure on")
+        raise UserError("test_splits: name at least one split to evaluate on")
     if hparams["lm_path"]:
         read_language_model(hparams, ["", " ", "a"], check=False)
 
@@ -74,7 +74,7 @@ def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_fol
 
 
 def read_language_model(hparams: dict[str, Any], vocabulary: list[str], check: bool = True) -> LanguageModel:
-    """Load the language model that the YAML names, and see that it fits the labels."""
+    """Load the language model named in the YAML file and check that it matches the labels."""
     return LanguageModel(
         resolve_source(hparams["lm_path"]),
         vocabulary,
@@ -87,7 +87,7 @@ def read_language_model(hparams: dict[str, Any], vocabulary: list[str], check: b
 
 
 def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
-    """Read and check training or validation data; too long utterances are left out and counted."""
+    """Read and check training or validation data; skip and report utterances that are too long."""
     skip_bad, limit = hparams["skip_bad"], hparams["max_duration_s"] or float("inf")
     rows = main_first(
         lambda: read_manifest(
@@ -103,21 +103,21 @@ def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, outp
     rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
     long = (rows.durations > limit).nonzero()[0]
     if len(long) == len(rows):
-        raise UserError(f"max_duration_s: no utterance of '{split}' is as short as {limit} s")
+        raise UserError(f"every utterance in '{split}' is longer than max_duration_s={limit}")
     if len(long):
         names = listing([rows[i]["id"] for i in long[:6]], most=5)
-        print(f"{len(long)} utterances of '{split}' are longer than max_duration_s = {limit} and left out:\n{names}")
+        print(f"{len(long)} utterances in '{split}' are longer than max_duration_s={limit} and were left out:\n{names}")
         rows = rows.select((rows.durations <= limit).nonzero()[0])
     return rows
 
 
 def language_groups(rows: Rows) -> np.ndarray:
-    """Return a number for the language of each utterance, [count]."""
+    """Return an integer language id for each utterance, [count]."""
     return np.unique([str(row.get("language")) for row in rows], return_inverse=True)[1]
 
 
 def digest_of(rows: Rows, language: str | None) -> str:
-    """Return how many utterances there are, and a sum over them; `language` is of those that do not name theirs."""
+    """Return the number of utterances and a checksum; `language` is used for utterances that do not specify one."""
     digest = hashlib.sha256()
     for row in rows:
         segment = f"\0{row['offset']}" if "offset" in row else ""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Treat Ctrl-C and SIGTERM as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from efficient_asr.utils import distributed
 
 
 class StopRequest:
-    """Whether somebody wants the training to stop."""
+    """Flag set when a stop of the training is requested."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as a request; a second Ctrl-C ends the training at once."""
+        """Treat Ctrl-C and SIGTERM as stop requests; a second Ctrl-C stops the training immediately."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def request(number: int, frame: Any) -> None:
-            # torchrun passes a Ctrl-C on to processes that had it already: several are one there.
+            # torchrun forwards Ctrl-C to processes that have already received it, so repeats are ignored there.
             if self.requested and distributed.world_size() == 1:
-                raise KeyboardInterrupt("stopped at once; rerun the command to resume from the last checkpoint")
+                raise KeyboardInterrupt("stopped immediately; rerun the command to resume from the last checkpoint")
             self.requested = True
 
         before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""The logs of a training, which end where its last checkpoint was written, and how fast it went."""
+"""Training logs, truncated to the last checkpoint when a training resumes, and training throughput."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Logs:
     Arguments
     ---------
     folder : Path
-        Where they are.
+        Folder of the log files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.paths = {name: Path(folder) / name for name in NAMES}
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of each file that is there."""
+        """Return the size in bytes of each existing log file."""
         return {name: path.stat().st_size for name, path in self.paths.items() if path.is_file()}
 
     def cut_to(self, sizes: dict[str, int]) -> None:
-        """Cut off what was written after a checkpoint."""
+        """Truncate the logs to the sizes stored in a checkpoint."""
         for name, path in self.paths.items() if distributed.if_main_process() else ():
             size = sizes.get(name, 0)
             if path.is_file() and path.stat().st_size > size:
@@ -43,22 +43,22 @@ class Logs:
 
 
 class Throughput:
-    """How much audio a second an epoch is trained on, and how long it waits for data."""
+    """Measures the audio processed per second of training and the time spent waiting for data."""
 
     def __init__(self) -> None:
         self.audio_s = self.waiting_s = 0.0
         self.started = self.ready_at = time.perf_counter()
 
     def batch_came(self) -> None:
-        """Note that the loop has waited until now."""
+        """Record the end of the wait for a batch."""
         self.waiting_s += time.perf_counter() - self.ready_at
 
     def ready(self) -> None:
-        """Note that the loop waits for the next batch from now on."""
+        """Record the start of the wait for the next batch."""
         self.ready_at = time.perf_counter()
 
     def entry(self, epoch: int, padding_percent: float) -> dict[str, Any] | None:
-        """Return the line of the log, of all processes together; None on all but the main one, or where nothing was read."""
+        """Return the log entry summed over all processes; None on all but the main process, or if no audio was read."""
         wall_s = time.perf_counter() - self.started
         audio_s, waiting_s = distributed.all_reduce([self.audio_s, self.waiting_s])
         if wall_s <= 0 or not audio_s or not distributed.if_main_process():

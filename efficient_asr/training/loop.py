@@ -1,12 +1,12 @@
-"""Loop: SpeechBrain's training loop, made to lose nothing. Every Brain of this project inherits it.
+"""Loop: SpeechBrain's training loop with exact resumption. Base class of all Brains in this project.
 
-- It resumes from the last checkpoint, in the middle of an epoch too, and on a CPU ends bit for bit where an uninterrupted run
-  ends: the batches of an epoch follow from seed and epoch (`data.BatchOrder`), and the random numbers of a step from seed, epoch,
-  step and process, so that there is no random state to restore (`position.py`).
-- A loss or gradient that is not finite skips the step, names the utterances, and stops the run when patience is exhausted
-  (`bad_batches.py`).
-- Ctrl-C, or SIGTERM from a scheduler, ends it after a checkpoint (`interrupts.py`).
-- With several processes all of them take these decisions together, and validation counts every utterance once (`validation.py`).
+- Training resumes from the last checkpoint, even in the middle of an epoch. On a CPU the final weights are bit-identical to
+  those of an uninterrupted run: the batches of an epoch depend only on seed and epoch (`data.BatchOrder`), and the random numbers
+  of a step only on seed, epoch, step and process, so there is no random state to restore (`position.py`).
+- If a loss or gradient is not finite, the step is skipped and the utterances are reported; the run stops when patience is
+  exhausted (`bad_batches.py`).
+- On Ctrl-C, or SIGTERM from a scheduler, a checkpoint is saved before the run stops (`interrupts.py`).
+- With several processes, all of them take these decisions together, and validation counts every utterance once (`validation.py`).
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from efficient_asr.utils.seeding import gradients_finite, seed_step
 
 
 class Loop(sb.Brain):
-    """A Brain whose subclasses say how to compute a loss.
+    """A Brain whose subclasses define the loss.
 
-    A subclass has `compute_forward`, `compute_objectives` (which calls `count` outside training), and `init_optimizers`, which
-    fills `optimizers_dict` and `schedulers` with the same names.
+    A subclass implements `compute_forward`, `compute_objectives` (which calls `count` outside training), and `init_optimizers`,
+    which fills `optimizers_dict` and `schedulers` with the same names.
 
-    Expects in the YAML: epoch_counter, seed, skip_bad, nonfinite_patience, allow_changed_settings, train_loggers, output_folder.
+    Required YAML keys: epoch_counter, seed, skip_bad, nonfinite_patience, allow_changed_settings, train_loggers, output_folder.
     """
 
-    outputs: tuple[str, ...] = ("",)  # what validation counts separately: suffixes of names in the log
+    outputs: tuple[str, ...] = ("",)  # model outputs counted separately in validation: suffixes of names in the log
     schedulers: dict[str, Any]
     train_loss = 0.0
-    train_losses = (0.0,)  # running mean of every process
+    train_losses = (0.0,)  # running mean of each process
 
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
-        """Train to the end, from wherever an earlier run came to."""
+        """Train to the end, resuming from the last checkpoint of an earlier run if there is one."""
         folder, hparams = Path(self.hparams.output_folder), self.hparams
-        self.train_sampler = train_loader.batch_sampler  # SpeechBrain tells it the epoch
+        self.train_sampler = train_loader.batch_sampler  # SpeechBrain sets its epoch
         self.position = Position(self, hparams.epoch_counter, self.train_sampler, len(train_loader))
         self.logs, self.stop_request = Logs(folder), StopRequest()
         self.bad_batches = BadBatches(folder, self.logs, hparams.skip_bad, self.nonfinite_patience)
@@ -60,22 +60,22 @@ class Loop(sb.Brain):
             except RuntimeError as error:
                 if not self.stop_request.requested:
                     raise (UserError(worker_died(error)) if WORKER_DIED in str(error) else error) from None
-                # another process has answered the same signal already, and cannot be waited for any more
+                # another process has already stopped on the same signal, so waiting for it fails
         if self.stop_request.requested:
             raise KeyboardInterrupt("stopped; rerun the command to resume from the last checkpoint")
 
     @property
     def model(self) -> nn.Module:
-        """The model itself, also under DistributedDataParallel."""
+        """The model, unwrapped from DistributedDataParallel."""
         return getattr(self.modules["model"], "module", self.modules["model"])
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, by steps."""
+        """Completed fraction of the training, in steps."""
         return self.position.progress
 
     def on_fit_start(self) -> None:
-        """Wrap, make the optimisers, and resume from the last checkpoint."""
+        """Wrap the model, create the optimisers, and resume from the last checkpoint."""
         self._compile()
         self._wrap_distributed()
         self.init_optimizers()
@@ -88,11 +88,11 @@ class Loop(sb.Brain):
             self.checkpointer.recover(newest)
             print(f"resuming from {newest.path}: {self.position.epoch} epochs and {self.step} batches are done")
         for name, scheduler in self.schedulers.items():
-            if hasattr(scheduler, "start"):  # its rates depend on how many steps there will be
+            if hasattr(scheduler, "start"):  # its learning rates depend on the total number of steps
                 scheduler.start(self.optimizers_dict[name], self.position.total_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training, and how long the logs were."""
+        """Return the position in the training and the sizes of the logs."""
         epochs, step = self.position.done
         return {
             "epochs_done": epochs,
@@ -104,7 +104,7 @@ class Loop(sb.Brain):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the position over, and cut from the logs what was written after it."""
+        """Restore the position and truncate the logs to their sizes at that point."""
         self.position.restore(state["epochs_done"], state["step"])
         self.bad_batches.nonfinite, self.optimizer_step = state["nonfinite"], state["optimizer_step"]
         losses = state["train_losses"]
@@ -114,10 +114,10 @@ class Loop(sb.Brain):
     # ------------------------------------------------------------ a step
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
-        """Take one batch, and a step of the optimisers at every `grad_accumulation_factor`-th and at the last one of the epoch.
+        """Process one batch; step the optimisers every `grad_accumulation_factor` batches and at the end of the epoch.
 
-        The loss of each is divided by how many batches the step has. Whatever makes one batch unusable spoils the whole step, in
-        all processes. Returns the loss, NaN for a spoiled one.
+        The loss of each batch is divided by the number of batches in the step. If one batch is unusable, the whole step is
+        skipped in all processes. Returns the loss, NaN for an unusable batch.
         """
         self.throughput.batch_came()
         should_step = self.position.between_steps
@@ -131,8 +131,8 @@ class Loop(sb.Brain):
         return loss.detach().cpu()
 
     def _backward(self, batch: Any, should_step: bool) -> torch.Tensor:
-        """Compute loss and gradients of a batch; what cannot be used spoils the step."""
-        # Asked before the model runs: under DistributedDataParallel all processes run it, or none.
+        """Compute the loss and gradients of a batch; an unusable batch invalidates the step."""
+        # Checked before the forward pass: under DistributedDataParallel either all processes run the model or none does.
         (unread,) = distributed.any_rank(not batch.id)
         loss = torch.tensor(torch.nan)
         with self.no_sync(not should_step):
@@ -156,7 +156,7 @@ class Loop(sb.Brain):
         return loss
 
     def _take_step(self) -> None:
-        """Take a step of the optimisers, unless it is spoiled."""
+        """Step the optimisers, unless the step is invalid."""
         if not self.spoiled and not (self.scaler.is_enabled() or gradients_finite(self.model.parameters())):
             self.bad_batches.report_nonfinite("gradient", self.group_ids, self.position.epoch, self.step)
             self.spoiled = True
@@ -167,12 +167,12 @@ class Loop(sb.Brain):
             self.optimizers_step()
             self.steps_taken += 1
             for name, optimizer in self.optimizers_dict.items():
-                if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate with every step
+                if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate at every step
                     self.schedulers[name].on_batch_end(optimizer)
         self.spoiled, self.group_ids = False, []
 
     def freeze_optimizers(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
-        """Return those optimisers that have something to do: a gradient scaler refuses the others."""
+        """Return the optimisers that have gradients: a gradient scaler rejects the others."""
         return {
             name: optimizer
             for name, optimizer in optimizers.items()
@@ -180,7 +180,7 @@ class Loop(sb.Brain):
         }
 
     def optimizers_step(self) -> None:
-        """Take a step; one in which nothing learns counts, too, but a gradient scaler would refuse it."""
+        """Step the optimisers. A step without any gradients is only counted, since a gradient scaler would reject it."""
         if self.freeze_optimizers(self.optimizers_dict):
             super().optimizers_step()
         else:
@@ -198,13 +198,13 @@ class Loop(sb.Brain):
         return loss
 
     def count(self, references: list[str], hypotheses: list[str], output: str = "") -> None:
-        """Count the word errors of a validation batch, of one of the model's `outputs`."""
+        """Count the word errors of a validation batch for one of the model's `outputs`."""
         self.valid_counts.add_texts(references, hypotheses, output)
 
     # ------------------------------------------------------------ an epoch
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """Start counting."""
+        """Reset the counters."""
         if stage == sb.Stage.TRAIN:
             self.position.phase, self.spoiled, self.group_ids = "training", False, []
             self.bad_batches.nonfinite = self.bad_batches.nonfinite if self.step else 0
@@ -213,39 +213,39 @@ class Loop(sb.Brain):
         self.valid_counts = ValidationCounts(self.outputs)
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
-        """Log; after validation anneal and save."""
+        """Log; after validation, also anneal the learning rates and save."""
         if stage == sb.Stage.TRAIN:
             self._end_of_training(stage_loss, epoch)
         else:
             self._end_of_validation(epoch)
 
     def _end_of_training(self, stage_loss: float, epoch: int) -> None:
-        """Log the speed; with several processes save, since they validate at their own pace and could not save together."""
+        """Log the throughput. Save if there are several processes, since they cannot save together during validation."""
         self.train_loss = distributed.all_reduce([float(stage_loss)])[0] / distributed.world_size()
         self.position.phase, self.train_losses = "validation", [self.train_loss]
         entry = self.throughput.entry(epoch, self.position.sampler.padding_percent())
         if entry is not None:
             self.logs.append("throughput.jsonl", entry)
         if self.steps_tried and not self.steps_taken:
-            raise UserError(f"no step was taken in epoch {epoch}: every batch was skipped, see above")
+            raise UserError(f"no optimiser step was taken in epoch {epoch}: every batch was skipped, see above")
         if distributed.world_size() > 1:
             self._save({"epoch": epoch})
 
     def _end_of_validation(self, epoch: int) -> None:
-        """Log, change the learning rates, save."""
+        """Log, update the learning rates, and save."""
         totals = self.valid_counts.all_processes()
         if totals["utterances"] < self.valid_utterances and not self.debug:
             raise UserError(
                 f"only {totals['utterances']:.0f} of {self.valid_utterances} validation utterances can still be read; a WER over "
-                "fewer would not compare with that of other epochs. Fix those named above, then rerun to resume from the last "
-                "checkpoint."
+                "fewer utterances is not comparable with other epochs. Fix the files named above, then rerun to resume from "
+                "the last checkpoint."
             )
         stats = {"loss": totals["loss"] / max(1.0, totals["utterances"])} | self.validation_stats(totals)
         learning_rates = {}
         for name, optimizer in self.optimizers_dict.items():
             learning_rates[f"lr_{name}"], new = self.schedulers[name](stats["loss"])
             update_learning_rate(optimizer, new)
-        for logger in self.hparams.train_loggers:  # on every process: SpeechBrain's loggers see to it that one writes
+        for logger in self.hparams.train_loggers:  # on every process: SpeechBrain's loggers let only one of them write
             logger.log_stats(
                 {"epoch": epoch, **learning_rates}, train_stats={"loss": self.train_loss}, valid_stats=stats
             )
@@ -253,17 +253,17 @@ class Loop(sb.Brain):
         self._save({"epoch": epoch, self.checkpointer.min_key: self.checkpoint_metric(stats)})
 
     def validation_stats(self, totals: dict[str, float]) -> dict[str, float]:
-        """Return what the log says of a validation besides the loss, from what was counted in all processes."""
+        """Return the validation statistics to log besides the loss, from the counts of all processes."""
         return self.valid_counts.error_rates(totals)
 
     def checkpoint_metric(self, stats: dict[str, float]) -> float:
-        """Return the number by which the best checkpoint is chosen; lower is better."""
+        """Return the metric used to choose the best checkpoint; lower is better."""
         return stats["wer_percent"]
 
     # ------------------------------------------------------------ saving and stopping
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        """Whether it is time for a checkpoint within the epoch: only between steps of the optimisers."""
+        """Return whether an intra-epoch checkpoint is due; only true between optimiser steps."""
         minutes, steps = self.ckpt_interval_minutes, self.ckpt_interval_steps
         due = 0 < minutes <= (time.time() - last_ckpt_time) / 60 or 0 < steps <= steps_since_ckpt
         due, stop = distributed.any_rank(due and distributed.if_main_process(), self.stop_request.requested)
@@ -281,7 +281,7 @@ class Loop(sb.Brain):
         self.checkpointer.save(name, {"position": [epochs, step], **meta})
 
     def _stop(self) -> None:
-        """Save and end."""
+        """Save a checkpoint and stop."""
         epoch = self.position.epoch
         if self.position.phase == "training":
             self._save_intra_epoch_ckpt()
@@ -296,11 +296,11 @@ class Loop(sb.Brain):
 
 
 def _recoverable(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:
-    """Return a scheduler, or what saves and restores it where it cannot do that itself."""
-    if hasattr(scheduler, "clr_iterations"):  # SpeechBrain's sets it at the first step only
+    """Return the scheduler, or a `StateAdapter` if it has no `state_dict` of its own."""
+    if hasattr(scheduler, "clr_iterations"):  # SpeechBrain's cyclic scheduler sets it only at the first step
         scheduler.current_lr = optimizer.param_groups[0]["lr"]
     if hasattr(scheduler, "state_dict"):
         return scheduler
-    # SpeechBrain's NewBob and cyclic one
+    # attributes of SpeechBrain's NewBob and cyclic schedulers
     names = ("hyperparam_value", "metric_values", "current_patient", "clr_iterations", "current_lr")
     return StateAdapter(scheduler, *(name for name in names if hasattr(scheduler, name)))

@@ -1,4 +1,4 @@
-"""Measuring a trained model on every test split."""
+"""Measure a trained model on every test split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from efficient_asr.training.data import (
     read_language_model,
 )
 from efficient_asr.utils import distributed
-from efficient_asr.utils.seeding import seed_everything  # noqa: F401  YAML files name it here
+from efficient_asr.utils.seeding import seed_everything  # noqa: F401  YAML files refer to it here
 
 
 def measure(
@@ -28,9 +28,9 @@ def measure(
     output_folder: Path,
     brain_class: type[RecipeBrain],
 ) -> list[Result]:
-    """Measure the saved model on every test split: WER, MACs, and runtime on each device without and with a LM.
+    """Measure the saved model on every test split: WER, MACs, and runtime on each device, with and without a language model.
 
-    All processes score their share of the utterances; then the main one, alone on a quiet machine, takes the times.
+    Each process scores its share of the utterances. The main process then measures the runtime while the others are idle.
     """
     if hparams["threads"]:
         torch.set_num_threads(hparams["threads"])

@@ -1,7 +1,7 @@
 """run(): from a command line and a YAML file to a trained model and its Result.
 
-The same for every recipe: read the YAML, prepare and check all data, fit, save the model folder, evaluate it on every test
-split. A recipe only says which Brain.
+The procedure is the same for every recipe: read the YAML file, prepare and check all data, fit, save the model folder, and
+evaluate it on every test split. A recipe only chooses the Brain.
 
     python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]
     torchrun --nproc_per_node=2 recipes/<exp>/train.py hparams/<exp>.yaml
@@ -60,20 +60,20 @@ SETTINGS_FILE = "hyperparams.yaml"
 
 @dataclass
 class Run:
-    """What one command asks for.
+    """The settings of one command.
 
     Attributes
     ----------
     path : Path
         The YAML file.
     overrides : Overrides
-        Values of its keys from the command line.
+        Values of YAML keys given on the command line.
     run_opts : RunOptions
         SpeechBrain's options.
     hparams : dict
-        Every key with its value or object.
+        All keys with their values or objects.
     plain : dict
-        The keys with plain values, for the record.
+        All keys with plain values, to be stored in the Result.
     """
 
     path: Path
@@ -84,12 +84,12 @@ class Run:
 
     @property
     def output_folder(self) -> Path:
-        """Where everything goes."""
+        """Folder for all output."""
         return Path(self.hparams["output_folder"])
 
     @property
     def test_only(self) -> bool:
-        """Whether nothing is trained."""
+        """Whether to evaluate without training."""
         return bool(self.run_opts.test_only or self.hparams["test_only"])
 
 
@@ -99,16 +99,16 @@ def run(brain_class: type[RecipeBrain], argv: list[str] | None = None, recipe: s
     Arguments
     ---------
     brain_class : type
-        What is trained, and how.
+        Brain that defines the model and its training.
     argv : list of str, optional
-        The command line without the script; that of the process by default.
+        Command-line arguments without the script name; by default those of the process.
     recipe : str, optional
-        Name of the recipe: YAML files of others are refused. None takes any.
+        Name of the recipe; YAML files of other recipes are rejected. None accepts any.
 
     Returns
     -------
     int
-        Exit code: 0 done, 2 a user's mistake, 130 interrupted.
+        Exit code: 0 done, 2 user error, 130 interrupted.
     """
 
     def interrupt(number: int, frame: Any) -> None:
@@ -125,13 +125,13 @@ def run(brain_class: type[RecipeBrain], argv: list[str] | None = None, recipe: s
             if distributed.world_size() == 1 or "by peer" not in str(error):
                 raise
             who = f"[process {distributed.rank()}]"
-            print(f"{who} ends because another process ended; see its message", file=sys.stderr)
+            print(f"{who} exits because another process exited; see its message", file=sys.stderr)
             return 1
 
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return work()
-    code = record(work)()  # record(): torchrun can show what fault of ours ended this process
-    if code:  # leave at once: taking down a process group that has lost a member aborts with a trace of its own
+    code = record(work)()  # record(): lets torchrun show the exception that ended this process
+    if code:  # exit immediately: destroying a process group that has lost a member aborts with its own traceback
         sys.stderr.flush()
         os._exit(code)
     torch.distributed.destroy_process_group()
@@ -141,7 +141,7 @@ def run(brain_class: type[RecipeBrain], argv: list[str] | None = None, recipe: s
 def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) -> None:
     if {"--help", "-h"} & {*argv}:
         path = Path(argv[0]) if argv[0].endswith((".yaml", ".yml")) else None
-        print(recipe_help(path, recipe, sys.modules[brain_class.__module__].__doc__ or ""))
+        print(recipe_help(path, recipe, brain_class.__doc__ or ""))
         return
     printing = "--print_yaml" in argv
     path, run_opts, overrides = parse_command_line([argument for argument in argv if argument != "--print_yaml"])
@@ -165,7 +165,7 @@ def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) ->
 
 
 def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
-    """Prepare, train, measure."""
+    """Prepare, train, and evaluate."""
     hparams, output_folder = this.hparams, this.output_folder
     model = _model_to_measure(this, brain_class)
     _check_language_model(this, brain_class)
@@ -194,7 +194,7 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
 
 
 def _check_recipe(this: Run, recipe: str | None, brain_class: type[RecipeBrain]) -> None:
-    """Refuse a YAML file of another recipe, and keys of techniques that this Brain does not use.
+    """Reject a YAML file of another recipe, and keys of techniques that this Brain does not use.
 
     Raises
     ------
@@ -204,18 +204,18 @@ def _check_recipe(this: Run, recipe: str | None, brain_class: type[RecipeBrain])
     named = this.hparams["recipe"]
     if recipe is not None and named != recipe:
         raise UserError(
-            f"{this.path} belongs to recipes/{named}/train.py, not to recipes/{recipe}; for a recipe of your own pass "
+            f"{this.path} belongs to recipes/{named}/train.py, not to recipes/{recipe}; to use it with your own recipe, pass "
             f"--recipe {recipe}"
         )
     for technique in techniques():
         for key in technique.keys:
             unused = key.brain and this.hparams.get(key.name) is not None
             if unused and not issubclass(brain_class, technique.load(key.brain)):
-                raise UserError(f"{key.name}: the recipe {named} does not use it; leave it at null")
+                raise UserError(f"{key.name}: not used by the recipe {named}; leave it at null")
 
 
 def _normalise_languages(hparams: dict[str, Any]) -> None:
-    """Turn the languages that a YAML file names into codes."""
+    """Convert the language names in the YAML file to codes."""
     if hparams.get("language") != MANIFEST:
         hparams |= {"language": normalise_or_keep(hparams["language"])} if "language" in hparams else {}
     names = hparams.get("languages")
@@ -225,58 +225,58 @@ def _normalise_languages(hparams: dict[str, Any]) -> None:
 
 
 def _redirect_debug(this: Run) -> None:
-    """Send what a run with --debug leaves to a folder of its own."""
+    """Redirect all output of a --debug run to a separate folder."""
     folder = f"{this.hparams['output_folder']}-debug"
     this.hparams |= {"output_folder": folder, "results_folder": f"{folder}/results"}
     batches = this.run_opts.debug_batches
-    print(f"--debug: {batches} batches an epoch, whose numbers mean nothing; everything goes to {folder}")
+    print(f"--debug: {batches} batches per epoch; the results are meaningless. All output goes to {folder}")
 
 
 def _model_to_measure(this: Run, brain_class: type[RecipeBrain]) -> str:
-    """Return the model folder of the run, or what `test_only` measures where nothing was trained.
+    """Return the model folder of the run, or the baseline for `test_only` if no model was trained.
 
     Raises
     ------
     UserError
-        Where there is neither.
+        If neither exists.
     """
     folder = this.output_folder / "model"
     if not this.test_only or (folder / "config.json").is_file():
         return str(folder)
     source = brain_class.baseline_source(this.hparams)
     if not source:
-        raise UserError(f"test_only: there is no trained model at {folder}; run the same command without it first")
+        raise UserError(f"test_only: there is no trained model at {folder}; run the command without it first")
     source = resolve_source(source)
-    print(f"nothing was trained at {folder}: measuring {source} as it is")
+    print(f"no trained model at {folder}: measuring {source} unchanged")
     return source
 
 
 def _check_language_model(this: Run, brain_class: type[RecipeBrain]) -> None:
-    """Refuse a language model that the recipe cannot use; go on without one where kenlm is missing and nobody asked for it.
+    """Reject a language model that the recipe cannot use; if kenlm is missing, continue without one unless it was requested.
 
     Raises
     ------
     UserError
-        Where it was asked for.
+        If the recipe cannot use it, or if kenlm is missing and `lm_path` was given on the command line.
     """
     hparams = this.hparams
     if hparams["lm_path"] and not brain_class.takes_language_model:
-        raise UserError("lm_path: language models go with CTC models; leave it at null")
+        raise UserError("lm_path: language models require a CTC model; leave it at null")
     if hparams["lm_path"] and not kenlm_is_here():
         if "lm_path" in this.overrides:
             raise UserError(WHY_NOT)
         hparams["lm_path"], hparams["lm_note"] = None, "kenlm is not installed: not decoded with a language model"
-        print(f"{WHY_NOT}; continuing without it, its columns stay empty")
+        print(f"{WHY_NOT}; continuing without a language model, its columns stay empty")
 
 
 def _report_checkpoints(folder: Path, keep: bool) -> None:
-    """Say what the checkpoints of a finished training are good for and how large they are, or remove them."""
+    """Report the use and the size of the checkpoints of a finished training, or remove them."""
     if not folder.is_dir():
         return
     size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     if keep:
         print(
-            f"checkpoints: {folder} ({size_mb:.0f} MB); rerun with a larger --number_of_epochs to train on from them; "
+            f"checkpoints: {folder} ({size_mb:.0f} MB); rerun with a larger --number_of_epochs to continue from them; "
             "--keep_checkpoints False removes them"
         )
     else:
@@ -286,7 +286,7 @@ def _report_checkpoints(folder: Path, keep: bool) -> None:
 
 @contextlib.contextmanager
 def _log_file(output_folder: Path) -> Iterator[None]:
-    """Send SpeechBrain's log to `log.txt` on the main process."""
+    """Write SpeechBrain's log to `log.txt` on the main process."""
     if not distributed.if_main_process():
         yield
         return
@@ -306,7 +306,7 @@ def _train_and_save(
 ) -> None:
     """Build the model, train it, and save the best checkpoint as a model folder.
 
-    A training that was started continues from its last checkpoint.
+    An interrupted training resumes from its last checkpoint.
     """
     hparams, output_folder = this.hparams, this.output_folder
     rows = {
@@ -345,7 +345,7 @@ def _train_and_save(
 def _settings_of_training(
     this: Run, brain_class: type[RecipeBrain], model: torch.nn.Module, rows: dict[str, Rows]
 ) -> dict[str, str]:
-    """Return what the training depends on, as text by name; checkpoints of other settings are refused."""
+    """Return all settings that the training depends on, as text by name; checkpoints with other settings are rejected."""
     language = brain_class.default_language(model)
     return training_settings(this.path, this.overrides, this.run_opts) | {
         "processes": str(distributed.world_size()),
@@ -356,7 +356,7 @@ def _settings_of_training(
 
 
 def _batch_orders(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, BatchOrder]:
-    """Return the batches of the training and of the validation."""
+    """Return the batch orders of training and validation."""
     shares = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     groups = language_groups(rows["train_split"]) if hparams["monolingual_batches"] else None
     return {
@@ -383,14 +383,14 @@ def make_brain(
     model: torch.nn.Module,
     checkpointer: Checkpointer,
 ) -> Loop:
-    """Put the training loop together: checkpoints, loggers, run options."""
+    """Build the Brain with its checkpointer, loggers and run options."""
     output_folder = Path(hparams["output_folder"])
     loggers = [sb.utils.train_logger.FileTrainLogger(output_folder / "train_log.txt")]
     if hparams["tensorboard"]:
         try:
             loggers.append(sb.utils.train_logger.TensorboardLogger(output_folder / "tensorboard"))
         except ImportError:
-            raise UserError("tensorboard: it is not installed; pip install 'efficient_asr[dev]'") from None
+            raise UserError("tensorboard: the package is not installed; pip install 'efficient_asr[dev]'") from None
     try:
         return brain_class(
             {"model": model},
@@ -398,5 +398,5 @@ def make_brain(
             run_opts=run_opts,
             checkpointer=checkpointer,
         )
-    except ValueError as error:  # run options that do not go together, such as fp16 on a CPU
+    except ValueError as error:  # incompatible run options, such as fp16 on a CPU
         raise UserError(str(error)) from None

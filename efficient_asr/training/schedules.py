@@ -1,4 +1,4 @@
-"""Learning rates that change with every step."""
+"""Learning rate schedules that change at every step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from efficient_asr.utils.errors import UserError
 
 
 class LinearSchedule:
-    """Up in a straight line from 0 to `lr`, then down to 0, as transformers' trainer does.
+    """Linear warm-up from 0 to `lr`, then linear decay to 0, as in the trainer of transformers.
 
     Arguments
     ---------
     lr : float
-        Highest learning rate.
+        Peak learning rate.
     warmup_ratio : float
-        Share of all steps that go up.
+        Fraction of all steps used for warm-up.
 
     Raises
     ------
     UserError
-        For a share that is not between 0 and 1.
+        If `warmup_ratio` is not between 0 and 1.
     """
 
     def __init__(self, lr: float, warmup_ratio: float = 0.1) -> None:
@@ -33,30 +33,30 @@ class LinearSchedule:
 
     @property
     def value(self) -> float:
-        """Learning rate of the coming step."""
+        """Learning rate of the next step."""
         warm_up = round(self.warmup_ratio * self.total_steps)
         if self.step < warm_up:
             return self.lr * (self.step + 1) / (warm_up + 1)
         return self.lr * max(0, self.total_steps - self.step) / max(1, self.total_steps - warm_up)
 
     def start(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
-        """Learn how many steps there are, and set the rate of the coming one."""
+        """Set the total number of steps and the learning rate of the next step."""
         self.total_steps = total_steps
         update_learning_rate(optimizer, self.value)
 
     def on_batch_end(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the rate of the next step."""
+        """Advance one step and set its learning rate."""
         self.step += 1
         update_learning_rate(optimizer, self.value)
 
     def __call__(self, loss: float) -> tuple[float, float]:
-        """Return the rate before and after an epoch: it does not depend on the loss."""
+        """Return the learning rate before and after an epoch; it does not depend on the loss."""
         return self.value, self.value
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position."""
+        """Return the current step and the peak learning rate."""
         return {"step": self.step, "lr": self.lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a position over."""
+        """Restore the current step and the peak learning rate."""
         self.step, self.lr = state["step"], state["lr"]

@@ -1,4 +1,4 @@
-"""What is counted while a model is validated: losses and word errors, of several outputs where it has them."""
+"""Validation counts: losses and word errors, per output if the model has several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ValidationCounts:
     Arguments
     ---------
     outputs : tuple of str
-        What is counted separately: suffixes of names in the log; `("",)` for a single output.
+        Outputs to count separately: suffixes of names in the log; `("",)` for a single output.
     """
 
     def __init__(self, outputs: tuple[str, ...]) -> None:
@@ -37,7 +37,7 @@ class ValidationCounts:
         return dict(zip(self.totals, distributed.all_reduce(list(self.totals.values())), strict=True))
 
     def error_rates(self, totals: dict[str, float]) -> dict[str, float]:
-        """Return the WER in percent, of several outputs their mean and each of them."""
+        """Return the WER in percent; for several outputs, the mean and the WER of each output."""
         rates = {o: 100 * totals["errors" + o] / max(1.0, totals["words" + o]) for o in self.outputs}
         stats = {"wer_percent": sum(rates.values()) / len(rates)}
         return stats | {f"wer_percent{output}": rate for output, rate in rates.items() if output}

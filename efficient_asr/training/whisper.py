@@ -1,4 +1,4 @@
-"""WhisperBrain: fine-tunes a Whisper."""
+"""WhisperBrain: fine-tunes a Whisper model."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from efficient_asr.utils.errors import UserError
 
 
 class WhisperBrain(RecipeBrain):
-    """Fine-tunes a Whisper with cross-entropy over the tokens behind the prompt.
+    """Fine-tunes a Whisper model with cross-entropy over the tokens after the prompt.
 
     The checkpoint with the lowest greedy validation WER is kept.
     """
 
-    starts_from: tuple[type[Whisper], ...] = (Whisper,)  # what a training may start from, subclasses not among them
+    starts_from: tuple[type[Whisper], ...] = (Whisper,)  # exact model types that training may start from
     validates_by = ("test_normaliser",)
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
-        """Load `source`, or make a new Whisper of `architecture`, whose tokenizer comes from the training texts."""
+        """Load `source`, or build a new Whisper of `architecture` with a tokenizer trained on the training texts."""
         if hparams["source"]:
             model = Whisper.from_source(resolve_source(hparams["source"]))
             if type(model) not in cls.starts_from:
                 raise UserError(
-                    f"source: '{hparams['source']}' is a Whisper with {model.technique} in it, which this recipe cannot train"
+                    f"source: '{hparams['source']}' is a Whisper model with {model.technique}, which this recipe cannot train"
                 )
             model.reset_metadata()
         else:
@@ -65,48 +65,48 @@ class WhisperBrain(RecipeBrain):
 
     @classmethod
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
-        """Put a technique into the model."""
+        """Add a technique to the model."""
         return model
 
     @staticmethod
     def training_details(model: Any) -> dict[str, Any]:
-        """Return what is worth noting of the technique."""
+        """Return technique-specific details to record."""
         return {}
 
     @staticmethod
     def default_language(model: Whisper) -> str | None:
-        """Return the language of training utterances that do not name theirs."""
+        """Return the language of training utterances that do not specify one."""
         return model.labels.default_language
 
     @staticmethod
     def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
-        """Leave out, or refuse, what does not fit into the window or has more tokens than the decoder has positions."""
+        """Skip or reject utterances longer than the window or with more tokens than the decoder has positions."""
         return _fitting_rows(model, rows, hparams["augment"].slowest, hparams["skip_bad"], skipped_file)
 
     @staticmethod
     def check_valid_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
-        """The same, at the speed they have."""
+        """Like `check_rows`, at the original speed."""
         return _fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
 
     @staticmethod
     def check_benchmark(model: Whisper, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
-        """Refuse utterances in a language that the model does not know."""
+        """Reject utterances in a language that the model does not support."""
         WhisperTranscriber(model, hparams["language"]).check_rows(benchmark.rows, benchmark.split)
 
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:
-        """A Whisper can be measured as it is."""
+        """Return `source`: a Whisper model can be evaluated without training."""
         return hparams["source"]
 
     @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
-        """Load it with the decoding options of the YAML file."""
+        """Load a model folder with the decoding options of the YAML file."""
         options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
         long_audio = {key: hparams[key] for key in ("long_audio", "overlap_s", "long_audio_batch") if key in hparams}
         return load_transcriber(source, language=hparams["language"], **long_audio, **options)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return logits [batch, tokens - 1, vocabulary] of the tokens that follow each one."""
+        """Return next-token logits [batch, tokens - 1, vocabulary]."""
         batch = batch.to(self.device)
         wavs, wav_lens = batch.wav
         if stage == sb.Stage.TRAIN:
@@ -114,27 +114,27 @@ class WhisperBrain(RecipeBrain):
             lengths = absolute_lengths(wavs, wav_lens)
             self.heard = wavs, lengths
             return self.modules["model"](wavs, lengths, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
-        # noted, because the texts are searched from it, too
+        # kept, because decoding in compute_objectives reuses it
         self.encoded = self.model.encode(wavs, absolute_lengths(wavs, wav_lens), languages=self.languages(batch))
         return self.model.predict(self.encoded, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
 
     @staticmethod
     def token_lengths(batch: Any) -> torch.Tensor:
-        """Return how many tokens are real, with prompt and end, [batch]."""
+        """Return the number of unpadded tokens, including prompt and end token, [batch]."""
         tokens, token_lens = batch.tokens
         return (token_lens * tokens.shape[1]).round().long()
 
     def languages(self, batch: Any) -> list[str]:
-        """Return the code of each utterance's language, [batch]."""
+        """Return the language code of each utterance, [batch]."""
         return [language or self.model.labels.default_language for language in batch.language]
 
     def predicted(self, batch: Any) -> torch.Tensor:
-        """Return which of the logits belong to real tokens behind the prompt, [batch, tokens - 1]."""
+        """Return the mask of logits that belong to unpadded tokens after the prompt, [batch, tokens - 1]."""
         place = torch.arange(batch.tokens[0].shape[1], device=batch.tokens[0].device)
         return ((place < self.token_lengths(batch)[:, None]) & (place >= self.model.labels.prompt_length))[:, 1:]
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return the mean cross-entropy of the tokens behind the prompt, and count errors outside training."""
+        """Return the mean cross-entropy of the tokens after the prompt; outside training, also count word errors."""
         targets = batch.tokens[0][:, 1:].masked_fill(~self.predicted(batch), -100)
         if stage != sb.Stage.TRAIN:
             languages = self.languages(batch)
@@ -148,16 +148,14 @@ class WhisperBrain(RecipeBrain):
 
 
 def _fitting_rows(model: Whisper, rows: Rows, slowest: float, skip_bad: bool, skipped_file: Path) -> Rows:
-    """Leave out, or refuse, what does not fit into the window, has too many tokens for the decoder, or an unknown language."""
+    """Skip or reject utterances longer than the window, with too many tokens for the decoder, or in an unknown language."""
     bad, fits, window_s = {}, model.network.config.max_target_positions, model.window_samples / SAMPLE_RATE
     for i, row in enumerate(rows):
         try:
             if row["duration"] / slowest > window_s:
-                bad[i] = (
-                    f"{row['duration'] / slowest:.1f} s (at the slowest speed) are longer than the window of {window_s:g} s"
-                )
+                bad[i] = f"{row['duration'] / slowest:.1f} s (at the slowest speed) exceed the window of {window_s:g} s"
             elif len(model.labels.encode_row(row)) > fits:
-                bad[i] = f"its text has more than the {fits} tokens that this Whisper can write"
+                bad[i] = f"its text has more than {fits} tokens, the maximum of this Whisper model"
         except UserError as error:
             bad[i] = str(error)
-    return leave_out(rows, bad, skip_bad, skipped_file, "Leave them out with --skip_bad True.")
+    return leave_out(rows, bad, skip_bad, skipped_file, "Pass --skip_bad True to leave them out.")

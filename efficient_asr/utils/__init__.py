@@ -1,1 +1,1 @@
-"""Ground that everything stands on: errors, files, processes, locks, seeds."""
+"""Base utilities: errors, files, processes, locks, seeds."""

@@ -1,4 +1,4 @@
-"""Communication between the processes of a distributed run; with a single process nothing happens here."""
+"""Communication between the processes of a distributed run; no-ops in a single process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def rank() -> int:
-    """Return the number of this process."""
+    """Return the rank of this process."""
     return torch.distributed.get_rank() if is_distributed_initialized() else 0
 
 
@@ -34,7 +34,7 @@ def _device() -> str:
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """Return for each flag whether it is set in any process."""
+    """Return for each flag whether it is set on any rank."""
     if not is_distributed_initialized():
         return flags
     return tuple(bool(total) for total in all_reduce([float(flag) for flag in flags]))
@@ -50,7 +50,7 @@ def all_reduce(values: list[float]) -> list[float]:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Return the values of all processes, by rank."""
+    """Return the values of all processes, ordered by rank."""
     if not is_distributed_initialized():
         return [value]
     values = [None] * world_size()

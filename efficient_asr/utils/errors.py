@@ -1,7 +1,7 @@
-"""Errors that are the user's to mend.
+"""Errors caused by user input.
 
-Whatever a person can put right (a wrong key, a missing file, a broken line) is raised as `UserError` with a message
-that names the thing and says what to do. Entry points print that message without a traceback and exit with code 2.
+Anything the user can fix (a wrong key, a missing file, a broken line) is raised as `UserError`. Its message names the
+cause and the remedy. Entry points print the message without a traceback and exit with code 2.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rapidfuzz.distance import OSA, Jaro
 
 
 class UserError(Exception):
-    """A mistake in the input; `str(error)` is all a person needs to mend it."""
+    """Invalid user input; `str(error)` names the cause and the remedy."""
 
 
 def print_json(content: Any) -> None:
-    """Print one line of JSON, in ASCII where the output has another encoding than UTF-8: it must stay JSON."""
+    """Print one line of JSON, escaped to ASCII unless the output encoding is UTF-8, so that it stays valid JSON."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     print(json.dumps(content, ensure_ascii=encoding != "utf8"), flush=True)
 
@@ -40,18 +40,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def listing(lines: list[str], most: int = 20) -> str:
-    """Return the first lines, indented, and how many more there are."""
+    """Return the first `most` lines, indented, and the number of remaining lines."""
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
     return "\n".join(f"  {line}" for line in lines[:most] + more)
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make a folder and see that a file can be written into it.
+    """Create a folder and check that it is writable.
 
     Raises
     ------
     UserError
-        Naming the option and the folder.
+        If it is not writable, naming the option and the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,15 @@ def check_writable(folder: Path, what: str) -> None:
         raise UserError(f"{what}: cannot write to {folder} ({error.strerror})") from None
 
 
-# What the system refuses and a person can mend; anything else that goes wrong with a file is a fault of ours.
+# Operating system errors that the user can fix; any other file error is a bug in this package.
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE)
 
 
 def exit_code(main: Callable[[], None]) -> int:
-    """Run `main` the way a command ends.
+    """Run `main` and return the exit code of the command.
 
-    Returns 0 (done), 2 (the user's mistake, or a full disk and the like), 130 (interrupted) or 141 (nobody reads the output any
-    more, as behind `| head`); our own faults keep their traceback and end with 1. What the terminal cannot show is escaped.
+    Returns 0 (success), 2 (user error, or an operating system error such as a full disk), 130 (interrupted) or 141 (output pipe
+    closed, as by `| head`). Bugs keep their traceback and exit with 1. Characters that the terminal cannot encode are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -80,7 +80,7 @@ def exit_code(main: Callable[[], None]) -> int:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would try to write the rest when it ends, and complain.
+        # Otherwise Python flushes the rest at exit and prints an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
@@ -90,11 +90,11 @@ def exit_code(main: Callable[[], None]) -> int:
         if error.errno not in _MENDABLE:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{who}error: {error.strerror}{where}; mend that and start the same command again", file=sys.stderr)
+        print(f"{who}error: {error.strerror}{where}; fix this, then rerun the command to resume", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(
-            f"{who}{error}" if error.args else f"{who}interrupted; the same command goes on where this one stopped",
+            f"{who}{error}" if error.args else f"{who}interrupted; rerun the command to resume",
             file=sys.stderr,
         )
         return 130

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and JSON lines that an interrupted run continues."""
+"""Atomic writes, and JSON-lines files that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from efficient_asr.utils.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; the file or folder takes its name when the block ends without an error.
+    """Yield a temporary path next to `path` to write to; it is renamed to `path` if the block ends without an error.
 
     Arguments
     ---------
     path : Path
-        The file or folder; one that exists is replaced.
+        The file or folder; an existing one is replaced.
     shared : bool
-        Whether several processes may write the same file at once. Otherwise what a killed process left is overwritten.
+        Whether several processes may write the same file at once. Otherwise leftovers of a killed process are overwritten.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial{f'-{os.getpid()}' if shared else ''}")
@@ -39,7 +39,7 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all; several processes may write it at once."""
+    """Write a text file atomically; several processes may write it at once."""
     with atomic_write(Path(path), shared=True) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -61,13 +61,13 @@ def sha256_of(path: Path) -> str:
 
 
 def file_state(path: str | Path) -> str:
-    """Return size and modification time of a file, which change when it is exchanged."""
+    """Return size and modification time of a file, which change when it is replaced."""
     state = os.stat(path)
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def read_complete_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
-    """Yield content, first byte and size of the lines of a file of JSON lines, up to the first that is cut off or broken."""
+    """Yield content, byte offset and size of each line of a JSON-lines file, up to the first truncated or invalid line."""
     start = 0
     with open(path, "rb") as file:
         for line in file:
@@ -82,30 +82,30 @@ def read_complete_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
 
 
 class LineStore:
-    """A file of JSON lines, each written as soon as it is known, so that an interrupted run continues behind the last one.
+    """A JSON-lines file, written line by line, so that an interrupted run continues after the last complete line.
 
     Arguments
     ---------
     path : Path
         The file. Its first line is the key.
     key : Any
-        What the lines depend on, as plain data; a file with another key is started again.
+        Plain data that the lines depend on; a file with another key is overwritten.
     accept : callable, optional
-        Called with content, first byte and size of every complete line behind the key. The file counts up to the first for
+        Called with content, byte offset and size of each complete line after the key. The file is valid up to the first line for
         which it returns False or raises `KeyError`, `TypeError`, `ValueError` or `IndexError`.
     key_file : Path, optional
-        Holds the key, a dictionary, instead of the first line, so that the lines can be used by themselves. They are then not
-        started again under another key.
+        File that stores the key, a dictionary, instead of the first line, so that `path` contains data only. If the keys differ,
+        an error is raised and `path` is not overwritten.
 
     Attributes
     ----------
     count : int
-        Lines that were accepted, without the key.
+        Number of accepted lines, without the key.
 
     Raises
     ------
     UserError
-        Where `key_file` holds another key.
+        If `key_file` contains another key.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class LineStore:
         different = [name for name in self.key if found.get(name) != self.key[name]]
         if different:
             raise UserError(
-                f"{self.path} was made with another {', '.join(different)}; name another file or delete this one"
+                f"{self.path} was created with a different {', '.join(different)}; use another file or delete this one"
             )
 
     def _read(self, accept: Callable[[Any, int, int], bool | None] | None) -> int:
-        """Return the bytes up to the end of the last line that counts."""
+        """Return the byte offset of the end of the last valid line."""
         end, self.count = 0, 0
         for content, start, size in read_complete_lines(self.path) if self.path.is_file() else ():
             try:
@@ -153,7 +153,7 @@ class LineStore:
         return end
 
     def append(self, content: Any) -> None:
-        """Write a line; the first call opens the file and cuts off what does not count."""
+        """Write a line; the first call opens the file and truncates it after the last valid line."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "r+b" if self._end else "wb", buffering=0)

@@ -1,4 +1,4 @@
-"""Locks that keep two runs out of one folder."""
+"""Locks that prevent two runs from using the same folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from efficient_asr.utils.errors import UserError
 
 
 class FolderLock:
-    """Keeps two runs out of one folder; the system releases it when the process ends, however it ends.
+    """Prevents two runs from using the same folder; the system releases the lock when the process ends, even if killed.
 
     Arguments
     ---------
     folder : Path
         The folder.
     wait : bool
-        Wait for the other process instead of refusing.
+        Wait for the other process instead of raising an error.
 
     Raises
     ------
     UserError
-        Where another process holds the folder, naming it.
+        If another process holds the lock, naming the process.
     """
 
     def __init__(self, folder: Path, wait: bool = False) -> None:
@@ -35,16 +35,16 @@ class FolderLock:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept alive by forked workers
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                print(f"{folder} cannot be locked ({error.strerror}): see to it that no two runs use it")
+                print(f"{folder} cannot be locked ({error.strerror}); make sure that no other run uses it")
                 return
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
             if not wait:
                 self.file.close()
                 raise UserError(
-                    f"{folder} is in use by {holder}; wait for it, stop it, or take another --output_folder"
+                    f"{folder} is in use by {holder}; wait for it, stop it, or use another --output_folder"
                 ) from None
-            print(f"waiting for {holder}, which is at work in {folder}")
+            print(f"waiting for {holder}, which is using {folder}")
             fcntl.lockf(self.file, fcntl.LOCK_EX)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -57,5 +57,5 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         self.file.close()

@@ -1,4 +1,4 @@
-"""Everything random follows from a seed, in training from where the training stands; and whether numbers are still finite."""
+"""Seeding from a seed or from the position in training, and a check for finite gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(*position: int) -> None:
-    """Seed Python, NumPy and torch from numbers that say where a training stands."""
+    """Seed Python, NumPy and torch from the position in training, such as seed, epoch and step."""
     seed = int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  what transformers masks features with
+    np.random.seed(seed % 2**32)  # noqa: NPY002  used by transformers to mask features
     torch.manual_seed(seed % 2**63)
 
 

@@ -1,9 +1,8 @@
-"""What a technique declares about itself, and how techniques are found.
+"""Technique declarations, and how techniques are discovered.
 
-A technique is one module, or one package, with a `TECHNIQUE` in it. Those of this package are found in
-`efficient_asr.techniques`; one of your own is added by its dotted path: with the YAML key `techniques`, the environment
-variable `EFFICIENT_ASR_TECHNIQUES` (comma-separated), or `add_technique`. Shared code never names a technique: it asks all of
-them through this module.
+A technique is a module or package that defines `TECHNIQUE`. The built-in ones are discovered in `efficient_asr.techniques`.
+Add your own by its dotted path: with the YAML key `techniques`, the environment variable `EFFICIENT_ASR_TECHNIQUES`
+(comma-separated), or `add_technique`. Shared code never names a technique: it queries all of them through this module.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ PACKAGE, VARIABLE = "efficient_asr.techniques", "EFFICIENT_ASR_TECHNIQUES"
 
 @dataclass(frozen=True)
 class Key:
-    """A key of the YAML files, with the values that it accepts.
+    """A YAML key and the values that it accepts.
 
     Attributes
     ----------
     name : str
         The key.
     least : int or float or None
-        Lowest value; the key takes whole numbers where this is an `int`. None for keys that are not numbers.
+        Lowest value. If this is an `int`, the key takes integers. None for keys that are not numbers.
     most : float or None
         Highest value.
     eval_only : bool
-        Whether the key matters to measuring only, so that it may change between the start and the end of a training.
+        Whether the key affects evaluation only, so that it may change between the start and the end of training.
     untyped : bool
-        Whether its values are of several types, such as a number, a word or a list.
+        Whether the key accepts values of several types, such as a number, a word or a list.
     text : bool
-        Whether its value is a text even where the YAML files have null.
+        Whether the value is a string even if it is null in the YAML files.
     brain : str or None
-        `"module:name"` of the Brain that uses the key: recipes with another Brain refuse a value other than null.
+        `"module:name"` of the Brain that uses the key. Recipes with another Brain reject any value but null.
     former : str or None
-        Value that was fixed before the key existed, as the YAML files write it: checkpoints from before go on with it.
+        Value that was fixed before the key existed, as written in YAML. Older checkpoints are resumed with it.
     """
 
     name: str
@@ -56,12 +55,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Column:
-    """A column that a technique adds to the tables, where any row has a value for it.
+    """A column that a technique adds to tables in which any row has a value for it.
 
     Attributes
     ----------
     head : str
-        Its heading.
+        Heading.
     entry : str
         Key of `details` in the Result.
     digits : int
@@ -75,37 +74,39 @@ class Column:
 
 @dataclass(frozen=True)
 class Technique:
-    """What a technique declares.
+    """The declaration of a technique.
 
-    Objects are named as `"module:name"`, where `module` is relative to the technique's own package (or the module itself with
-    `":name"`), so that declaring them imports nothing.
+    Objects are referenced as `"module:name"`, where `module` is relative to the technique's own package; `":name"` is an object
+    of the declaring module. Declaring them therefore imports nothing.
 
     Attributes
     ----------
     name : str
-        As in Results and tables.
+        Name in Results and tables.
     parts : dict of str to str
-        Stable name of a module that may stand in a model folder -> its class.
+        Stable name of a module that a model folder may contain -> its class.
     former_names : dict of str to str
         Name of a part in older model folders -> its stable name.
     moved : dict of str to str
-        Dotted path of an object in older YAML files -> where it is now.
+        Dotted path of an object in older YAML files -> its current path.
     renamed_keys : dict of str to str
-        Former name of a YAML key -> its name now.
+        Former name of a YAML key -> its current name.
     renamed_values : dict of str to dict
-        YAML key -> former value -> value now.
+        YAML key -> former value -> current value.
+    former_weights : dict of str to str
+        Former prefix of weight names in training checkpoints -> current prefix.
     keys : tuple of Key
-        Its YAML keys, as far as they have limits or are special.
+        Its YAML keys that have limits or special properties.
     columns : tuple of Column
-        What it adds to the tables.
+        Columns that it adds to the tables.
     plot_groups : str or None
-        `(result) -> str`: what shares a colour in plots; by default the technique does.
+        `(result) -> str`: group of a result; a group shares a colour in plots. By default, the technique.
     folder_kinds : dict of str to str
         Value of `kind` in a model folder's config.json -> `(folder, load_model, language, options) -> Transcriber`.
     page_markers : dict of str to str
-        Name of a marker in Markdown pages -> `(name, results_folder) -> str`, the text that belongs there.
+        Name of a marker in Markdown pages -> `(name, results_folder) -> str`, the text to insert.
     pictures : str or None
-        `(results_folder) -> list of Path`: draws what belongs to the pages.
+        `(results_folder) -> list of Path`: draws the figures of the pages.
     """
 
     name: str
@@ -114,13 +115,14 @@ class Technique:
     moved: dict[str, str] = field(default_factory=dict)
     renamed_keys: dict[str, str] = field(default_factory=dict)
     renamed_values: dict[str, dict[str, str]] = field(default_factory=dict)
+    former_weights: dict[str, str] = field(default_factory=dict)
     keys: tuple[Key, ...] = ()
     columns: tuple[Column, ...] = ()
     plot_groups: str | None = None
     folder_kinds: dict[str, str] = field(default_factory=dict)
     page_markers: dict[str, str] = field(default_factory=dict)
     pictures: str | None = None
-    module: str = ""  # where it was found; filled in by `techniques`
+    module: str = ""  # dotted path; filled in by `techniques`
 
     def load(self, reference: str) -> Any:
         """Import the object that `"module:name"` refers to."""
@@ -128,22 +130,22 @@ class Technique:
         return getattr(importlib.import_module(f"{self.module}.{module}" if module else self.module), name)
 
 
-_added: list[str] = []  # dotted paths, in the order in which they came
+_added: list[str] = []  # dotted paths, in registration order
 _found: dict[str, Technique] = {}  # by module
 
 
 def add_technique(module: str) -> Technique:
-    """Make a technique known that lives outside this package.
+    """Register a technique from outside this package.
 
     Arguments
     ---------
     module : str
-        Dotted path of the module, or package, with its `TECHNIQUE`.
+        Dotted path of the module or package that defines `TECHNIQUE`.
 
     Raises
     ------
     UserError
-        Where it cannot be imported, declares nothing, or takes a name that another technique has.
+        If it cannot be imported, defines no `TECHNIQUE`, or uses a name that another technique declares.
     """
     technique = _declared(module, required=True)
     if module not in _added:
@@ -158,7 +160,7 @@ def add_technique(module: str) -> Technique:
 
 
 def techniques() -> list[Technique]:
-    """Return all techniques that are known, by name; those of the environment variable are among them."""
+    """Return all known techniques, sorted by name, including those in the environment variable."""
     package = importlib.import_module(PACKAGE)
     modules = [f"{PACKAGE}.{entry.name}" for entry in pkgutil.iter_modules(package.__path__)]
     found = [_declared(module, required=False) for module in modules]
@@ -168,7 +170,7 @@ def techniques() -> list[Technique]:
 
 
 def _declared(module: str, required: bool) -> Technique | None:
-    """Return what a module declares; None where it declares nothing and need not."""
+    """Return the technique that a module declares; None if it declares none and `required` is False."""
     if module in _found:
         return _found[module]
     try:
@@ -177,7 +179,7 @@ def _declared(module: str, required: bool) -> Technique | None:
         if not required or error.name is None or not module.startswith(error.name):
             raise
         raise UserError(
-            f"techniques: there is no module '{module}'; name it by its dotted path, and put its folder on PYTHONPATH"
+            f"techniques: no module '{module}'; use its dotted path, and add its folder to PYTHONPATH"
         ) from None
     if not isinstance(declared, Technique):
         if required:
@@ -188,7 +190,7 @@ def _declared(module: str, required: bool) -> Technique | None:
 
 
 def find(attribute: str, name: str) -> Callable[..., Any] | None:
-    """Return the object that a technique declares under `name` in one of its dictionaries; None where none does."""
+    """Return the object that a technique declares under `name` in one of its dictionaries; None if none does."""
     for technique in techniques():
         reference = getattr(technique, attribute).get(name)
         if reference is not None:
@@ -197,21 +199,21 @@ def find(attribute: str, name: str) -> Callable[..., Any] | None:
 
 
 def merged(attribute: str) -> dict[str, Any]:
-    """Return one dictionary of all techniques together."""
+    """Return the dictionaries of all techniques, merged into one."""
     return {key: value for technique in techniques() for key, value in getattr(technique, attribute).items()}
 
 
 def current_value(key: str, value: Any) -> Any:
-    """Return the value of a setting as it is written today, for one that was stored under a former name."""
+    """Return the current name of a setting's value, which may be stored under a former name."""
     if isinstance(value, str):
         return merged("renamed_values").get(key, {}).get(value, value)
     return value
 
 
 def unknown_part(name: str) -> str:
-    """Return what to say of a part that no technique declares."""
+    """Return the error message for a part that no technique declares."""
     known = [part for technique in techniques() for part in technique.parts]
     return (
-        f"no technique here declares '{name}'.{did_you_mean(name, known)} If it is a technique of your own, name its module in "
+        f"no technique declares '{name}'.{did_you_mean(name, known)} If it belongs to a technique of your own, add its module to "
         f"{VARIABLE}"
     )

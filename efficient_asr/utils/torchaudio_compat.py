@@ -1,9 +1,9 @@
-"""Make `import torchaudio` work beside a CPU-only torch.
+"""Make `import torchaudio` work with a CPU-only torch.
 
-torchaudio 2.11 is published only as a build linked against CUDA. Beside a CPU-only torch its compiled extension fails
-to load (`OSError: libc10_cuda.so`) and takes SpeechBrain down with it, although the extension holds nothing but
-`forced_align` and `rnnt_loss`, which this project does not use. In that case, and only then, an empty stand-in for
-`torchaudio._extension` is registered; resampling, filterbanks and augmentation are pure torch and work as usual.
+torchaudio 2.11 is published only as a build linked against CUDA. With a CPU-only torch, its compiled extension fails
+to load (`OSError: libc10_cuda.so`) and importing SpeechBrain fails too. The extension contains only `forced_align` and
+`rnnt_loss`, which this project does not use. In this case only, an empty stub for `torchaudio._extension` is registered;
+resampling, filterbanks and augmentation are pure torch and work as usual.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import types
 
 
 def ensure_importable() -> None:
-    """Import torchaudio, with a stand-in for its extension where the compiled one cannot be loaded."""
+    """Import torchaudio, with a stub for its extension if the compiled one cannot be loaded."""
     try:
         import torchaudio
     except OSError:

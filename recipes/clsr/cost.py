@@ -1,14 +1,14 @@
-"""What language experts cost at inference: CPU time at batch 1 beside the plain Whisper, and memory with several experts
+"""Measure the inference cost of language experts: CPU time at batch 1 against plain Whisper, and memory with several experts
 loaded.
 
     python recipes/clsr/cost.py output/experts_js/77/model --manifest data/real_experts/in_domain.jsonl --out
     results/experts/cost-tiny.json
 
-Times plain Whisper and experts in turn, utterance by utterance, so that a busy machine disturbs both alike; prints and keeps
-the medians of the passes and their ratio, once with the language of each utterance said and once with it detected, for which
-an utterance with an expert is encoded twice. Gates are as they were trained; with `--gates half` every other token goes to an
-expert, which costs the most. Where the model has fewer than `--experts`, copies for further languages are added, for the
-memory.
+Plain Whisper and experts are timed alternately, utterance by utterance, so that other load on the machine affects both alike.
+The script reports the medians over the repeats and their ratio, once with the language of each utterance given and once with
+the language detected (utterances that use an expert are then encoded twice). Gates are used as trained; with `--gates half`
+every other token goes to an expert, which is the most expensive case. If the model has fewer than `--experts` experts, experts
+for further languages are added to measure the memory.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from efficient_asr.evaluation.runtime import device_name
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.settings.options import at_least
-from efficient_asr.techniques.clsr.experts import ExpertBlock
 from efficient_asr.techniques.clsr.network import DistilWhisperForConditionalGeneration
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
@@ -39,18 +38,18 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def split_every_other(block: ExpertBlock) -> None:
-    """Let a block's gates open for every other token."""
-    for expert in block.experts.values():
-        expert.gate_part, expert.seen = expert.gate, 0
+class EveryOther:
+    """Opens the gates for every other token, which costs the most."""
 
-        def gate(x: torch.Tensor, dropout: float = 0.0, of: torch.nn.Module = expert) -> torch.Tensor:
-            logits = of.gate_part(x)  # paid for, not used
-            places = torch.arange(of.seen, of.seen + logits.shape[1])  # the decoder comes with one token at a time
-            of.seen += logits.shape[1]
-            return torch.where(places % 2 == 0, 1.0, -1.0).expand_as(logits)
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, int], int] = {}
 
-        expert.gate = gate
+    def __call__(self, place: tuple[str, int], logits: torch.Tensor) -> torch.Tensor:
+        """Return gate logits [rows, size] for the layer at `place`; the computed ones are paid for, but not used."""
+        start = self.seen.get(place, 0)  # the decoder gets one token at a time
+        self.seen[place] = start + logits.shape[1]
+        positions = torch.arange(start, start + logits.shape[1])
+        return torch.where(positions % 2 == 0, 1.0, -1.0).expand_as(logits)
 
 
 def parse() -> argparse.Namespace:
@@ -59,7 +58,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help="model folder of recipes/clsr")
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--utterances", type=at_least(1), default=30, help="at most so many, spread over the manifest")
+    parser.add_argument(
+        "--utterances", type=at_least(1), default=30, help="maximum number of utterances, spread over the manifest"
+    )
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--experts", type=at_least(1), default=5)
     parser.add_argument("--gates", choices=("trained", "half"), default="trained")
@@ -68,8 +69,8 @@ def parse() -> argparse.Namespace:
 
 
 def load_all(args: argparse.Namespace) -> dict[str, Transcriber]:
-    """Load plain Whisper and experts, with the language of an utterance given, and detected."""
-    # the language of an utterance is said, or detected: then one with an expert is encoded twice
+    """Load plain Whisper and experts, each with the language given and with it detected."""
+    # With a detected language, an utterance that uses an expert is encoded twice.
     transcribers = {
         name + suffix: load_transcriber(args.model, language=language, max_tokens_per_s=12.0)
         for suffix, language in (("", "manifest"), ("_detecting", None))
@@ -82,8 +83,7 @@ def load_all(args: argparse.Namespace) -> dict[str, Transcriber]:
         if name.startswith("plain"):
             transcriber.model.network.unwrap()
         elif args.gates == "half":
-            for block in transcriber.model.network.blocks.values():
-                split_every_other(block)
+            transcriber.model.network.routing.override_gates = EveryOther()
     return transcribers
 
 
@@ -119,10 +119,10 @@ def main() -> None:
         "experts": network.languages, "bytes_with_experts": weights, "provenance": provenance(None),
     }  # fmt: skip
     atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
-    for suffix, what in (("", "said"), ("_detecting", "detected")):
+    for suffix, what in (("", "given"), ("_detecting", "detected")):
         plain_s, experts_s = medians[f"plain{suffix}"], medians[f"experts{suffix}"]
         print(
-            f"language {what}: plain {plain_s:.2f} s, with experts {experts_s:.2f} s ({experts_s / plain_s:.3f} times) for "
+            f"language {what}: plain {plain_s:.2f} s, with experts {experts_s:.2f} s ({experts_s / plain_s:.3f}x) for "
             f"{result['audio_s']:.0f} s of audio"
         )
     print(

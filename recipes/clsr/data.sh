@@ -1,8 +1,8 @@
 # Sourced after scripts/setup.sh.
 
-# real_experts: see to what hparams/real/experts*.yaml need, and set TEACHER; the Spanish and French prompts are fetched with apt-get.
+# real_experts: prepare the data for hparams/real/experts*.yaml and set TEACHER; fetches the Spanish and French prompts with apt-get.
 real_experts() {
-    : "${EFFICIENT_ASR_DATA:?names the folder of real speech}" "${EFFICIENT_ASR_MODELS:?names the folder of the Whispers}"
+    : "${EFFICIENT_ASR_DATA:?set it to the folder of real speech}" "${EFFICIENT_ASR_MODELS:?set it to the folder of the Whisper models}"
     export ASTERISK_PROMPTS=${ASTERISK_PROMPTS:-$PWD/data/asterisk}
     TEACHER=(--teacher '$EFFICIENT_ASR_MODELS/whisper-small' --teacher_cache output/experts_teacher)
     "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus

@@ -1,13 +1,13 @@
-"""Train language experts beside the frozen feed-forward blocks of Whisper, with or without a teacher (arXiv 2311.01070).
+"""Train language experts parallel to the frozen feed-forward blocks of Whisper, with or without a teacher (arXiv 2311.01070).
 
     python recipes/clsr/train.py hparams/clsr_ft.yaml --data_folder /corpora/cv-corpus-13.0 --languages '[ca]'
     python recipes/clsr/train.py hparams/clsr_js.yaml --data_folder /corpora/cv-corpus-13.0 --languages '[ca]'
     python recipes/clsr/train.py hparams/mini/clsr_js.yaml
 
 Gates, noise and budget are explained in `efficient_asr/techniques/clsr/experts.py`, the losses in
-`efficient_asr/techniques/distillation/losses.py`. Several languages may be trained in one run, in mixed batches or
-(`monolingual_batches`) one language a batch; of each an expert is left in the model folder, as a file that goes with any
-copy of the student. Goes on from its last checkpoint when started again.
+`efficient_asr/techniques/distillation/losses.py`. One run can train several languages, in mixed batches or, with
+`monolingual_batches`, one language per batch. The expert of each language is saved in the model folder as a separate file,
+which works with any copy of the student. Rerun the command to resume from the last checkpoint.
 """
 
 import sys
@@ -19,29 +19,31 @@ import torch
 from efficient_asr.data import Rows
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.clsr.experts import ExpertSettings, gate_budget_loss
-from efficient_asr.techniques.clsr.model import ExpertWhisper, add_experts
+from efficient_asr.techniques.clsr.model import CLSRWhisper, add_experts
 from efficient_asr.techniques.distillation.brain import DistillingBrain
 from efficient_asr.training.run import run
 from efficient_asr.utils.errors import UserError
 
 
-class ExpertBrain(DistillingBrain):
-    """Trains experts and gates only; the loss has a term for the share of tokens that experts answer for."""
+class CLSRBrain(DistillingBrain):
+    """Trains only experts and gates; the loss includes a term for the fraction of tokens routed to experts."""
 
-    starts_from = (Whisper, ExpertWhisper)
+    starts_from = (Whisper, CLSRWhisper)
 
     @classmethod
-    def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> ExpertWhisper:
-        """Add an expert for each of `languages`, or for each that the training utterances name."""
+    def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> CLSRWhisper:
+        """Add an expert for each of `languages`, by default for each language in the training utterances."""
         spoken = sorted({row.get("language") or model.labels.default_language for row in rows})
         named = hparams["languages"] or spoken
         named = named if isinstance(named, (list, tuple)) else [named]
-        # zh-CN of Common Voice is zh here
+        # Common Voice's zh-CN is zh in Whisper
         wanted = list(dict.fromkeys(str(language).partition("-")[0] for language in named))
         for language in wanted:
             model.labels.check_language(language)
             if language not in spoken:
-                raise UserError(f"languages: no training utterance is in '{language}'; there are {', '.join(spoken)}")
+                raise UserError(
+                    f"languages: no training utterance has language '{language}'; the languages are {', '.join(spoken)}"
+                )
         layers = hparams["expert_layers"]
         layers = [str(layer) for layer in layers] if isinstance(layers, (list, tuple)) else str(layers)
         settings = ExpertSettings(layers, hparams["expert_rank"], hparams["gate_dim"])
@@ -49,8 +51,8 @@ class ExpertBrain(DistillingBrain):
         return add_experts(model, wanted, settings, **training)
 
     @staticmethod
-    def training_details(model: ExpertWhisper) -> dict[str, Any]:
-        """Return what the largest of the experts that are trained weighs."""
+    def training_details(model: CLSRWhisper) -> dict[str, Any]:
+        """Return the languages, and the size of the largest trained expert."""
         weights = max(
             sum(p.numel() for part in model.network.expert(a).values() for p in part.parameters() if p.requires_grad)
             for a in model.network.languages
@@ -62,7 +64,7 @@ class ExpertBrain(DistillingBrain):
         }
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Experts, gates (which have a learning rate of their own), and what else is learned."""
+        """Return the parameters in two groups: gates, which have their own learning rate, and everything else."""
         groups: dict[str, list[torch.nn.Parameter]] = {"model": [], "gates": []}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -70,16 +72,16 @@ class ExpertBrain(DistillingBrain):
         return groups
 
     def on_fit_batch_start(self, batch: Any, should_step: bool) -> None:
-        """Let the noise grow with the true step."""
+        """Update the training progress, which the gate noise grows with."""
         super().on_fit_batch_start(batch, should_step)
         self.model.routing.progress = self.progress
 
     def technique_loss(self) -> torch.Tensor:
-        """Return the distance of the mean gate from its budget."""
+        """Return the absolute difference between the mean gate and the gate budget."""
         return gate_budget_loss(self.model.routing, self.hparams.gate_budget)
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return the loss; of a batch in which nothing learns, one that changes nothing."""
+        """Return the loss; if no trainable parameter took part, add a zero with a gradient so that `backward` works."""
         loss = super().compute_objectives(predictions, batch, stage)
         if stage == sb.Stage.TRAIN and not loss.requires_grad:
             loss = loss + torch.zeros((), requires_grad=True)
@@ -87,4 +89,4 @@ class ExpertBrain(DistillingBrain):
 
 
 if __name__ == "__main__":
-    sys.exit(run(ExpertBrain, recipe="clsr"))
+    sys.exit(run(CLSRBrain, recipe="clsr"))

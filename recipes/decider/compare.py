@@ -1,12 +1,13 @@
-"""Compare routers between a small and a large model on test sets: WER against MACs and time, and the share of the oracle's gain.
+"""Compare routers between a small and a large model: WER against MACs and time, and the fraction of the oracle's gain.
 
     python recipes/decider/compare.py --pair tiny base --models WHISPER_TINY WHISPER_BASE --dev dev --tests clean noisy \\
         --deciders output/decider/1986/model output/decider/1987/model --out results/routing/tiny-base.json
 
-Everything follows from the records of `recipes/decider/label.py` (<labels>/<name>-<split>.jsonl, <states>/<name>-<split>)
-and the manifests (<manifests>/<split>.jsonl): both models have transcribed every utterance, so the outcome of any choice is
-known exactly, and its cost is what both models, their encoders and the router cost. Deciders are model folders of the
-recipe; several of one kind (seeds) are averaged. Rules need no training. Writes a JSON file and a picture beside it.
+All numbers are computed from the records of `recipes/decider/label.py` (<labels>/<name>-<split>.jsonl,
+<states>/<name>-<split>) and the manifests (<manifests>/<split>.jsonl). Both models have transcribed every utterance, so the
+outcome of any choice is known exactly; its cost includes the models, their encoders and the router. Deciders are model folders
+of the recipe; several deciders of one kind (seeds) are averaged. Rules need no training. Writes a JSON file and a plot next
+to it.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ def main() -> None:
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--pair", nargs=2, required=True, metavar=("SMALL", "LARGE"), help="names in the files of records"
+        "--pair", nargs=2, required=True, metavar=("SMALL", "LARGE"), help="names of the models in the records"
     )
-    parser.add_argument("--models", nargs=2, required=True, metavar=("SMALL", "LARGE"), help="the Whispers")
+    parser.add_argument("--models", nargs=2, required=True, metavar=("SMALL", "LARGE"), help="the Whisper models")
     parser.add_argument("--labels", type=Path, default=Path("output/routing/labels"))
-    parser.add_argument("--states", type=Path, help="encoder states that were kept; computed again where not given")
+    parser.add_argument("--states", type=Path, help="folder of saved encoder states; recomputed if not given")
     parser.add_argument("--manifests", type=Path, default=Path("data/routing/manifests"))
-    parser.add_argument("--dev", default="dev", help="split that chooses thresholds")
+    parser.add_argument("--dev", default="dev", help="split on which thresholds are chosen")
     parser.add_argument("--tests", nargs="+", required=True, help="splits to compare on")
     parser.add_argument("--deciders", nargs="*", default=[], help="model folders of the recipe decider")
-    parser.add_argument("--rules", nargs="*", default=list(RULES), help=f"of {', '.join(RULES)}")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="samples")
-    parser.add_argument("--corpus", default="routing-dev", help="name of the test sets together")
+    parser.add_argument("--rules", nargs="*", default=list(RULES), help=f"any of {', '.join(RULES)}")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="number of bootstrap samples")
+    parser.add_argument("--corpus", default="routing-dev", help="corpus name for all test sets together")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
@@ -52,7 +53,7 @@ def main() -> None:
     for folder in args.deciders:
         routers, _, names = load_routers(Path(folder))
         if len(routers) != 1:
-            raise UserError(f"--deciders: {folder} is not a cascade of two models that the recipe decider left behind")
+            raise UserError(f"--deciders: {folder} is not a cascade of two models saved by recipes/decider")
         if names != args.pair:
             raise UserError(
                 f"--deciders: {folder} chooses between {' and '.join(names)}, not {' and '.join(args.pair)}"

@@ -1,14 +1,13 @@
-"""Transcribe a manifest with one model and note what every utterance costs: what deciders learn from and cascades are judged by.
+"""Transcribe a manifest with one model and record the cost of every utterance, to train deciders and evaluate cascades.
 
     python recipes/decider/label.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl
     python recipes/decider/label.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl --states states/tiny-train
 
-One pass a model, utterance by utterance; a second call goes on where the first was interrupted. A line holds `id, duration,
-reference, hypothesis, text, errors, reference_words, time_s, macs_g` and what the model says of itself (`avg_logprob`, `entropy`,
-`tokens`). Two such files of the same manifest give the labels: 1 where the smaller model makes more errors, or the
-difference. With --states the encoder states are kept too, so that an epoch of decider training takes seconds. Times are
-wall-clock times of this machine at batch 1; MACs are counted in a pass of their own, once for every number of tokens where
-nothing else tells costs apart.
+Run it once per model; rerun the command to resume an interrupted run. Each line contains `id, duration, reference, hypothesis,
+text, errors, reference_words, time_s, macs_g` and the model's own statistics (`avg_logprob`, `entropy`, `tokens`). Two such
+files for the same manifest give the labels: 1 if the smaller model makes more errors, or the difference in errors. With
+--states, the encoder states are saved too, so that an epoch of decider training takes seconds. Times are wall-clock times of
+this machine at batch 1. MACs are profiled separately and cached by token count when the cost depends on nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from efficient_asr.utils.locks import FolderLock
 
 
 class Pass:
-    """One model over one manifest.
+    """Inference run of one model over one manifest.
 
     Arguments
     ---------
@@ -49,11 +48,11 @@ class Pass:
     benchmark : Benchmark
         The utterances.
     states : FeatureStore or None
-        Gets the encoder states.
+        Store for the encoder states; None to save none.
     unpadded : bool
-        Whether to keep those of the audio only, instead of the whole window.
+        Whether to save only the states of the audio, instead of the whole window.
     costs_file : Path
-        MACs that were counted before, by what tells them apart.
+        JSON cache of MACs, by cost key.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class Pass:
         return time.perf_counter()
 
     def _macs(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> int:
-        """Return what the utterance costs, from memory where the same was counted before."""
+        """Return the MACs of the utterance, from the cache if its cost key was counted before."""
         key = self.transcriber.cost_key(transcript)
         if key is None:
             return count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
@@ -112,20 +111,20 @@ class Pass:
 
 
 def unpadded_frames(duration_s: float) -> int:
-    """Encoder frames that an utterance fills."""
+    """Return the number of encoder frames that an utterance fills."""
     return max(1, encoder_frames(round(duration_s * SAMPLE_RATE)))
 
 
 def main() -> None:
     parser = measuring_parser(__doc__, repeats=None)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON lines")
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines file for the records")
     parser.add_argument("--states", type=Path, help="folder for the encoder states")
     parser.add_argument(
         "--frames",
         type=lambda value: {"own": "unpadded", "window": "padded"}.get(value, value),
         choices=("padded", "unpadded"),
         default="padded",
-        help="which states: of the padded window, as in the paper, or of the audio only",
+        help="states to save: of the padded window, as in the paper, or of the audio only",
     )
     add_whisper_options(parser)
     args = parser.parse_args()
@@ -140,14 +139,14 @@ def main() -> None:
     key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
     costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
-    lock = FolderLock(args.out.with_suffix(".lock"))  # held to the end of this function
+    lock = FolderLock(args.out.with_suffix(".lock"))  # held until the end of this function
     done: set[str] = set()
     lines = LineStore(args.out, key, lambda record, *_: done.add(record["id"]), args.out.with_suffix(".meta.json"))
     states = states_store(args, transcriber, benchmark.rows, key["model"]) if args.states else None
     whole = done if states is None else {name for name in done if name in states}
     left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in whole]
     if len(left) < len(benchmark.rows):
-        print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are done already")
+        print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are already done")
     rows, work = (
         benchmark.rows.select(left),
         Pass(transcriber, benchmark, states, args.frames == "unpadded", costs_file),
@@ -157,7 +156,7 @@ def main() -> None:
             tqdm(iterate_batches(rows, 1), total=len(rows), desc=args.out.stem, unit="utt", leave=False, mininterval=1)
         ):
             if number == 0:
-                transcriber.transcribe(wavs, wav_lens)  # the first pass of a process is slow
+                transcriber.transcribe(wavs, wav_lens)  # warm-up: the first call in a process is slow
             record = work.transcribe(row, wavs, wav_lens)
             if row["id"] not in done:
                 lines.append(record)
@@ -166,16 +165,16 @@ def main() -> None:
 
 
 def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> FeatureStore:
-    """Open the store of encoder states after saying how large it becomes."""
+    """Open the store of encoder states, check that it fits on the disk, and print its size."""
     if not transcriber.shows_encoder:
-        raise UserError("--states: only a Whisper shows its encoder states")
+        raise UserError("--states: only Whisper models provide encoder states")
     states, dim, window = transcriber.encoder_shape()
     store = open_states(args.states, {"states": states, "dim": dim, "model": model, "frames": args.frames})
     long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]
     if long:
         raise UserError(
             f"--states: {len(long)} utterances are longer than the window of {window / 50:.0f} s, for example '{long[0]}'; "
-            "cut them, or leave --states out"
+            "split them, or omit --states"
         )
     missing = [row for row in rows if row["id"] not in store]
     unpadded = args.frames == "unpadded"
@@ -183,7 +182,7 @@ def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) ->
     needed = 2 * frames * states * dim  # bytes, in half precision
     store.check_room(
         needed,
-        "keep only the frames of the audio itself (--frames unpadded), fewer utterances, or compute states while training "
+        "save only the frames of the audio (--frames unpadded), use fewer utterances, or compute states during training "
         "(states_folder: null)",
     )
     print(f"encoder states of {len(missing)} utterances: {needed / 1e9:.2f} GB in {args.states}")

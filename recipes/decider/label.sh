@@ -1,7 +1,7 @@
 # Sourced after scripts/setup.sh.
 
-# label <name> <model> <normaliser> <manifest folder> <frames> <output folder> <split> ...: a pass of recipes/decider/label.py over each
-# split; what was interrupted goes on. <frames>: unpadded, padded, or none to keep no states. LABEL_OPTIONS: more options.
+# label <name> <model> <normaliser> <manifest folder> <frames> <output folder> <split> ...: run recipes/decider/label.py on each split;
+# interrupted runs resume. <frames>: unpadded, padded, or none to save no states. LABEL_OPTIONS: further options.
 label() {
     local name=$1 model=$2 normaliser=$3 manifests=$4 frames=$5 output=$6 split states
     shift 6

@@ -1,13 +1,13 @@
-"""Train a decider between two Whispers and measure the cascade that it steers (arXiv 2309.12712).
+"""Train a decider that routes utterances between two Whispers, and evaluate the cascade (arXiv 2309.12712).
 
     bash scripts/reproduce_decider.sh                                            # everything, from extraction to table
     python recipes/decider/train.py hparams/decider.yaml --data_folder /corpora/cv-corpus-7.0-2021-07-21/en
     python recipes/decider/train.py hparams/mini/decider.yaml
 
-Needs a pass of `recipes/decider/label.py` for each model over training and validation split. Networks and orders are
-explained in `network.py` and `cascade.py` of `efficient_asr/techniques/decider`. The threshold is calibrated on the validation
-split where one of `calibrate_*` is given, and is probability 0.5 (or gain 0) elsewhere. Resumes from its last checkpoint;
-leaves a model folder with the decider and both Whispers.
+First run `recipes/decider/label.py` with each model on the training and validation splits. The networks and cascades are
+explained in `network.py` and `cascade.py` in `efficient_asr/techniques/decider`. If one of `calibrate_*` is given, the threshold
+is calibrated on the validation split; otherwise it is a probability of 0.5 (or a gain of 0). Rerun the command to resume from
+the last checkpoint. The run saves a model folder with the decider and both Whispers.
 """
 
 import sys
@@ -43,16 +43,16 @@ from efficient_asr.utils import distributed
 
 
 class DeciderBrain(RecipeBrain):
-    """Trains a decider on encoder states or features; chooses by the area under the ROC curve of the validation split."""
+    """Trains a decider on encoder states or features; selects the best epoch by area under the ROC curve on validation data."""
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Router:
-        """Make the decider."""
+        """Build the decider."""
         check_settings(hparams)
         return new_router(hparams)
 
     def on_fit_start(self) -> None:
-        """Open what computes encoder states on the fly, and weigh hard utterances up to the number of the easy ones."""
+        """Open the router inputs, and weight hard utterances so that they balance the easy ones."""
         hparams, split = vars(self.hparams), self.hparams.train_split
         self.source = RouterInputs.of(self.model, hparams, split, whisper_for(self.model, hparams))
         self.positive_weight = easy_to_hard_ratio(hparams, split) if self.hparams.balance else 1.0
@@ -60,7 +60,7 @@ class DeciderBrain(RecipeBrain):
 
     @staticmethod
     def loader(model: Router, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
-        """Load what the decider looks at, with the difference in errors between the two models."""
+        """Load the decider's inputs, with the difference in errors between the two models."""
         examples = Examples.of(model, rows, hparams, hparams[key])
         return Loader(examples, batch_sampler=order, collate_fn=collate_examples, num_workers=hparams["num_workers"])
 
@@ -70,25 +70,25 @@ class DeciderBrain(RecipeBrain):
         return (self.modules["model"] if stage == sb.Stage.TRAIN else self.model)(inputs)
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return the loss, and note the scores outside training."""
+        """Return the loss; outside training, also record the scores."""
         if stage != sb.Stage.TRAIN:
             self.seen += zip(predictions.tolist(), batch.gains.tolist(), strict=True)
         target, clip = self.hparams.target, self.hparams.gain_clip
         return decider_loss(predictions, batch.gains, target, self.positive_weight, clip)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """Forget the scores of the last validation."""
+        """Clear the scores of the previous validation."""
         self.seen: list[tuple[float, float]] = []
         super().on_stage_start(stage, epoch)
 
     def validation_stats(self, totals: dict[str, float]) -> dict[str, float]:
-        """Return area under the ROC curve and balanced accuracy; 0.5, a coin's, where all utterances are of one kind."""
+        """Return area under the ROC curve and balanced accuracy; both are 0.5 (chance) if all utterances are of one class."""
         scores, gains = np.array([pair for part in distributed.all_gather(self.seen) for pair in part]).T
         area, accuracy = area_under_roc(scores, gains > 0), balanced_accuracy(scores > 0, gains > 0)
         return {"auc": 0.5 if area is None else area, "balanced_accuracy": 0.5 if accuracy is None else accuracy}
 
     def checkpoint_metric(self, stats: dict[str, float]) -> float:
-        """The larger the area the better."""
+        """Return the negative area under the ROC curve, to be minimised."""
         return -stats["auc"]
 
     @staticmethod
@@ -98,7 +98,7 @@ class DeciderBrain(RecipeBrain):
 
     @staticmethod
     def save(model: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
-        """Write the cascade."""
+        """Save the cascade."""
         save_cascade(model, hparams, folder, about)
 
     @staticmethod
@@ -110,7 +110,7 @@ class DeciderBrain(RecipeBrain):
     def result_details(
         model: Any, hparams: dict[str, Any], benchmark: Any = None, records: Any = None
     ) -> dict[str, Any]:
-        """Say what share of the performance gap was recovered, where both models were run on the test split too."""
+        """Return the performance gap recovered, if both models were also run on the test split."""
         return RecipeBrain.result_details(model, hparams) | pgr_details(hparams, benchmark, records)
 
 

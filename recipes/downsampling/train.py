@@ -1,11 +1,11 @@
-"""Fine-tune an encoder on downsampled input (arXiv 2303.06740): fewer samples in, fewer frames to compute.
+"""Fine-tune an encoder on downsampled input (arXiv 2303.06740), so that it computes fewer frames.
 
     python recipes/downsampling/train.py hparams/mini/downsampling.yaml --downsampling_technique average
     python recipes/downsampling/train.py hparams/downsampling.yaml --data_folder /corpora/LibriSpeech \
         --downsampling_factor 3 --downsampling_technique convolutional
 
-The technique is explained in `efficient_asr/techniques/downsampling.py`. It stands before the encoder and is trained with the
-head; at factor 1 this is exactly the recipe `finetune_ctc`.
+The technique is explained in `efficient_asr/techniques/downsampling.py`. The downsampler runs before the encoder and is trained
+with the head; at factor 1, this recipe is identical to `finetune_ctc`.
 """
 
 import sys
@@ -19,13 +19,13 @@ from efficient_asr.training.run import run
 
 
 class DownsamplingBrain(CTCBrain):
-    """Adds what was done to the waveform to the Result."""
+    """Adds the downsampling settings to the Result."""
 
     @staticmethod
     def result_details(
         model: CTCModel, hparams: dict[str, Any], benchmark: Benchmark | None = None, records: Any = None
     ) -> dict[str, Any]:
-        """Technique, factor, and the rate that the encoder sees."""
+        """Return technique, factor and the effective sample rate at the encoder."""
         downsampler = model.frontend
         return {
             "downsampling_technique": downsampler.method,

@@ -1,11 +1,11 @@
-"""Compare exit thresholds of a trained early-exit model, without training anything again.
+"""Compare exit thresholds of a trained early-exit model, without retraining.
 
     python recipes/early_exit/sweep.py MODEL --manifest test.jsonl --rule entropy --thresholds 0.01 0.03 0.06
     python recipes/early_exit/sweep.py MODEL --manifest dev.jsonl --rule similarity --calibrate_mean_layer 18
 
-MODEL is the folder that recipes/early_exit leaves behind (<output_folder>/model). Every utterance is computed once; WER, exit
-layers and MACs of all thresholds follow from that, then each is timed. Leaves a Result for each in --out, a table and a curve.
-With --calibrate_* the threshold is found on the manifest (take a validation set) and only shown.
+MODEL is the model folder written by recipes/early_exit (<output_folder>/model). Every utterance is computed once, which gives
+WER, exit layers and MACs for all thresholds; then each threshold is timed. Writes one Result per threshold, a table and a plot
+to --out. With --calibrate_*, the threshold is chosen on the manifest (use a validation set) and only printed.
 """
 
 from __future__ import annotations
@@ -33,16 +33,22 @@ def parse() -> argparse.Namespace:
     parser = measuring_parser(__doc__, repeats=1)
     parser.add_argument("--rule", required=True, choices=[rule for rule in RULES if rule != "none"])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[])
-    parser.add_argument("--patience", type=at_least(1), default=1, help="heads in a row that must be content")
-    parser.add_argument("--calibrate_mean_layer", type=float, help="find the threshold for this mean exit layer")
     parser.add_argument(
-        "--calibrate_wer_loss_percent", type=float, help="find the one that loses at most so many points of WER"
+        "--patience", type=at_least(1), default=1, help="consecutive heads that must meet the threshold (patience)"
     )
-    parser.add_argument("--out", type=Path, default=Path("output/sweep"), help="folder for results, table and curve")
-    parser.add_argument("--experiment", default="sweep", help="beginning of the results' names")
-    parser.add_argument("--label", default="", help="what the variants' names begin with, e.g. 'two-step '")
-    parser.add_argument("--corpus", help="name in the tables (default: the manifest's folder)")
-    parser.add_argument("--split", help="name in the tables (default: the manifest's name)")
+    parser.add_argument(
+        "--calibrate_mean_layer", type=float, help="choose the threshold that gives this mean exit layer"
+    )
+    parser.add_argument(
+        "--calibrate_wer_loss_percent",
+        type=float,
+        help="choose the threshold that increases the WER by at most this many points",
+    )
+    parser.add_argument("--out", type=Path, default=Path("output/sweep"), help="folder for results, table and plot")
+    parser.add_argument("--experiment", default="sweep", help="prefix of the names of the results")
+    parser.add_argument("--label", default="", help="prefix of the names of the variants, e.g. 'two-step '")
+    parser.add_argument("--corpus", help="corpus name in the tables (default: name of the manifest's folder)")
+    parser.add_argument("--split", help="split name in the tables (default: name of the manifest)")
     return parser.parse_args()
 
 
@@ -86,13 +92,13 @@ def main() -> None:
     stem = args.out / f"{args.experiment}_{args.rule}-{benchmark.split}"
     stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
     draw(results, args.rule, stem.with_suffix(".png"))
-    print(f"results, table and curve: {args.out}, {stem}.md, {stem}.png")
+    print(f"results, table and plot: {args.out}, {stem}.md, {stem}.png")
 
 
 def measure(
     args: argparse.Namespace, transcriber: object, benchmark: Benchmark, found: Sweep, threshold: float
 ) -> Result:
-    """Return the Result of one threshold: what the sweep found, and its runtime."""
+    """Return the Result of one threshold: the scores of the sweep, and the measured runtime."""
     transcriber.model.head.set_rule(args.rule, threshold, args.patience)
     out = found.exits(args.rule, threshold, args.patience)
     rule = {"exit_rule": args.rule, "exit_threshold": threshold, "exit_patience": args.patience}
@@ -107,7 +113,7 @@ def measure(
 
 
 def row(result: Result) -> dict[str, str]:
-    """One line of the table."""
+    """Return one row of the table, by column."""
     cells = {
         "threshold": f"{result.details['exit_threshold']:.4g}",
         "mean layer": f"{result.details['mean_exit_layer']:.2f}",

@@ -1,13 +1,13 @@
 # Sourced after scripts/setup.sh.
 
-# sweep <experiment> <model folder> <manifest> <rule> <threshold> [...] [--key value ...]: the Results of exit thresholds, unless that of
-# the first one is there.
+# sweep <experiment> <model folder> <manifest> <rule> <threshold> [...] [--key value ...]: evaluate exit thresholds, unless the Result of
+# the first one exists.
 sweep() {
     local experiment=$1 model=$2 manifest=$3 rule=$4 results=${RESULTS:-results/runs} split
     shift 4
     split=$(basename "$manifest" .jsonl)
     if [ -f "$results/${experiment}_${rule}_$1-$split.json" ]; then
-        echo "== $experiment, $rule on $split is done: $results/${experiment}_${rule}_*-$split.json"
+        echo "== $experiment, $rule on $split is already done: $results/${experiment}_${rule}_*-$split.json"
         return
     fi
     echo "== $experiment, $rule on $split"

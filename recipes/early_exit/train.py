@@ -1,13 +1,13 @@
-"""Train CTC heads on several layers, and let easy utterances leave early (arXiv 2303.06740).
+"""Train CTC heads on several layers, so that easy utterances can exit early (arXiv 2303.06740).
 
     python recipes/early_exit/train.py hparams/mini/early_exit.yaml
     python recipes/early_exit/train.py hparams/early_exit.yaml --data_folder /corpora/LibriSpeech --calibrate_mean_layer 18
     python recipes/early_exit/train.py hparams/early_exit.yaml ... --test_only True --exit_rule similarity --exit_threshold 0.95
 
-The rules are explained in `efficient_asr/techniques/early_exit/heads.py`. Rule, threshold and patience belong to
-measuring: one training serves all of them, and `recipes/early_exit/sweep.py` compares many. `exit_training: two_step` trains
-the whole model with the last
-head only, for `first_step_epochs`, then the other heads alone. With `calibrate_*` the validation split chooses the threshold.
+The exit rules are explained in `efficient_asr/techniques/early_exit/heads.py`. Rule, threshold and patience are evaluation
+settings: one trained model can be evaluated with all of them, and `recipes/early_exit/sweep.py` compares many thresholds.
+`exit_training: two_step` first trains the whole model with only the last head, for `first_step_epochs`, and then the other
+heads alone. With `calibrate_*`, the threshold is chosen on the validation split.
 """
 
 import sys
@@ -29,11 +29,11 @@ from efficient_asr.utils.errors import UserError
 
 
 class EarlyExitBrain(CTCBrain):
-    """Trains all heads together, or the model first and the heads then."""
+    """Trains all heads jointly, or first the model with its last head and then the other heads."""
 
     @staticmethod
     def make_head(hparams: dict[str, Any], encoder: Encoder, n_labels: int) -> ExitHeads:
-        """Make a head for each exit; by default on the upper half of the layers, as in the paper."""
+        """Build a head for each exit; by default on the upper half of the layers, as in the paper."""
         layers = exit_layers_of(hparams, encoder)
         heads = ExitHeads([hparams["head"](encoder.hidden_size, n_labels) for _ in layers], layers)
         heads.check(encoder)
@@ -41,12 +41,12 @@ class EarlyExitBrain(CTCBrain):
         return heads
 
     def on_fit_start(self) -> None:
-        """Validation counts every head."""
+        """Register one set of validation errors per head."""
         self.outputs = tuple(f"_layer_{layer}" for layer in self.model.head.layers)
         super().on_fit_start()
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """The second step starts with a loss of other heads: no reason to anneal."""
+        """Clear the schedulers when the second step starts: its loss comes from other heads and is no reason to anneal."""
         switch = self.hparams.exit_training == "two_step" and epoch == self.hparams.first_step_epochs + 1
         if stage == sb.Stage.TRAIN and switch:
             for scheduler in self.schedulers.values():
@@ -54,7 +54,7 @@ class EarlyExitBrain(CTCBrain):
         super().on_stage_start(stage, epoch)
 
     def trained_layers(self) -> list[int]:
-        """The layers whose heads are trained in this epoch."""
+        """Return the layers whose heads are trained in this epoch."""
         layers = self.model.head.layers
         if self.hparams.exit_training == "joint" or len(layers) == 1:
             return layers
@@ -67,7 +67,7 @@ class EarlyExitBrain(CTCBrain):
         return super().compute_forward(batch, stage, **options)
 
     def compute_objectives(self, predictions: tuple, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return the weighted sum of the trained heads' CTC losses; outside training count the errors of every head."""
+        """Return the weighted sum of the trained heads' CTC losses; outside training, count the errors of every head."""
         (all_log_probs, frame_lengths), layers, trained = predictions, self.model.head.layers, self.trained_layers()
         weights = dict(zip(layers, self.hparams.exit_loss_weights or [1.0] * len(layers), strict=True))
         loss = torch.zeros((), device=all_log_probs.device)
@@ -90,21 +90,21 @@ class EarlyExitBrain(CTCBrain):
 
     @staticmethod
     def apply_eval_settings(transcriber: Transcriber, hparams: dict[str, Any]) -> None:
-        """Apply the rule that is to be measured; without a threshold in the YAML the saved one stays, if it is of this rule."""
+        """Set the exit rule to evaluate. Without a threshold in the YAML, keep the saved one if it is for the same rule."""
         heads, rule, patience = transcriber.model.head, hparams["exit_rule"], hparams["exit_patience"]
         if hparams["exit_threshold"] is not None or rule == "none":
             heads.set_rule(rule, hparams["exit_threshold"], patience)
         elif (rule, patience) != (heads.rule, heads.patience):
             raise UserError(
-                f"exit_threshold: the model has one for {heads.rule} (patience {heads.patience}), none for {rule} (patience "
-                f"{patience}); give one, such as recipes/early_exit/sweep.py --calibrate_mean_layer finds"
+                f"exit_threshold: the model has one for {heads.rule} (patience {heads.patience}), but not for {rule} (patience "
+                f"{patience}); give one, for example from recipes/early_exit/sweep.py --calibrate_mean_layer"
             )
 
     @staticmethod
     def result_details(
         model: CTCModel, hparams: dict[str, Any], benchmark: Benchmark | None = None, records: Any = None
     ) -> dict[str, Any]:
-        """The rule; with a benchmark, how deep utterances went and what each head alone would have said."""
+        """Return the exit rule; with a benchmark, also the exit layers and the results of each head on its own."""
         rule = (model.head.rule, model.head.threshold, model.head.patience)
         details = dict(zip(("exit_rule", "exit_threshold", "exit_patience"), rule, strict=True))
         if benchmark is not None:

@@ -1,11 +1,11 @@
-"""Adapt a plain Whisper with LoRA matrices in its feed-forward blocks: the baseline of language experts (arXiv 2106.09685).
+"""Adapt a plain Whisper with LoRA in its feed-forward blocks (arXiv 2106.09685): the baseline for language experts.
 
     python recipes/lora/train.py hparams/lora.yaml --data_folder /corpora/cv-corpus-13.0 --languages '[ca]'
     python recipes/lora/train.py hparams/mini/lora.yaml
 
-See `efficient_asr/techniques/lora.py`. With `lora_merge: True` a plain Whisper is left behind that costs what it cost
-before; with False the original one, with the matrices beside it. A teacher can be had here too. Goes on from its last
-checkpoint when started again.
+See `efficient_asr/techniques/lora.py`. With `lora_merge: True`, the LoRA matrices are merged and the saved model is a plain
+Whisper of the original cost; with False, the matrices are saved separately, next to the original model. A teacher can be used
+here too. Rerun the command to resume from the last checkpoint.
 """
 
 import sys
@@ -19,11 +19,11 @@ from efficient_asr.training.run import run
 
 
 class LoraBrain(DistillingBrain):
-    """Trains the matrices only."""
+    """Trains only the LoRA matrices."""
 
     @classmethod
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> LoraWhisper:
-        """Put new matrices into the student."""
+        """Add new LoRA matrices to the student."""
         return LoraWhisper.adapt(
             model,
             hparams["lora_rank"],
@@ -35,7 +35,7 @@ class LoraBrain(DistillingBrain):
 
     @staticmethod
     def training_details(model: LoraWhisper) -> dict[str, Any]:
-        """Return what the matrices weigh, for all languages together."""
+        """Return the size of the LoRA matrices in MB, for all languages together."""
         weights = sum(parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad)
         return {"megabytes": weights * 4 / 1e6}
 

@@ -1,4 +1,4 @@
-"""Turn the model that hparams/mini/pretrain.yaml leaves behind into the asset efficient_asr:mini_encoder (half precision).
+"""Convert the model trained by hparams/mini/pretrain.yaml to the asset efficient_asr:mini_encoder (half precision).
 
 python scripts/assets/make_mini_encoder.py [MODEL_FOLDER]
 """

@@ -1,4 +1,4 @@
-"""Turn what hparams/mini/whisper_{small,large}.yaml leave behind into assets of the same names (half precision).
+"""Convert the models of hparams/mini/whisper_{small,large}.yaml to the assets mini_whisper_{small,large} (half precision).
 
 python scripts/assets/make_mini_whispers.py [FOLDER_OF_BOTH_OUTPUTS]
 """

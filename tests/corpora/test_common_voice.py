@@ -82,7 +82,7 @@ def test_missing_and_damaged_clips_are_named(folder: Path, tmp_path: Path) -> No
 def test_mistakes_are_explained(folder: Path, tmp_path: Path) -> None:
     for data, options, message in (
         (tmp_path, {}, "no folder 'clips'"), (folder, {"cleaning": "speechbrian"}, "Did you mean 'speechbrain'"),
-        (folder, {"splits": ["validated"]}, "holds no validated.tsv"),
+        (folder, {"splits": ["validated"]}, "has no validated.tsv"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             prepare_corpus("common_voice", str(data), tmp_path / "out", options)

@@ -175,12 +175,12 @@ def test_ten_hours_are_ten_hours_and_always_the_same() -> None:
 
 
 def test_librispeech_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         librispeech.prepare(str(tmp_path / "none"), tmp_path)
-    with pytest.raises(UserError, match="holds none of"):
+    with pytest.raises(UserError, match="contains none of"):
         librispeech.prepare(str(tmp_path), tmp_path)
     (tmp_path / "empty" / "test-clean").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no <speaker>"):
+    with pytest.raises(UserError, match="contains no <speaker>"):
         librispeech.prepare(str(tmp_path / "empty"), tmp_path / "out")
 
 
@@ -204,7 +204,7 @@ def test_librispeech_reports_every_bad_file_and_reads_what_was_mended(tmp_path: 
 def test_librispeech_goes_on_where_it_stopped(torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_librispeech(tmp_path / "L", {"train-clean-100": 6})
     whole = librispeech.prepare(str(root), tmp_path / "whole")
-    read, original = [], librispeech._read_chapter
+    read, original = [], librispeech.read_chapter
 
     def read_chapter(transcript: Path) -> list:
         if len(read) == 2:
@@ -212,7 +212,7 @@ def test_librispeech_goes_on_where_it_stopped(torn: bool, tmp_path: Path, monkey
         read.append(transcript)
         return original(transcript)
 
-    monkeypatch.setattr(librispeech, "_read_chapter", read_chapter)
+    monkeypatch.setattr(librispeech, "read_chapter", read_chapter)
     with pytest.raises(KeyboardInterrupt):
         librispeech.prepare(str(root), tmp_path / "out")
     progress = tmp_path / "out" / "train-clean-100.jsonl.progress"

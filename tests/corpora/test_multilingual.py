@@ -69,7 +69,7 @@ def test_fleurs_says_what_is_missing(fleurs: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             prepare_corpus("fleurs", str(fleurs), tmp_path / "out", options)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         prepare_corpus("fleurs", str(tmp_path / "nowhere"), tmp_path / "out", {})
     (fleurs / "ca_es" / "audio" / "test" / "1.wav").unlink()
     found = prepare_corpus("fleurs", str(fleurs), tmp_path / "out", {"languages": ["ca_es"]})

@@ -117,7 +117,7 @@ def test_a_wav_from_a_pipe_and_a_truncated_one(tmp_path: Path) -> None:
     for level in (True, False):  # the header is enough to see it
         assert "is truncated" in inspect_audio(tmp_path / "cut.wav", samples=level).problem
     (tmp_path / "two.wav").write_bytes(path.read_bytes() * 2)
-    assert "several recordings" in inspect_audio(tmp_path / "two.wav", samples=False).problem
+    assert "several concatenated recordings" in inspect_audio(tmp_path / "two.wav", samples=False).problem
 
 
 @pytest.mark.parametrize(("ending", "options"), [("m4a", {"movflags": "faststart"}), ("webm", {})])
@@ -202,7 +202,7 @@ def test_lines_that_name_a_segment(line: dict, seconds: float, name: str, tmp_pa
     [
         ({"offset": -1}, "offset -1 is not a number of seconds"),
         ({"start": "noon"}, "rename the column"),
-        ({"offset": 0.9, "end": 0.5}, "is not behind offset"),
+        ({"offset": 0.9, "end": 0.5}, "is not after offset"),
         ({"offset": 0.2, "end": 0.5, "duration": 1.0}, "lasts 0.300 s"),
         ({"offset": 0.5, "duration": 5.0}, "ends at 1.00 s"),
         ({"offset": 7.0}, "ends at 1.00 s"),
@@ -223,10 +223,10 @@ def test_integers_are_scaled_and_other_samples_refused() -> None:
     assert data.check_wavs(integers.numpy(), torch.ones(1))[0].shape == (1, 1600) and lens.tolist() == [1.0]
     for wrong, lengths, message in (
         (integers.float(), torch.ones(1), "divide 16-bit values"),
-        (wav, torch.tensor([1600]), "shares of the longest"),
+        (wav, torch.tensor([1600]), "relative lengths from 0 to 1"),
         (wav * torch.nan, torch.ones(1), "NaN"),
         (wav[None, None], torch.ones(1), "must be"),
-        (wav.bool(), torch.ones(1), "not audio"),
+        (wav.bool(), torch.ones(1), "invalid sample type"),
     ):
         with pytest.raises(UserError, match=message):
             data.check_wavs(wrong, lengths)

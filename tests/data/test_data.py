@@ -56,7 +56,7 @@ def test_every_bad_line_is_reported_with_its_number(corpus: Path) -> None:
     expected = {
         2: "not JSON", 3: "not a JSON object", 4: "no such file", 5: "cannot decode", 6: "empty text", 7: "no text",
         8: "already used in line 1", 9: "no audio",
-        10: "not a positive number", 11: "no samples", 12: "holds 1.000 s", 13: "is not a text", 14: "not UTF-8",
+        10: "not a positive number", 11: "no samples", 12: "holds 1.000 s", 13: "is not a string", 14: "not UTF-8",
     }  # fmt: skip
     for number, words in expected.items():
         line = next(x for x in message.splitlines() if x.strip().startswith(f"line {number}:"))
@@ -114,7 +114,7 @@ def test_sorting(sorting: str) -> None:
 
 
 def test_unknown_sorting() -> None:
-    with pytest.raises(UserError, match="not ascending, descending or random"):
+    with pytest.raises(UserError, match="use ascending, descending or random"):
         data.BatchOrder(np.ones(3), "up", 2)
 
 
@@ -215,7 +215,7 @@ def test_augmentation_off_is_the_identity(wavs: list[torch.Tensor]) -> None:
 
 def test_texts_empty_after_normalisation_are_left_out(capsys: pytest.CaptureFixture) -> None:
     rows = data.Rows.of([{"id": "a", "text": "Yes.", "duration": 1.0}, {"id": "b", "text": "?!", "duration": 1.0}])
-    with pytest.raises(UserError, match=r"b: nothing is left of the text"):
+    with pytest.raises(UserError, match=r"b: text '.*' is empty after normalisation"):
         data.normalise_texts(rows, normalise_plain)
     assert [row["text"] for row in data.normalise_texts(rows, normalise_plain, skip_bad=True)] == ["yes"]
     assert "1 bad utterance left out" in capsys.readouterr().out
@@ -224,7 +224,7 @@ def test_texts_empty_after_normalisation_are_left_out(capsys: pytest.CaptureFixt
 def test_checking_goes_on_where_it_stopped_and_forgets_problems(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "_CHUNK", 1)
+    monkeypatch.setattr(checking, "CHUNK", 1)
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     paths = [str(corpus / row["audio"]) for row in rows]
     looked_at: list[str] = []

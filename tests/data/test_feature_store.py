@@ -54,7 +54,7 @@ def test_a_file_counts_for_what_it_was_written_for_and_while_it_is_intact(tmp_pa
 
 
 def test_mistakes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="encoder states: there are none at"):
+    with pytest.raises(UserError, match="encoder states: no feature store at"):
         FeatureStore(tmp_path, what="encoder states")
     store = FeatureStore(tmp_path, META)
     with pytest.raises(UserError, match="differs in model"):

@@ -68,12 +68,12 @@ def test_bad_lines_of_a_csv_are_named(content: str | bytes, message: str, folder
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", 'id,audio,text\nu0,a.wav,"one\nu1,a.wav,two\nu2,a.wav,three"\n', "quotation mark is left open"),
-        ("m.csv", "id,audio,text,text\nu0,a.wav,one,two\n", "a column stands there twice"),
+        ("m.csv", 'id,audio,text\nu0,a.wav,"one\nu1,a.wav,two\nu2,a.wav,three"\n', "unclosed quotation mark"),
+        ("m.csv", "id,audio,text,text\nu0,a.wav,one,two\n", "duplicate column in the header"),
         (
             "m.json",
             '{"a": {"audio": "a.wav", "text": "x"}, "a": {"audio": "a.wav", "text": "y"}}',
-            "'a' stands there twice",
+            "duplicate key 'a'",
         ),
     ],
 )

@@ -108,7 +108,7 @@ def test_beam_search_does_not_depend_on_batch_mates() -> None:
 def test_language_model_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file at"):
         LanguageModel(str(tmp_path / "none.arpa"), ["", " ", "a"])
-    with pytest.raises(UserError, match="not lower or upper"):
+    with pytest.raises(UserError, match="use 'lower' or 'upper'"):
         LanguageModel(str(ARPA), ["", " ", "a"], case="title")
     pytest.importorskip("kenlm")
     (tmp_path / "bad.arpa").write_text("this is no language model\n")
@@ -119,9 +119,9 @@ def test_language_model_mistakes(tmp_path: Path) -> None:
 def test_what_is_no_model_is_named(tmp_path: Path, ssl_sources: dict[str, str], tiny_ctc: CTCModel) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         efficient_asr.load_transcriber(str(tmp_path))
-    with pytest.raises(UserError, match="neither a model folder that a recipe left behind nor a Whisper"):
+    with pytest.raises(UserError, match="neither a model folder written by a recipe nor a Whisper model"):
         efficient_asr.load_transcriber(ssl_sources["wavlm-base"])
-    with pytest.raises(UserError, match="neither a model directory nor a hub id"):
+    with pytest.raises(UserError, match="neither a model directory nor a reachable hub id"):
         efficient_asr.load_transcriber("no/such-model")
     tiny_ctc.save(tmp_path)
     with pytest.raises(UserError, match="'gamma' is not an option"):

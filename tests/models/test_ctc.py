@@ -106,10 +106,10 @@ def test_start_from_takes_what_fits(tmp_path: Path, tiny_ctc: CTCModel, wavs: li
     other = CTCModel(
         torch.nn.Identity(), new_whisper_encoder(48, 2, 2), CTCHead(48, len(tiny_ctc.labels), "none"), tiny_ctc.labels
     )
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         other.start_from(tmp_path)
     labels = CharacterLabels(["x"])
-    with pytest.raises(UserError, match="another alphabet"):
+    with pytest.raises(UserError, match="different alphabet"):
         CTCModel(torch.nn.Identity(), new_whisper_encoder(32, 2, 2), CTCHead(32, 2, "none"), labels).start_from(
             tmp_path
         )
@@ -165,12 +165,12 @@ def test_half_precision_weights_are_read_as_float32(tmp_path: Path, ssl_sources:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("labels"), "alphabet does not fit"),
-        (lambda c: c["labels"].append("!"), "alphabet does not fit"),
+        (lambda c: c.pop("labels"), "alphabet does not match"),
+        (lambda c: c["labels"].append("!"), "alphabet does not match"),
         (lambda c: c["encoder"]["config"]["network"].update(model_type="bert"), "damaged"),
-        (lambda c: c["encoder"]["config"]["network"].update(d_model=64), "do not fit"),
+        (lambda c: c["encoder"]["config"]["network"].update(d_model=64), "do not match config.json"),
         (lambda c: c["encoder"].pop("config"), "damaged"),
-        (lambda c: c.pop("head"), "no technique here declares"),
+        (lambda c: c.pop("head"), "no technique declares"),
     ],
 )
 def test_a_changed_configuration_is_refused_with_a_sentence(
@@ -216,7 +216,7 @@ def test_gradients_reach_a_learned_front_end_through_everything(wavs: list[torch
 
 
 def test_head_refuses_nonsense() -> None:
-    with pytest.raises(UserError, match="not feedforward, bilstm or none"):
+    with pytest.raises(UserError, match="use feedforward, bilstm or none"):
         CTCHead(4, 3, "lstm")
     with pytest.raises(UserError, match="less than 1"):
         CTCHead(4, 3, frames_per_state=0)

@@ -95,11 +95,11 @@ def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: di
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     done = label(tmp_path / "copy", "small", tiny_whispers["small"], "test")
-    assert done.returncode == 0 and "utterances are done already" in done.stdout
+    assert done.returncode == 0 and "utterances are already done" in done.stdout
     ids = [json.loads(line)["id"] for line in path.read_text().splitlines()]
     assert sorted(ids) == [f"test{i}" for i in range(4)]
     other = label(tmp_path / "copy", "small", tiny_whispers["large"], "test")
-    assert other.returncode == 2 and "was made with another model" in other.stderr
+    assert other.returncode == 2 and "was created with a different model" in other.stderr
 
 
 @pytest.mark.parametrize("options", [
@@ -165,7 +165,7 @@ def test_training_finds_what_can_be_learned(place: Path, tiny_whispers: dict[str
 
 
 MISTAKES = [
-    (["--states_folder", "/nowhere"], "no encoder states at"), (["--labels_folder", "/nowhere"], "no records at"),
+    (["--states_folder", "/nowhere"], "encoder states: no feature store at"), (["--labels_folder", "/nowhere"], "no records at"),
     (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
     (["--router_input", "transcripts"], "is not audio, encoder, transcript"), (["--target", "labels"], "is not label or gain"),
     (["--calibrate_large_share", "30"], "is not a share"),

@@ -177,11 +177,12 @@ def test_two_steps_resume_on_both_sides_of_the_switch(exits: list[str], tmp_path
     [
         (["--exit_rule", "entropi"], "Did you mean 'entropy'"),
         (["--exit_layers", "[1, 2]"], "must be the encoder's last layer, 3"),
-        (["--exit_layers", "6"], "is not a list of numbers"), (["--exit_loss_weights", "[a, b, c]"], "is not a list of numbers"),
-        (["--exit_training", "two_step", "--first_step_epochs", "4"], "leave none for the second step"),
+        (["--exit_layers", "6"], "expected a list of numbers"),
+        (["--exit_loss_weights", "[a, b, c]"], "expected a list of numbers"),
+        (["--exit_training", "two_step", "--first_step_epochs", "4"], "leave no epochs for the second step"),
         (["--calibrate_mean_layer", "2", "--exit_threshold", "0.5"], "give only one of"),
-        (["--exit_training", "three_step"], "is not joint or two_step"),
-        (["--exit_loss_weights", "[1, 2]"], "are not 3 weights"), (["--exit_threshold", "low"], "'low' is not a number"),
+        (["--exit_training", "three_step"], "expected joint or two_step"),
+        (["--exit_loss_weights", "[1, 2]"], "expected 3 weights"), (["--exit_threshold", "low"], "expected a number, got 'low'"),
         (["--exit_rule", "none", "--calibrate_mean_layer", "2"], "has no threshold to calibrate"),
     ],
 )  # fmt: skip

@@ -69,7 +69,7 @@ def test_render_fills_markers_and_refuses_unknown_ones() -> None:
     out = fill_markers(text, [result("baseline", 10, 4, 8)], [], ROOT / "results")
     assert "old" not in out and "10.00 [9.0, 11.0]" in out and out.startswith("a\n") and out.endswith("b\n")
     assert fill_markers(out, [result("baseline", 10, 4, 8)], [], ROOT / "results") == out
-    with pytest.raises(UserError, match="'no/such' is asked for"):
+    with pytest.raises(UserError, match="'no/such' is requested"):
         fill_markers(text.replace("toy/test", "no/such"), [result("baseline", 10, 4, 8)], [], ROOT / "results")
 
 

@@ -1,6 +1,6 @@
 """Every bad input ends with the right exit code and a sentence that helps, and docs/bad_inputs.md shows just that.
 
-`python tests/repository/test_bad_inputs.py` writes the page anew.
+`PYTHONPATH=tests python tests/repository/test_bad_inputs.py` writes the page anew.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def test_a_bad_input_is_answered_as_the_page_says(case: Case, tmp_path: Path) ->
     code, text = play(case, root)
     assert code == case.code, text
     assert case.shows in text and "Traceback" not in text
-    assert row(case, code, text) in PAGE.read_text(encoding="utf-8"), "run: python tests/repository/test_bad_inputs.py"
+    assert row(case, code, text) in PAGE.read_text(encoding="utf-8"), (
+        "run: PYTHONPATH=tests python tests/repository/test_bad_inputs.py"
+    )
 
 
 def test_the_page_has_no_other_rows_and_enough_of_them() -> None:
@@ -122,8 +124,8 @@ def write_page() -> None:
         "",
         f"{len(CASES)} inputs, each fed by a test (`tests/repository/test_bad_inputs.py`, which also writes this "
         f"page) to the command "
-        "beside it. `…` stands for a folder. Exit codes: 0 done, 2 a mistake that you can mend (a full disk too), 130 "
-        "interrupted, 1 a fault of ours, with a traceback that we would like to see.",
+        "next to it. `…` stands for a folder. Exit codes: 0 done, 2 a mistake that you can fix (a full disk too), 130 "
+        "interrupted, 1 a bug of ours, with a traceback that we would like to see.",
         "",
         "Nothing is lost by a stop: what was prepared, checked, trained and scored is there when the command is started again. "
         "`--skip_bad True` leaves bad utterances out instead, counts them, and lists them with the reason in "

@@ -99,7 +99,7 @@ def test_includes_merge_and_own_keys_win(tmp_path: Path) -> None:
             "Did you mean 'average'",
         ),
         ("x: !new:efficient_asr.techniques.downsampling.Downsampler\n    factr: 2\n", {}, "factr"),
-        ("- 1\n", {}, "holds no keys"),
+        ("- 1\n", {}, "contains no keys"),
     ],
 )
 def test_mistakes_are_explained(text: str, overrides: dict, message: str, tmp_path: Path) -> None:

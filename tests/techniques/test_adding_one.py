@@ -43,11 +43,13 @@ def folder(tmp_path: Path) -> Path:
     return write_files(tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(folder: Path) -> None:
     done = call(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_decimation.py")
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_its_keys_have_limits(folder: Path) -> None:
     done = call(folder, "train.py", "decimation.yaml", "--decimation_factor", "0")
     assert done.returncode == 2 and "decimation_factor: expected an integer >= 1, got 0" in done.stderr
@@ -89,7 +91,7 @@ def test_it_trains_is_measured_saved_loaded_and_has_its_column(
     model = outputs[2] / "model"
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     assert [config[part]["type"] for part in ("frontend", "head")] == ["decimator", "repeating_head"]
-    with pytest.raises(UserError, match=r"no technique here declares 'decimator'.*EFFICIENT_ASR_TECHNIQUES"):
+    with pytest.raises(UserError, match=r"no technique declares 'decimator'.*EFFICIENT_ASR_TECHNIQUES"):
         load_transcriber(model)
     runs = tmp_path / "runs"
     runs.mkdir()

@@ -15,7 +15,7 @@ from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.search import decode
 from efficient_asr.techniques.clsr.experts import ExpertSettings, gate_budget_loss, language_code
-from efficient_asr.techniques.clsr.model import ExpertWhisper, add_experts
+from efficient_asr.techniques.clsr.model import CLSRWhisper, add_experts
 from efficient_asr.techniques.clsr.network import DistilWhisperForConditionalGeneration
 from efficient_asr.utils.errors import UserError
 
@@ -50,7 +50,7 @@ def logits(model: Whisper, wavs: torch.Tensor, *languages: str) -> torch.Tensor:
 
 def experts_of(
     plain: Whisper, *languages: str, settings: ExpertSettings | None = None, seed: int | None = None
-) -> ExpertWhisper:
+) -> CLSRWhisper:
     """Return a copy of a Whisper with experts; with a seed ones that differ from the shared blocks, and gates of either kind."""
     model = add_experts(copy.deepcopy(plain), list(languages), settings or ExpertSettings(), 0.2)
     if seed is not None:
@@ -62,7 +62,7 @@ def experts_of(
     return model
 
 
-def set_gates(model: ExpertWhisper, value: float) -> None:
+def set_gates(model: CLSRWhisper, value: float) -> None:
     """Open (1) or close (-1) every gate."""
     for language in model.network.languages:
         for part in model.network.expert(language).values():
@@ -206,7 +206,7 @@ def test_expert_files_hold_one_language_and_give_the_same_transcripts(
     plain.save(tmp_path / "plain")
     fresh = DistilWhisperForConditionalGeneration.from_pretrained(tmp_path / "plain").eval()
     fresh.load_experts("german", tmp_path)
-    other = ExpertWhisper(fresh, plain.tokenizer).eval()
+    other = CLSRWhisper(fresh, plain.tokenizer).eval()
     torch.testing.assert_close(
         logits(model, wavs, "de", "de", "en"), logits(other, wavs, "de", "de", "en"), rtol=0, atol=1e-5
     )
@@ -222,7 +222,7 @@ def test_the_whole_is_saved_and_loaded(
     model = experts_of(plain, "de", "fr", settings=settings, seed=5)
     model.save(tmp_path / "model", {"technique": "clsr", "variant": "x", "details": {"megabytes_per_language": 1.0}})
     loaded = Whisper.from_source(str(tmp_path / "model"))
-    assert isinstance(loaded, ExpertWhisper) and loaded.network.languages == ["de", "fr"]
+    assert isinstance(loaded, CLSRWhisper) and loaded.network.languages == ["de", "fr"]
     assert (loaded.technique, loaded.label, loaded.history["trained"]["megabytes_per_language"]) == ("clsr", "x", 1.0)
     for (name, a), (other, b) in zip(
         model.network.state_dict().items(), loaded.network.state_dict().items(), strict=True
@@ -291,7 +291,7 @@ def test_a_batch_that_is_taken_apart_is_refused_rather_than_routed_wrongly(plain
     model = experts_of(plain, "de", "fr", seed=5)
     with model.routing.using("encoder", ["de", "fr", "de"]):
         model.network.model.encoder(model.features(wavs, LENGTHS))
-        with pytest.raises(UserError, match="call generate for each language by itself"):
+        with pytest.raises(UserError, match="call generate once per language"):
             model.network.model.encoder(model.features(wavs[:2], LENGTHS[:2]))
     assert model.routing.languages["encoder"] is None
     long = torch.cat([model.features(wavs, LENGTHS)] * 2, dim=-1)
@@ -338,7 +338,7 @@ def test_a_failed_load_leaves_the_old_expert(plain: Whisper, wavs: torch.Tensor,
     model = experts_of(plain, "de", seed=5)
     before = logits(model, wavs, "de", "de", "de")
     experts_of(multilingual_whisper(seed=1, d_model=24), "de").network.save_expert("de", tmp_path)
-    with pytest.raises(UserError, match="no expert for this Whisper"):
+    with pytest.raises(UserError, match="not an expert for this Whisper"):
         model.network.load_experts("de", tmp_path)
     assert torch.equal(logits(model, wavs, "de", "de", "de"), before)
 
@@ -350,7 +350,7 @@ def test_taken_apart_it_is_a_plain_whisper(plain: Whisper, wavs: torch.Tensor) -
     assert torch.equal(logits(model, wavs, "de", "de", "de"), logits(plain, wavs, "de", "de", "de"))
 
 
-def published(model: ExpertWhisper, language: str, name: str) -> dict[str, torch.Tensor]:
+def published(model: CLSRWhisper, language: str, name: str) -> dict[str, torch.Tensor]:
     """Return an expert in the layout of the published files: keys of the full model."""
     state = {}
     for (side, i), part in model.network.expert(language).items():
@@ -368,7 +368,7 @@ def test_published_expert_files_are_read(plain: Whisper, wavs: torch.Tensor, tmp
     plain.save(tmp_path / "plain")
     network = DistilWhisperForConditionalGeneration.from_pretrained(tmp_path / "plain")
     network.load_experts("german", tmp_path)
-    loaded = ExpertWhisper(network, plain.tokenizer).eval()
+    loaded = CLSRWhisper(network, plain.tokenizer).eval()
     torch.testing.assert_close(
         logits(model, wavs, "de", "de", "de"), logits(loaded, wavs, "de", "de", "de"), rtol=0, atol=1e-5
     )
@@ -379,11 +379,11 @@ def test_published_experts_make_a_folder_for_the_scripts(plain: Whisper, wavs: t
     model = experts_of(plain, "de", seed=5)
     torch.save(published(model, "de", "german"), tmp_path / "expert.german.bin")
     plain.save(tmp_path / "plain")
-    own = ExpertWhisper.from_source(str(tmp_path / "plain"))
+    own = CLSRWhisper.from_source(str(tmp_path / "plain"))
     own.network.load_experts(["german"], tmp_path)
     own.save(tmp_path / "own")
     found = Whisper.from_source(str(tmp_path / "own"))
-    assert type(found) is ExpertWhisper and found.network.languages == ["de"]
+    assert type(found) is CLSRWhisper and found.network.languages == ["de"]
     torch.testing.assert_close(
         logits(model, wavs, "de", "fr", "de"), logits(found, wavs, "de", "fr", "de"), rtol=0, atol=1e-5
     )
@@ -414,7 +414,7 @@ def test_the_published_model_loads_with_its_shared_blocks(plain: Whisper, wavs: 
     }
     assert set(renamed) != set(weights)
     save_file(renamed, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    model = ExpertWhisper(
+    model = CLSRWhisper(
         DistilWhisperForConditionalGeneration.from_pretrained(tmp_path / "model"), plain.tokenizer
     ).eval()
     assert torch.equal(logits(model, wavs, "de", "de", "de"), logits(plain, wavs, "de", "de", "de"))
@@ -426,8 +426,8 @@ def test_the_published_model_loads_with_its_shared_blocks(plain: Whisper, wavs: 
         ("calatan", None, "catalan"),
         ("german", "empty", "expert.german.safetensors"),
         ("german", "garbage", "damaged"),
-        ("german", "wrong language", "no expert for german"),
-        ("german", "another size", "no expert for this Whisper"),
+        ("german", "wrong language", "not an expert for german"),
+        ("german", "another size", "not an expert for this Whisper"),
     ],
 )
 def test_bad_expert_files(plain: Whisper, tmp_path: Path, language: str, folder: str | None, message: str) -> None:

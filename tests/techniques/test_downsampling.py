@@ -97,7 +97,7 @@ def test_configuration_round_trip() -> None:
         (("signal", "2"), "at least 1"),
         (("signal", float("nan")), "at least 1"),
         (("average", 1.5), "needs a whole number"),
-        (("convolutional", 2, None, "zeros"), "not random or lowpass"),
+        (("convolutional", 2, None, "zeros"), "expected random or lowpass"),
     ],
 )
 def test_mistakes(arguments: tuple, message: str) -> None:

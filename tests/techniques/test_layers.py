@@ -344,16 +344,16 @@ def test_heads_are_taken_over_by_layer(model: CTCModel) -> None:
 
 def test_exits_refuse_an_encoder_that_runs_its_layers_itself(model: CTCModel) -> None:
     heads = with_exits(model, [1, 2, 3]).head
-    with pytest.raises(UserError, match="cannot stand on LayerDrop"):
+    with pytest.raises(UserError, match="cannot be used with LayerDrop"):
         heads.check(LayerDrop(model.encoder, 0.5))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([3, 2],), "rising list"), (([0, 3],), "rising list"), (([],), "rising list"),
+        (([3, 2],), "ascending list"), (([0, 3],), "ascending list"), (([],), "ascending list"),
         (([3], "entropie"), "Did you mean 'entropy'"),
-        (([3], "entropy", "low"), "not a number"), (([3], "entropy", 0.1, 0), "whole number of at least 1"),
+        (([3], "entropy", "low"), "expected a number, got 'low'"), (([3], "entropy", 0.1, 0), "expected an integer >= 1"),
     ],
 )  # fmt: skip
 def test_mistakes(arguments: tuple, message: str) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.encoders.load import load_encoder
 from efficient_asr.training import checkpoints
-from efficient_asr.training.checkpoints import Checkpointer, StateAdapter, check_settings
+from efficient_asr.training.checkpoints import Checkpoint, Checkpointer, StateAdapter, check_settings
 from efficient_asr.utils.errors import UserError, exit_code
 from efficient_asr.utils.locks import FolderLock
 from efficient_asr.utils.safe_load import load_state
@@ -176,11 +176,11 @@ def test_changed_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     newest = checkpointer.newest()
     check_settings(newest, {"lr": "0.1"}, allow_changed_settings=False)
     with pytest.raises(
-        UserError, match=r"(?s)lr: 0.1 then, 0.2 now.*new: \(not there\) then, 1 now.*--allow_changed_settings True"
+        UserError, match=r"(?s)lr: 0.1 before, 0.2 now.*new: \(not set\) before, 1 now.*--allow_changed_settings True"
     ):
         check_settings(newest, {"lr": "0.2", "new": "1"}, allow_changed_settings=False)
     check_settings(newest, {"lr": "0.2"}, allow_changed_settings=True)
-    assert "lr: 0.1 then, 0.2 now" in capsys.readouterr().out
+    assert "lr: 0.1 before, 0.2 now" in capsys.readouterr().out
 
 
 def test_two_locks_in_one_process_and_release(tmp_path: Path) -> None:
@@ -201,11 +201,11 @@ def test_a_changed_yaml_stops_unless_told_to_go_on(yaml: Path, tmp_path: Path) -
     code, console = train(yaml, tmp_path, None, [*OPTIONS, "--lr_head", "0.001", "--head_block", "feedforward"])
     assert (
         code == 2
-        and "lr_head: 0.005 then, 0.001 now" in console
-        and "head_block: none then, feedforward now" in console
+        and "lr_head: 0.005 before, 0.001 now" in console
+        and "head_block: none before, feedforward now" in console
     )
     code, console = train(yaml, tmp_path, None, [*OPTIONS, "--lr_head", "0.001", "--allow_changed_settings", "True"])
-    assert code == 0 and "going on from" in console
+    assert code == 0 and "resuming from" in console
     code, console = train(yaml, tmp_path, None, [*OPTIONS, "--lr_head", "0.001", "--test_only", "True"])
     assert code == 0  # measuring depends on none of it
 
@@ -296,11 +296,11 @@ def limit_file_size() -> None:
 @pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(yaml: Path, tmp_path: Path) -> None:
     code, console = train(yaml, tmp_path, limit_file_size)
-    assert code == 2 and "no checkpoint could be written to" in console and "There is none yet" in console
+    assert code == 2 and "no checkpoint could be written to" in console and "There is no earlier one" in console
     assert not list((tmp_path / "output" / "save").glob("*"))
     assert train(yaml, tmp_path, None, [*OPTIONS, "--number_of_epochs", "1"])[0] == 0
     code, console = train(yaml, tmp_path, limit_file_size)
-    assert code == 2 and "The last good one, CKPT+epoch-0001, is still there" in console and "Traceback" not in console
+    assert code == 2 and "The last good one, CKPT+epoch-0001, was kept" in console and "Traceback" not in console
     code, console = train(yaml, tmp_path)
     assert code == 0 and "1 epochs and 0 batches are done" in console
 
@@ -315,7 +315,7 @@ def test_what_the_system_refuses_is_said_in_a_sentence(number: str, capsys: pyte
         raise OSError(code, os.strerror(code), "/data/x")
 
     assert exit_code(full) == 2
-    assert f"error: {os.strerror(code)} (/data/x); mend that" in capsys.readouterr().err
+    assert f"error: {os.strerror(code)} (/data/x); fix this, then rerun" in capsys.readouterr().err
 
 
 def test_other_system_errors_are_ours() -> None:
@@ -333,7 +333,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_deletes_no_other(tmp_path: Path, 
     save(checkpointer, 1.0, 1, 20.0)
     save(checkpointer, 2.0, 2, 30.0)
     spoil(checkpointer, "CKPT+epoch-0002")
-    assert checkpointer.newest().path.name == "CKPT+epoch-0001" and "put aside" in capsys.readouterr().out
+    assert checkpointer.newest().path.name == "CKPT+epoch-0001" and "renamed to DAMAGED-" in capsys.readouterr().out
     save(checkpointer, 1.5, 1, step=3)
     assert names(checkpointer) == ["CKPT+epoch-0001-batch-3", "CKPT+epoch-0001"]
     assert (tmp_path / "DAMAGED-CKPT+epoch-0002").is_dir()
@@ -398,4 +398,30 @@ def test_a_worker_that_dies_does_not_take_the_checkpoint_along(tmp_path: Path, m
     monkeypatch.setattr(checkpoints, "save_file", dying)
     checkpointer.save("a", {"position": [1, 0]})
     assert checkpointer.newest() is not None and len(calls) == 3
-    assert "a process that loads data has died" in checkpoints.worker_died(RuntimeError("DataLoader worker x"))
+    assert "a data loading process has died" in checkpoints.worker_died(RuntimeError("DataLoader worker x"))
+
+
+def test_weights_of_an_earlier_version_have_their_names_of_today(tmp_path: Path) -> None:
+    model = torch.nn.Module()
+    model.training_modules = torch.nn.ModuleDict({"distillation": torch.nn.Linear(2, 1)})
+    wanted = {key: value.clone() for key, value in model.state_dict().items()}
+    checkpointer = Checkpointer(tmp_path, model, {})
+    checkpointer.save("a", {"position": [1, 0], "WER": 1.0})
+    (checkpoint,) = checkpointer.list()
+    before = {key.removeprefix("training_modules."): value for key, value in wanted.items()}
+    save_file(before, checkpoint.path / "model.safetensors")
+    torch.nn.init.zeros_(model.training_modules["distillation"].weight)
+    checkpointer.load_model(checkpoint)
+    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
+
+
+def test_a_checkpoint_from_before_a_key_existed_goes_on_with_what_was_fixed_then(tmp_path: Path) -> None:
+    then = {"go_on": "False", "encoder": "!apply:efficient_asr.models.load_encoder source: !ref <source>"}
+    now = {
+        "length_jitter": "0.05", "train_layerdrop": "null", "allow_changed_settings": "False",
+        "encoder": "!apply:efficient_asr.models.encoders.load.load_encoder source: !ref <source> layerdrop: !ref <train_layerdrop>",
+    }  # fmt: skip
+    checkpoint = Checkpoint(tmp_path, {"settings": then})
+    check_settings(checkpoint, now, allow_changed_settings=False)
+    with pytest.raises(UserError, match=r"length_jitter: 0\.05 before, 0\.1 now"):
+        check_settings(checkpoint, now | {"length_jitter": "0.1"}, allow_changed_settings=False)

@@ -92,7 +92,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_start_resumes(
     assert done.returncode != 0 and "SIGKILL" in done.stderr and "rank      : 1" in done.stderr
     done = torchrun([str(script), str(tmp_path / "marker")], tmp_path, yaml)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on from" in done.stdout and done.stdout.count("result: ") == 1
+    assert "resuming from" in done.stdout and done.stdout.count("result: ") == 1
     weights = [load_file(folder / "output/model/model.safetensors") for folder in (tmp_path, uninterrupted)]
     assert all((value == weights[1][name]).all() for name, value in weights[0].items())
     logs = [(folder / "output/train_log.txt").read_text() for folder in (tmp_path, uninterrupted)]
@@ -106,7 +106,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_start_resumes(
         (
             "--data_folder",
             "/nowhere",
-            "error: data_folder: '/nowhere' is no folder",
+            "error: data_folder: '/nowhere' is not a folder",
         ),  # which the main process finds alone
     ],
 )
@@ -124,7 +124,7 @@ def test_another_number_of_processes_is_a_change_of_settings(yaml: Path, uninter
         "--results_folder", str(tmp_path), "--number_of_epochs", "9", "--batch_size", "1",
     ]  # fmt: skip
     done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 2 and "processes: 2 then, 1 now" in done.stderr
+    assert done.returncode == 2 and "processes: 2 before, 1 now" in done.stderr
 
 
 # In place of the recipe: all audio of one process's batch is gone once the training has begun.
@@ -179,7 +179,7 @@ def test_a_signal_in_validation_loses_nothing(yaml: Path, tmp_path: Path) -> Non
     saved = [path.name for path in (tmp_path / "output/save").iterdir()]
     assert len(saved) == 1 and saved[0].startswith("CKPT+epoch-0000-batch-")
     done = torchrun(RECIPE, tmp_path, yaml, "--ckpt_interval_steps", "0", "--test_batch_size", "1")
-    assert done.returncode == 0 and "going on from" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr[-2000:]
 
 
 def test_two_steps_of_early_exit_train_together(tmp_path: Path) -> None:

@@ -60,13 +60,13 @@ def kill_points() -> dict[str, Callable[[], None]]:
         "in a save, after the weights": lambda: at_call(checkpoints, "save_file", 7, True),
         "in a save, after the state": lambda: at_call(torch, "save", 2, True),
         "in a save, before the rename": lambda: at_call(os, "rename", 4),
-        "between save and clean-up": lambda: at_call(checkpoints.Checkpointer, "_clean_up", 6),
+        "between save and clean-up": lambda: at_call(checkpoints.Checkpointer, "clean_up", 6),
         "in the clean-up": lambda: at_call(checkpoints.shutil, "rmtree", 4),
         "in validation": lambda: at_call(CTCBrain, "evaluate_batch", 1),
         "between log and save": lambda: at_call(sb.utils.train_logger.FileTrainLogger, "log_stats", 2, True),
         "after the last epoch": lambda: at_call(checkpoints.Checkpointer, "best", 1),
         "while the model folder is written": lambda: at_call(CTCModel, "save", 1),
-        "in the evaluation": lambda: at_call(evaluator, "_score_one", 3),
+        "in the evaluation": lambda: at_call(evaluator, "score_utterance", 3),
         "before the result is written": lambda: at_call(Result, "save", 1),
         "after everything": lambda: at_call(experiment, "measure", 1, True),
     }
@@ -115,7 +115,7 @@ def yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("uninterrupted")
     code, console = train(yaml, folder)
-    assert code == 0 and "going on" not in console, console
+    assert code == 0 and "resuming" not in console, console
     return end_state(folder)
 
 
@@ -134,8 +134,8 @@ def test_killed_and_resumed_ends_where_the_uninterrupted_run_ends(
     assert code == -signal.SIGKILL, console
     code, console = train(yaml, tmp_path)
     assert code == 0, console
-    assert ("going on from" in console) == (point != POINTS[0])  # nothing was saved yet
-    assert ("2 utterances are scored already" in console) == (point == "in the evaluation")
+    assert ("resuming from" in console) == (point != POINTS[0])  # nothing was saved yet
+    assert ("2 utterances are already scored" in console) == (point == "in the evaluation")
     assert_same(uninterrupted, end_state(tmp_path))
 
 
@@ -186,7 +186,7 @@ def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(
     assert code == 130 and "saved in" in console and "killed by signal" not in console, console
     assert list((tmp_path / "output" / "save").glob("CKPT+*")), console
     code, console = train(yaml, tmp_path, None, options)
-    assert code == 0 and "going on from" in console, console
+    assert code == 0 and "resuming from" in console, console
     assert_same(uninterrupted["model"], end_state(tmp_path)["model"])
 
 

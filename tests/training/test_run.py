@@ -124,7 +124,9 @@ def test_audio_too_short_for_its_text_is_named(tiny_yaml: Path, corpus: Path, tm
     arguments = [str(tiny_yaml), "--device", "cpu", "--measure_runtime", "False", "--number_of_epochs", "1"]
     assert run(CTCBrain, arguments) == 2
     error = capsys.readouterr().err
-    assert "1 of 4 training utterances" in error and "u2: 0.70 s give 18 frames" in error and "--skip_bad True" in error
+    assert (
+        "1 of 4 training utterances" in error and "u2: 0.70 s yield 18 frames" in error and "--skip_bad True" in error
+    )
     assert run(CTCBrain, [*arguments, "--skip_bad", "True"]) == 0
     skipped = (tmp_path / "output" / "skipped_training.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in skipped] == ["u2"]
@@ -135,7 +137,7 @@ def test_command_line() -> None:
     assert (str(path), run_opts.test_only, overrides) == ("x.yaml", False, {"lr_head": 0.5, "seed": 3})
     assert parse_command_line(["x.yaml", "--test_only"])[1].test_only
     for argv in ([], ["--seed", "3"]):
-        with pytest.raises(UserError, match="name a YAML file first"):
+        with pytest.raises(UserError, match="the first argument must be a YAML file"):
             parse_command_line(argv)
 
 
@@ -145,7 +147,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture) -> None:
 
     assert exit_code(lambda: None) == 0
     assert exit_code(interrupted) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "rerun the command to resume" in capsys.readouterr().err
 
 
 @pytest.mark.recipe

@@ -70,10 +70,10 @@ def write_arpa(path: Path, words: list[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "labels", "case", "message"),
     [
-        (["ONE", "TWO"], LETTERS, "lower", "written in upper case: --lm_case upper"),
-        (["one", "two"], LETTERS, "upper", "written in lower case: --lm_case lower"),
-        (["один", "два"], LETTERS, "lower", "of another alphabet or language"),
-        (["42", "7th", "one"], LETTERS, "lower", "of another alphabet or language"),
+        (["ONE", "TWO"], LETTERS, "lower", "written in upper case: use --lm_case upper"),
+        (["one", "two"], LETTERS, "upper", "written in lower case: use --lm_case lower"),
+        (["один", "два"], LETTERS, "lower", "uses another alphabet or language"),
+        (["42", "7th", "one"], LETTERS, "lower", "uses another alphabet or language"),
     ],
 )
 def test_a_language_model_that_does_not_fit_is_refused(

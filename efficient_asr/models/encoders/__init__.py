@@ -1,1 +1,1 @@
-"""Encoders, shown layer by layer."""
+"""Encoders that expose their layers."""

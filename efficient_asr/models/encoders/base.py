@@ -1,8 +1,8 @@
-"""The interface that all encoders share: front end, layers one by one, end.
+"""The common interface of all encoders: front end, individual layers, final norm.
 
-Techniques work on layers, so an encoder shows them: `begin` computes what enters the first layer, `run_layer` runs one,
-`finish` applies what follows the last. `forward` is nothing but this loop. Padding is really masked everywhere, so that
-an utterance's states do not depend on its batch mates.
+Techniques work on individual layers, so an encoder exposes them: `begin` computes the input of the first layer, `run_layer`
+runs one layer, and `finish` applies the operations after the last layer. `forward` is just this loop. Padding is masked
+everywhere, so that an utterance's states do not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from efficient_asr.models.parts import Part
 
 @dataclass
 class EncoderState:
-    """What travels from layer to layer.
+    """State passed from layer to layer.
 
     Attributes
     ----------
     states : torch.Tensor
         [batch, frames, dim].
     frame_lengths : torch.Tensor
-        Real frames of each utterance, [batch].
+        Number of unpadded frames of each utterance, [batch].
     mask : torch.Tensor or None
-        Attention mask in the form that the layers want; None where nothing is padded.
+        Attention mask in the form that the layers expect; None if nothing is padded.
     position_bias : torch.Tensor or None
         WavLM's relative position bias, computed by its first layer.
     """
@@ -40,7 +40,7 @@ class EncoderState:
     position_bias: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> EncoderState:
-        """Return the state of some utterances (indices [n]), cut to the longest of them."""
+        """Return the state of selected utterances (indices [n]), truncated to the longest of them."""
         frame_lengths = self.frame_lengths[rows]
         frames = max(1, int(frame_lengths.max()))
         mask = self.mask
@@ -55,16 +55,16 @@ class EncoderState:
 
 @dataclass
 class EncoderOutput:
-    """Result of an encoder.
+    """Output of an encoder.
 
     Attributes
     ----------
     states : torch.Tensor
-        [batch, frames, dim], zero behind each utterance's end.
+        [batch, frames, dim], zero past the end of each utterance.
     frame_lengths : torch.Tensor
-        Real frames of each utterance, [batch].
+        Number of unpadded frames of each utterance, [batch].
     hidden_states : tuple of torch.Tensor or None
-        On request: the input of the first layer and the output of every layer, each [batch, frames, dim], before
+        If requested: the input of the first layer and the output of every layer, each [batch, frames, dim], before
         the final layer norm.
     """
 
@@ -74,12 +74,15 @@ class EncoderOutput:
 
 
 def frame_mask(frame_lengths: torch.Tensor, frames: int) -> torch.Tensor:
-    """Boolean [batch, frames], True on real frames; every row keeps one, since attention over nothing is undefined."""
+    """Return a boolean mask [batch, frames], True on unpadded frames.
+
+    At least one frame per row is True, since attention over no frames is undefined.
+    """
     return torch.arange(frames, device=frame_lengths.device) < frame_lengths.clamp(min=1)[:, None]
 
 
 def masked_layer_norm(states: torch.Tensor, frame_lengths: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Normalise each utterance over its real frames and all dimensions; [batch, frames, dim], padding becomes zero.
+    """Normalise each utterance over its unpadded frames and all dimensions; [batch, frames, dim], padding becomes zero.
 
     This is the papers' `output_norm` (`F.layer_norm(states, states.shape[1:])` at batch 1), without its dependence on
     padding.
@@ -102,7 +105,7 @@ class Encoder(Part):
     layers : torch.nn.ModuleList
         The transformer layers.
     output_norm : bool
-        Whether the states are normalised at the end, per utterance.
+        Whether the final states are normalised per utterance.
     """
 
     hidden_size: int
@@ -112,11 +115,11 @@ class Encoder(Part):
     first_droppable_layer: int = 0
 
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return how many frames come out of so many samples; both [batch], integers."""
+        """Return the number of frames for the given numbers of samples; both [batch], integers."""
         raise NotImplementedError
 
     def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
-        """Compute the input of the first layer from `wavs` [batch, time] with `lengths` [batch] real samples."""
+        """Compute the input of the first layer from `wavs` [batch, time] with `lengths` [batch] in samples."""
         raise NotImplementedError
 
     def run_layer(self, index: int, state: EncoderState) -> EncoderState:
@@ -124,7 +127,7 @@ class Encoder(Part):
         raise NotImplementedError
 
     def finish(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply what follows the last layer (a layer norm, or nothing) to [batch, frames, dim]."""
+        """Apply the operation after the last layer (a layer norm, or nothing) to [batch, frames, dim]."""
         raise NotImplementedError
 
     @property
@@ -138,11 +141,11 @@ class Encoder(Part):
         Arguments
         ---------
         wavs : torch.Tensor
-            [batch, time], 16 kHz (or downsampled by a technique), zero behind each end.
+            [batch, time], 16 kHz (or downsampled by a technique), zero past the end of each utterance.
         lengths : torch.Tensor
-            Real samples of each utterance, [batch].
+            Number of unpadded samples of each utterance, [batch].
         output_hidden_states : bool
-            Whether to keep the states before the first and after every layer.
+            Whether to return the states before the first layer and after every layer.
         """
         state = self.begin(wavs, lengths)
         hidden_states = [state.states]
@@ -156,7 +159,7 @@ class Encoder(Part):
         return EncoderOutput(states, state.frame_lengths, tuple(hidden_states) if output_hidden_states else None)
 
     def end(self, state: EncoderState) -> torch.Tensor:
-        """Finish and normalise: the encoder's output [batch, frames, dim] if this was the last layer."""
+        """Return the encoder's output [batch, frames, dim] as if this were the state after the last layer."""
         states = self.finish(state.states)
         if self.output_norm:
             return masked_layer_norm(states, state.frame_lengths)
@@ -164,15 +167,15 @@ class Encoder(Part):
 
 
 def plain_network_config(network: Any, model_types: tuple[str, ...]) -> dict[str, Any]:
-    """Return a network's configuration without the keys by which transformers could fetch or run foreign code.
+    """Return a network's configuration without keys that could make transformers fetch or run external code.
 
     Raises
     ------
     ValueError
-        Where it is of another type than the allowed ones.
+        If its type is not one of `model_types`.
     """
     if not isinstance(network, dict) or network.get("model_type") not in model_types:
-        raise ValueError(f"the network is none of {', '.join(model_types)}")
+        raise ValueError(f"the network's model_type is not one of {', '.join(model_types)}")
     foreign = (
         "auto_map",
         "attn_implementation",
@@ -184,7 +187,7 @@ def plain_network_config(network: Any, model_types: tuple[str, ...]) -> dict[str
 
 
 def attention_mask(config: PretrainedConfig, states: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor | None:
-    """Return transformers' mask for the attention implementation of `config`, None where nothing is padded."""
+    """Return transformers' mask for the attention implementation of `config`; None if nothing is padded."""
     if bool((frame_lengths == states.shape[1]).all()):
         return None
     mask = frame_mask(frame_lengths, states.shape[1])
@@ -192,5 +195,5 @@ def attention_mask(config: PretrainedConfig, states: torch.Tensor, frame_lengths
 
 
 def advance(state: EncoderState, states: torch.Tensor, **changes: Any) -> EncoderState:
-    """Return the state behind a layer."""
+    """Return the state after a layer."""
     return replace(state, states=states, **changes)

@@ -1,7 +1,7 @@
 """Filterbanks in place of an SSL encoder's convolutions: "MelWavLM" of arXiv 2303.06740.
 
-80 log-mel bands with first and second differences (window 30 ms, hop 20 ms, 480 points), normalised per utterance, and one
-feed-forward block to the width that the encoder expects. The paper did not release its model class; this follows its settings.
+80 log-mel bands with first- and second-order deltas (window 30 ms, hop 20 ms, 480-point FFT), normalised per utterance, and one
+feed-forward block that projects them to the encoder's width. The paper's model class was not released; this follows its settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.encoders.base import frame_mask
 
 HOP, MELS = 320, 80
-CONTEXT_FRAMES = 8  # more than differences of differences look ahead
+CONTEXT_FRAMES = 8  # exceeds the look-ahead of second-order deltas
 
 
 class FilterbankExtractor(nn.Module):
@@ -45,9 +45,9 @@ class FilterbankExtractor(nn.Module):
         return torch.div(lengths, HOP, rounding_mode="floor")
 
     def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return [batch, frames, size] for `wavs` [batch, time], zero behind their `lengths` [batch]."""
+        """Return [batch, frames, size] for `wavs` [batch, time], zero past their `lengths` [batch]."""
         frames = self.frame_lengths(lengths)
-        # Every utterance is followed by zeros, the longest too: what differences see does not depend on batch mates.
+        # Zeros follow every utterance, even the longest, so that the deltas do not depend on the rest of the batch.
         with torch.autocast(wavs.device.type, enabled=False):
             features = self.fbank(nn.functional.pad(wavs.float(), (0, CONTEXT_FRAMES * HOP)))
         features = features[:, : max(1, int(frames.max()))]

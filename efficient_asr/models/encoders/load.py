@@ -1,4 +1,4 @@
-"""Loading an encoder by the name of its source."""
+"""Load an encoder from its source."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _ONLY_WHISPER = ("spec_augment_masks", "spec_augment_frames", "spec_augment_band
 
 
 def load_encoder(source: str | os.PathLike[str], layerdrop: float | None = None, **options: Any) -> Encoder:
-    """Load an encoder: wav2vec 2.0, HuBERT, WavLM, DistilHuBERT, or Whisper's.
+    """Load an encoder: wav2vec 2.0, HuBERT, WavLM, DistilHuBERT, or the encoder of a Whisper.
 
     Arguments
     ---------
     source : str
         Hub id, local directory in Hugging Face's layout, `efficient_asr:<asset>`, or a model folder of this project,
-        of which only the encoder is taken.
+        from which only the encoder is loaded.
     layerdrop : float, optional
-        Probability of leaving out a layer in training; None for that of the source's configuration.
+        Probability of skipping a layer in training; None for the value in the source's configuration.
     **options
         `output_norm`, `freeze`, `freeze_feature_extractor`, `spec_augment`; `features` of an SSL encoder (`cnn` or `fbank`);
-        `spec_augment_masks`, `spec_augment_frames` and `spec_augment_bands` of Whisper's (an SSL encoder masks as its own
-        configuration says).
+        `spec_augment_masks`, `spec_augment_frames` and `spec_augment_bands` of a Whisper encoder (SSL encoders use the masking
+        settings of their own configuration).
 
     Raises
     ------
     UserError
-        Where the source cannot be found or is of another kind.
+        If the source cannot be found or is not a supported encoder.
     """
     source = resolve_source(source)
     trained = _trained(source)
@@ -43,7 +43,7 @@ def load_encoder(source: str | os.PathLike[str], layerdrop: float | None = None,
     if kind is WhisperEncoder:
         if options.pop("features", "cnn") != "cnn":
             raise UserError(
-                f"features: '{source}' is a Whisper, whose encoder starts from filterbanks anyway; leave it at cnn"
+                f"features: '{source}' is a Whisper, whose encoder always uses filterbanks; set features to cnn"
             )
     else:
         options = {key: value for key, value in options.items() if key not in _ONLY_WHISPER}
@@ -52,7 +52,7 @@ def load_encoder(source: str | os.PathLike[str], layerdrop: float | None = None,
     else:
         if kind is SSLEncoder:
             if options.get("features", trained.features) not in ("cnn", trained.features):
-                raise UserError(f"features: the encoder of {source} was trained with {trained.features}")
+                raise UserError(f"features: the encoder of {source} was trained with features {trained.features}")
             options |= {"normalise_input": trained.normalise_input, "features": trained.features}
         encoder = kind(trained.model, **options)
     if layerdrop is not None:
@@ -68,7 +68,7 @@ def _trained(source: str) -> Encoder | None:
 
 
 def _model_type(source: str) -> str:
-    """Return the type of a model of transformers, one of `KINDS`."""
+    """Return the type of a transformers model, one of `KINDS`."""
     if os.path.isdir(source):
         config = read_config(source)
         refuse_quantised(source, config)
@@ -79,5 +79,5 @@ def _model_type(source: str) -> str:
         except UserError as error:
             raise UserError(f"source: {error}") from None
     if model_type not in KINDS:
-        raise UserError(f"source: '{source}' is of type '{model_type}'; encoders can be {', '.join(KINDS)}")
+        raise UserError(f"source: '{source}' is of type '{model_type}'; supported types are {', '.join(KINDS)}")
     return model_type

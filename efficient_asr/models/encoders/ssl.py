@@ -1,8 +1,8 @@
-"""Self-supervised encoders: wav2vec 2.0, HuBERT, WavLM, DistilHuBERT, shown layer by layer.
+"""Self-supervised encoders: wav2vec 2.0, HuBERT, WavLM, DistilHuBERT, run layer by layer.
 
-The networks are those of transformers; this adapter runs their submodules in transformers' own order, and a test holds
-it to transformers' `forward`. We do not use SpeechBrain's wrapper since its batched inference can lose the padding mask
-(speechbrain issues 2986 and 1582). Three things depend on padding in the originals and do not here: the normalisation
+The networks are those of transformers. This adapter runs their submodules in transformers' own order, and a test compares
+it with transformers' `forward`. We do not use SpeechBrain's wrapper because its batched inference can lose the padding mask
+(speechbrain issues 2986 and 1582). Three operations depend on padding in the original code but not here: the normalisation
 of the waveform, the group norm of the first convolution (base models), and the normalisation of the output.
 """
 
@@ -32,12 +32,12 @@ MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 
 
 class MaskedGroupNorm(nn.Module):
-    """Group norm with one group a channel whose statistics leave padding out.
+    """Group norm with one group per channel whose statistics exclude padding.
 
     Arguments
     ---------
     norm : torch.nn.GroupNorm
-        The original; where nothing is padded it runs unchanged.
+        The original module; its computation is unchanged if nothing is padded.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -59,29 +59,29 @@ class MaskedGroupNorm(nn.Module):
 
 
 class SSLEncoder(Encoder):
-    """A self-supervised encoder of transformers.
+    """A self-supervised encoder from transformers.
 
     Arguments
     ---------
     model : transformers.PreTrainedModel
         Wav2Vec2Model, HubertModel or WavLMModel.
     normalise_input : bool
-        Whether waveforms are brought to zero mean and unit variance first, as the model was pretrained.
+        Whether waveforms are first normalised to zero mean and unit variance, as in the model's pretraining.
     output_norm : bool
         Whether the output is normalised per utterance.
     freeze : bool
-        Train nothing.
+        Freeze all weights.
     freeze_feature_extractor : bool
-        Do not train the convolutional front end.
+        Freeze the convolutional front end.
     spec_augment : bool
-        Mask features in training, as the model's own configuration says.
+        Mask features in training, with the settings of the model's own configuration.
     features : str
-        `cnn`, the model's own convolutions on the waveform, or `fbank`, filterbanks in their place, to be trained.
+        `cnn` for the model's own convolutions on the waveform, or `fbank` for filterbanks with a projection to be trained.
 
     Raises
     ------
     UserError
-        For a network that is not supported, or other `features`.
+        If the network or the value of `features` is not supported.
     """
 
     def __init__(
@@ -96,9 +96,11 @@ class SSLEncoder(Encoder):
     ) -> None:
         super().__init__()
         if features not in ("cnn", "fbank"):
-            raise UserError(f"features: '{features}' is not cnn or fbank")
+            raise UserError(f"features: '{features}' is invalid; use cnn or fbank")
         if getattr(model, "adapter", None) is not None or getattr(model.config, "conv_pos_batch_norm", False):
-            raise UserError("this encoder has an adapter or a batch norm in its positions, which is not supported")
+            raise UserError(
+                "this encoder has an adapter or batch norm in its positional convolution, which is not supported"
+            )
         model.config.apply_spec_augment = spec_augment
         self.model = model
         self.normalise_input, self.output_norm = normalise_input, output_norm
@@ -114,7 +116,7 @@ class SSLEncoder(Encoder):
             norm = getattr(first, "layer_norm", None)
             if isinstance(norm, (nn.GroupNorm, MaskedGroupNorm)):
                 first.layer_norm = norm if isinstance(norm, MaskedGroupNorm) else MaskedGroupNorm(norm)
-                self.group_norm = [first.layer_norm]  # in a list: it is registered below the model already
+                self.group_norm = [first.layer_norm]  # in a list because the model registers it already
             if freeze_feature_extractor:
                 model.feature_extractor._freeze_parameters()
         if freeze:
@@ -202,19 +204,19 @@ class SSLEncoder(Encoder):
 
 
 def _reads_normalised(source: str, config: Any) -> bool:
-    """Whether the model's feature extractor normalises waveforms; where it has none, large models do."""
+    """Whether the model's feature extractor normalises waveforms; without one, assume that only large models do."""
     from transformers import Wav2Vec2FeatureExtractor
 
     if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
         return config.feat_extract_norm == "layer"
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(source)
     if extractor.sampling_rate != SAMPLE_RATE:
-        raise UserError(f"{source} wants audio at {extractor.sampling_rate} Hz; only {SAMPLE_RATE} Hz is supported")
+        raise UserError(f"{source} expects audio at {extractor.sampling_rate} Hz; only {SAMPLE_RATE} Hz is supported")
     return extractor.do_normalize
 
 
 def _normalise_wavs(wavs: torch.Tensor, lengths: torch.Tensor, eps: float = 1e-7) -> torch.Tensor:
-    """Zero mean and unit variance of each utterance's real samples; padding stays zero. [batch, time]."""
+    """Normalise each utterance's unpadded samples to zero mean and unit variance; [batch, time], padding becomes zero."""
     mask = torch.arange(wavs.shape[1], device=wavs.device) < lengths[:, None]
     count = lengths.clamp(min=1)[:, None]
     mean = (wavs * mask).sum(dim=1, keepdim=True) / count
@@ -223,13 +225,13 @@ def _normalise_wavs(wavs: torch.Tensor, lengths: torch.Tensor, eps: float = 1e-7
 
 
 def _conv_length(lengths: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
-    """Output length of an unpadded convolution, zero where the input is too short."""
+    """Output length of an unpadded convolution, zero if the input is too short."""
     out = torch.div(lengths - conv.kernel_size[0], conv.stride[0], rounding_mode="floor") + 1
     return out.clamp(min=0)
 
 
 def _receptive_field(conv_layers: nn.ModuleList) -> int:
-    """Samples that one output frame needs."""
+    """Number of samples needed for one output frame."""
     samples = 1
     for layer in reversed(conv_layers):
         samples = (samples - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]

@@ -1,9 +1,9 @@
-"""Whisper's encoder behind the interface of all encoders, on the audio's own length.
+"""Whisper's encoder with the common encoder interface, run without padding to 30 s.
 
-Whisper was trained on 30 s windows, mostly padding. Here the encoder sees an utterance's own frames only: the log-mel
-frames of the real audio, its first position embeddings, and nothing else. A fine-tuned CTC head has no use for the
-padding, and a 3 s utterance costs a tenth. The log-mel is normalised per utterance (SpeechBrain's wrapper takes the
-maximum over the batch) and equals Whisper's own on those frames.
+Whisper was trained on 30 s windows that are mostly padding. Here, the encoder receives only the utterance's own log-mel
+frames and the position embeddings for them. A fine-tuned CTC head does not need the padding, and a 3 s utterance costs a
+tenth as much. The log-mel is normalised per utterance (SpeechBrain's wrapper takes the maximum over the batch) and equals
+Whisper's own on those frames.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class WhisperEncoder(Encoder):
     output_norm : bool
         Whether the output is normalised per utterance, after Whisper's own final layer norm.
     freeze : bool
-        Train nothing.
+        Freeze all weights.
     freeze_feature_extractor : bool
-        Do not train the two convolutions.
+        Freeze the two convolutions.
     spec_augment : bool
         Mask time and frequency bands of the log-mel in training.
     spec_augment_masks : int
-        Masks of each kind.
+        Number of masks of each kind.
     spec_augment_frames, spec_augment_bands : int
-        Widest mask of time, in frames of 10 ms, and of frequency, in mel bands.
+        Maximum width of a time mask, in frames of 10 ms, and of a frequency mask, in mel bands.
     """
 
     def __init__(
@@ -99,19 +99,19 @@ class WhisperEncoder(Encoder):
         return encoder_frames(lengths)
 
     def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
-        """Compute log-mel features, run the convolutions, add positions."""
+        """Compute log-mel features, run the convolutions and add position embeddings."""
         lengths = lengths.to(wavs.device)
         mel_lengths, frame_lengths = lengths // HOP, self.frame_lengths(lengths)
         limit = self.model.config.max_source_positions
         if int(frame_lengths.max()) > limit:
             raise UserError(
-                f"{int(lengths.max()) / SAMPLE_RATE:.1f} s of audio in one utterance, but this Whisper encoder has "
+                f"an utterance has {int(lengths.max()) / SAMPLE_RATE:.1f} s of audio, but this Whisper encoder has "
                 f"positions for {limit * 2 * HOP / SAMPLE_RATE:.0f} s; split the audio"
             )
         mel = self.log_mel(wavs, lengths)
         if self.training and self.spec_augment:
             mel = _mask_bands(mel, *self.masks)
-        # conv1 looks at its neighbours: what it sees behind the end must be the zeros it would see at batch 1.
+        # Each convolution uses neighbouring frames: past the end, these must be zero, as they would be at batch size 1.
         states = nn.functional.gelu(self.model.conv1(mel))
         states = zero_padding(states.transpose(1, 2), mel_lengths).transpose(1, 2)
         states = nn.functional.gelu(self.model.conv2(states)).transpose(1, 2)
@@ -130,7 +130,7 @@ class WhisperEncoder(Encoder):
 
 
 def _mask_bands(mel: torch.Tensor, masks: int, frames: int, bands: int) -> torch.Tensor:
-    """SpecAugment (arXiv 1904.08779) without warping: zero `masks` stretches of time and of frequency in each row."""
+    """SpecAugment (arXiv 1904.08779) without time warping: zero `masks` spans of time and of frequency in each row."""
     keep = torch.ones_like(mel, requires_grad=False)
     for row in keep.unbind():
         for dim, widest in ((1, frames), (0, bands)):
@@ -145,7 +145,7 @@ def _mask_bands(mel: torch.Tensor, masks: int, frames: int, bands: int) -> torch
 def new_whisper_encoder(
     d_model: int, layers: int, heads: int, n_mels: int = 80, dropout: float = 0.1, **options: Any
 ) -> WhisperEncoder:
-    """Make a small encoder of Whisper's architecture with random weights, to be trained from scratch."""
+    """Build a small encoder with Whisper's architecture and random weights, for training from scratch."""
     config = WhisperConfig(
         d_model=d_model, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * d_model,
         num_mel_bins=n_mels, dropout=dropout, attention_dropout=dropout, decoder_layers=1, vocab_size=8,

@@ -1,4 +1,4 @@
-"""Adapters that peft saved, merged into the Whisper that they belong to."""
+"""Load peft adapters by merging them into their Whisper base model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from efficient_asr.utils.errors import UserError
 
 
 def load_adapted(kind: Any, source: str) -> Any:
-    """Return the Whisper (`kind`, with `from_source`) that an adapter and its base make together; see `merge_adapter`."""
+    """Load a Whisper (`kind`, with `from_source`) from an adapter and its base; see `merge_adapter`."""
     base, network = merge_adapter(source, lambda name: kind.from_source(resolve_source(name)))
     own = any((Path(source) / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     tokenizer = type(base.tokenizer).from_pretrained(source) if own else base.tokenizer
@@ -24,36 +24,36 @@ def merge_adapter(source: str, load_base: Callable[[str], Any]) -> tuple[Any, An
     Arguments
     ---------
     source : str
-        Directory with adapter_config.json.
+        Directory that contains adapter_config.json.
     load_base : callable
-        Returns the model of a name, with its `network`.
+        Loads a model by name; the model has the attribute `network`.
 
     Returns
     -------
     base : Any
-        What `load_base` returned.
+        The return value of `load_base`.
     network : torch.nn.Module
-        Its network with the adapter merged into it.
+        The network of `base` with the adapter merged into it.
 
     Raises
     ------
     UserError
-        Where peft is missing, the base cannot be loaded, or the adapter does not fit it.
+        If peft is not installed, the base cannot be loaded, or the adapter does not match it.
     """
     how = (
-        "Merge it elsewhere: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(other_folder), and save "
-        "the base's tokenizer there too."
+        "To merge it elsewhere: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(other_folder), and "
+        "save the base's tokenizer there too."
     )
     try:
         from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
     except ImportError:
-        raise UserError(f"'{source}' is an adapter, which needs peft: pip install peft. {how}") from None
+        raise UserError(f"'{source}' is an adapter, which requires peft: pip install peft. {how}") from None
     try:
         name = PeftConfig.from_pretrained(source).base_model_name_or_path
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{source}': adapter_config.json cannot be read ({str(error).splitlines()[0]})") from None
     if not name:
-        raise UserError(f"'{source}': adapter_config.json names no base_model_name_or_path. {how}")
+        raise UserError(f"'{source}': adapter_config.json has no base_model_name_or_path. {how}")
     try:
         base = load_base(name)
     except UserError as error:
@@ -64,8 +64,8 @@ def merge_adapter(source: str, load_base: Callable[[str], Any]) -> tuple[Any, An
         given = set(load_peft_weights(source, device="cpu"))
         network = adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"'{source}' does not fit its base '{name}' ({str(error).splitlines()[0]})") from None
+        raise UserError(f"'{source}' does not match its base '{name}' ({str(error).splitlines()[0]})") from None
     missing = sorted(own - given)
-    if missing:  # peft would leave them random, and say so in a warning only
+    if missing:  # peft would leave them random and only print a warning
         raise UserError(f"'{source}' lacks {len(missing)} of its weights ({missing[0]}); copy the adapter again")
     return base, network

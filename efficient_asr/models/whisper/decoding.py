@@ -1,4 +1,4 @@
-"""What goes into decoding with Whisper and what comes out: options, encoder states, hypotheses."""
+"""Inputs and outputs of decoding with Whisper: options, encoder states, hypotheses."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from transformers.generation import StoppingCriteria
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 WHISPER_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # arXiv 2212.04356, section 4.5
-_LOOP_TOKENS, _LOOP_ROUNDS, _LONGEST_ROUND = 24, 4, 32  # what counts as a loop: so many tokens, and so often the same
+_LOOP_TOKENS, _LOOP_ROUNDS, _LONGEST_ROUND = 24, 4, 32  # a loop: min tokens, min rounds, max tokens per round
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How hypotheses are searched for.
+    """Options for decoding.
 
     Attributes
     ----------
     task : str
         `transcribe`, or `translate` (into English).
     num_beams : int
-        Beams; 1 decodes greedily.
+        Number of beams; 1 decodes greedily.
     length_penalty : float
         Of beam search: scores are divided by length to this power.
     max_new_tokens : int or None
-        Most tokens of a hypothesis; None for as many as the model has positions.
+        Maximum number of tokens per hypothesis; None for the number of positions in the model.
     max_tokens_per_s : float or None
-        Ends a hypothesis after ten tokens and so many for each second of its audio, so that a model which loops costs
-        neither time nor hundreds of errors. None for no such limit.
+        Limit a hypothesis to ten tokens plus this many per second of audio, so that a looping model neither wastes time nor
+        adds hundreds of errors. None for no such limit.
     timestamps : bool
         Predict timestamps; hypotheses then have segments.
     suppress : bool
-        Keep the model from tokens that its generation configuration bans, such as music signs.
+        Suppress the tokens banned by the model's generation configuration, such as music symbols.
     temperatures : tuple of float or None
-        The first is for search (0: the most likely); where a hypothesis fails a threshold below, the next one is tried, by
-        sampling. One alone means no fallback. None means none for what fits into the window, and Whisper's own
-        (`WHISPER_TEMPERATURES`) for the pieces of longer audio.
+        The first one is used for the search (0: the most likely tokens). If a hypothesis fails a threshold below, the next one
+        is tried, by sampling. A single value means no fallback. None means no fallback for audio that fits into the window,
+        and Whisper's own temperatures (`WHISPER_TEMPERATURES`) for the pieces of longer audio.
     compression_ratio_threshold : float
-        A text that zlib shortens more than this repeats itself and fails.
+        A text with a higher zlib compression ratio is considered repetitive and fails.
     logprob_threshold : float
-        A mean log-probability below this fails.
+        A hypothesis with a lower mean log-probability fails.
     no_speech_threshold : float or None
-        Where the model finds silence likelier than this and the hypothesis fails `logprob_threshold`, the text is empty.
-        None never asks.
+        If the probability of silence exceeds this and the hypothesis fails `logprob_threshold`, the text is empty.
+        None disables the check.
     cut_loops : bool
-        End a hypothesis that repeats itself word for word, keep what it repeats once, and count it as failed. Done for the pieces
-        of long audio.
+        End a hypothesis that repeats itself word for word, keep one copy of the repeated part, and count the hypothesis as
+        failed. Enabled for the pieces of long audio.
     """
 
     task: str = "transcribe"
@@ -67,16 +67,16 @@ class DecodingOptions:
 
     @property
     def schedule(self) -> tuple[float, ...]:
-        """The temperatures that are tried, in order."""
+        """The temperatures to try, in order."""
         return (0.0,) if self.temperatures is None else self.temperatures
 
     def for_long_audio(self) -> DecodingOptions:
-        """Return the options for pieces of long audio: loops are cut, and Whisper's temperatures tried where none are named."""
+        """Return the options for pieces of long audio: loops are cut, and Whisper's temperatures are the default."""
         return replace(self, temperatures=self.temperatures or WHISPER_TEMPERATURES, cut_loops=True)
 
     def __post_init__(self) -> None:
         if self.task not in ("transcribe", "translate"):
-            raise UserError(f"task: '{self.task}' is not transcribe or translate")
+            raise UserError(f"task: '{self.task}' is invalid; use transcribe or translate")
         if self.num_beams < 1:
             raise UserError(f"num_beams: {self.num_beams} is less than 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -84,16 +84,16 @@ class DecodingOptions:
         if self.max_tokens_per_s is not None and not self.max_tokens_per_s > 0:
             raise UserError(f"max_tokens_per_s: {self.max_tokens_per_s} is not above 0")
         if not self.schedule or any(not 0 <= t <= 2 for t in self.schedule):
-            raise UserError(f"temperatures: {list(self.temperatures)} are not numbers between 0 and 2")
+            raise UserError(f"temperatures: {list(self.temperatures)} must be one or more numbers between 0 and 2")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> DecodingOptions:
-        """Make them of keys and values.
+        """Build the options from keys and values.
 
         Raises
         ------
         UserError
-            For an unknown key or a value that makes no sense.
+            For an unknown key or an invalid value.
         """
         known = [f.name for f in fields(cls)]
         for key in options:
@@ -106,21 +106,21 @@ class DecodingOptions:
 
 @dataclass
 class Encoded:
-    """What the encoder made of a batch.
+    """Encoder output for a batch.
 
     Attributes
     ----------
     states : torch.Tensor
-        [batch, frames, dim], of the whole window.
+        [batch, frames, dim], for the whole window.
     lengths : torch.Tensor
-        Real samples of each utterance, [batch].
+        Number of unpadded samples of each utterance, [batch].
     hidden_states : tuple of torch.Tensor or None
-        On request: the input of the first layer and the output of every layer, the last one after the final layer norm
+        If requested: the input of the first layer and the output of every layer, the last one after the final layer norm
         (transformers' convention), each [batch, frames, dim].
     languages : list of str or None
-        Code of each utterance's language, where the encoder had to know it.
+        Code of each utterance's language, if the encoder needed it.
     notes : dict of torch.Tensor
-        What a technique noted of each utterance, [batch, ...].
+        Values recorded by a technique for each utterance, [batch, ...].
     """
 
     states: torch.Tensor
@@ -130,7 +130,7 @@ class Encoded:
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def select(self, rows: torch.Tensor) -> Encoded:
-        """Return some utterances, indices [n]."""
+        """Return the selected utterances, indices [n]."""
         hidden = self.hidden_states
         return Encoded(
             self.states[rows],
@@ -143,26 +143,26 @@ class Encoded:
 
 @dataclass
 class Hypothesis:
-    """What was recognised in one utterance.
+    """Recognition result for one utterance.
 
     Attributes
     ----------
     text : str
-        As the model writes it.
+        The text as the model writes it.
     tokens : list of int
-        Without prompt and end.
+        Its tokens, without the prompt and the end token.
     avg_logprob : float
-        Mean log-probability of the tokens, the end included, among the tokens that were allowed.
+        Mean log-probability of the tokens, including the end token, normalised over the allowed tokens.
     entropy : float
-        Mean entropy of the distributions they were chosen from, nats.
+        Mean entropy of the distributions the tokens were chosen from, in nats.
     language : str or None
-        ISO 639-1 code, given or detected; None for a model of one language.
+        ISO 639-1 code, given or detected; None for a model with one language.
     no_speech_prob : float or None
-        Where it was asked for.
+        Probability of silence, if it was requested.
     temperature : float
-        At which it was found.
+        Temperature at which the text was decoded.
     segments : list of dict
-        `start_s`, `end_s`, `text`, where timestamps were asked for.
+        `start_s`, `end_s`, `text`, if timestamps were requested.
     details : dict
         What a technique did.
     """
@@ -174,25 +174,25 @@ class Hypothesis:
     language: str | None = None
     no_speech_prob: float | None = None
     temperature: float = 0.0
-    looped: bool = False  # it repeated itself, and was cut
+    looped: bool = False  # it repeated itself and was cut
     segments: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of a text to bytes that zlib makes of it: high where it repeats itself."""
+    """Return the ratio of a text's size to its zlib-compressed size; high for repetitive text."""
     content = text.encode()
     return len(content) / len(zlib.compress(content))
 
 
 def entropy(scores: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of each row of [batch, vocabulary]; forbidden tokens stand at minus infinity."""
+    """Entropy in nats of each row of [batch, vocabulary]; forbidden tokens have a score of minus infinity."""
     log_probs = scores.float().log_softmax(dim=1)
     return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=1)
 
 
 def loop_start(tokens: list[int]) -> int | None:
-    """Return where the second round of a loop begins with which a hypothesis ends; None where it does not end with one."""
+    """Return the start of the second round of the loop that ends a hypothesis; None if it does not end with a loop."""
     for size in range(1, _LONGEST_ROUND + 1):
         needed = max(_LOOP_TOKENS, _LOOP_ROUNDS * size)
         if len(tokens) < needed:
@@ -220,7 +220,7 @@ class LoopStop(StoppingCriteria):
     begin : int
         Length of the prompt.
     ignored : range
-        Tokens that do not count: timestamps differ from round to round.
+        Tokens to ignore: timestamps differ from round to round.
     """
 
     def __init__(self, begin: int, ignored: range) -> None:
@@ -234,11 +234,11 @@ class LoopStop(StoppingCriteria):
 
 
 class LengthLimits(StoppingCriteria):
-    """Ends each utterance at a length of its own; beam search asks about several candidates of each."""
+    """Ends each utterance at its own maximum length; beam search has several candidates per utterance."""
 
     def __init__(self, lengths: torch.Tensor) -> None:
         self.lengths = lengths
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Return which rows have come to their end, [rows]."""
+        """Return which rows have reached their limit, [rows]."""
         return input_ids.shape[1] >= self.lengths.repeat_interleave(len(input_ids) // len(self.lengths))

@@ -1,4 +1,4 @@
-"""What turns utterances into Whisper's tokens and back: prompt, languages, timestamps, text."""
+"""Conversion between utterances and Whisper's tokens: prompt, languages, timestamps, text."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from efficient_asr.utils.errors import UserError, did_you_mean
 
 
 class WhisperLabels:
-    """The tokens of a Whisper.
+    """The tokens of a Whisper model.
 
     Arguments
     ---------
     tokenizer : WhisperTokenizer
         The tokenizer.
     config : PretrainedConfig
-        Of the network.
+        Configuration of the network.
     generation_config : GenerationConfig
-        Names the special tokens.
+        Defines the special tokens.
 
     Attributes
     ----------
     start, end : int
         First and last token of every transcript.
     languages : dict of str to int
-        Code -> token; empty for a Whisper that knows English only.
+        Code -> token; empty for an English-only Whisper.
     timestamp_tokens : range
-        One for every 0.02 s of the window and its end; a tokenizer may have words behind them.
+        One for every 0.02 s of the window and one for its end; a tokenizer may have words after them.
     default_language : str
-        Of training utterances that do not name theirs.
+        Language of training utterances that do not specify one.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class WhisperLabels:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the text, without timestamps."""
+        """Number of tokens before the text, without timestamps."""
         return 4 if self.languages else 2
 
     @property
     def no_speech(self) -> int:
-        """The token that stands for silence."""
+        """The token for silence."""
         return self.generation.no_timestamps_token_id - 1
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:
@@ -68,7 +68,7 @@ class WhisperLabels:
         Raises
         ------
         UserError
-            Where the model does not know the language, cannot translate, or has no timestamps.
+            If the model does not know the language, cannot translate, or has no timestamps.
         """
         self.check_language(language)
         if options.timestamps:
@@ -77,29 +77,31 @@ class WhisperLabels:
         if self.languages:
             prompt += [self.languages[language], self.generation.task_to_id[options.task]]
         elif options.task == "translate":
-            raise UserError("task: this Whisper is English only and cannot translate")
+            raise UserError("task: this Whisper is English-only and cannot translate")
         return prompt if options.timestamps else [*prompt, self.generation.no_timestamps_token_id]
 
     def text(self, tokens: list[int]) -> str:
-        """Return the text of tokens, without timestamps and special ones."""
+        """Return the text of the tokens, without timestamps and special tokens."""
         tokens = [token for token in tokens if token not in self.timestamp_tokens]
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     def check_language(self, language: str | None) -> None:
-        """Refuse a language that the model does not know.
+        """Reject a language that the model does not know.
 
         Raises
         ------
         UserError
-            Naming the closest one.
+            Naming the closest known language.
         """
         if not self.languages and language not in (None, "en"):
-            raise UserError(f"language: this Whisper is English only; got '{language}'")
+            raise UserError(f"language: this Whisper is English-only; got '{language}'")
         if self.languages and language is not None and language not in self.languages:
             hint = did_you_mean(language, self.languages)
             raise UserError(f"language: this Whisper does not know '{language}'.{hint}")
 
     def check_timestamps(self) -> None:
-        """Refuse, with a UserError, to predict timestamps with a model that has no tokens for them."""
+        """Raise a UserError if the model has no timestamp tokens."""
         if not self.timestamp_tokens:
-            raise UserError("timestamps: this Whisper has no timestamp tokens (sequential long audio needs them too)")
+            raise UserError(
+                "timestamps: this Whisper has no timestamp tokens (sequential decoding of long audio needs them too)"
+            )

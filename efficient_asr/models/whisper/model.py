@@ -1,8 +1,8 @@
-"""Whisper as a recogniser: 30 s windows in, hypotheses out, in two steps that can be taken apart.
+"""Whisper as a recogniser: from 30 s windows to hypotheses, in two separate steps.
 
 `encode` runs the encoder once; everything after it (language detection, greedy or beam search, repeated decoding at higher
-temperatures) takes its states, so that nothing is encoded twice. Tokens are in `labels.py`; `search.py` turns encoder states
-into texts.
+temperatures) uses its states, so that nothing is encoded twice. `labels.py` handles tokens; `search.py` decodes encoder states
+to text.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from efficient_asr.utils.files import atomic_write
 class Whisper(nn.Module):
     """A Whisper with its tokenizer.
 
-    Techniques subclass it. Besides `encode` and `predict` they may override what is listed under "for techniques" below.
+    Techniques subclass it. Besides `encode` and `predict` they may override the methods under "for techniques" below.
 
     Arguments
     ---------
     network : WhisperForConditionalGeneration
-        The network; its generation configuration names the special tokens.
+        The network; its generation configuration defines the special tokens.
     tokenizer : WhisperTokenizer
         The tokenizer.
 
@@ -50,14 +50,14 @@ class Whisper(nn.Module):
     technique, label : str
         Technique and variant, for Results and tables.
     history : dict
-        What techniques did to the network when it was made, by technique; plain data.
+        Changes made by techniques when the network was created, by technique; plain data.
     training_modules : torch.nn.ModuleDict
-        What is trained with the network but is not part of the model folder, such as a loss with learned weights.
+        Modules trained with the network but not saved in the model folder, such as a loss with learned weights.
     """
 
     technique, label = "none", "baseline"
     network_class = WhisperForConditionalGeneration
-    cost_is_fixed = True  # greedy decoding of as many tokens costs the same whatever they are
+    cost_is_fixed = True  # the cost of greedy decoding depends only on the number of tokens
 
     def __init__(self, network: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Whisper(nn.Module):
         self.log_mel = LogMel(network.config.num_mel_bins)
         self.training_modules = nn.ModuleDict()
         self.history: dict[str, Any] = {}
-        about = getattr(network.config, "about", None) or {}  # of a model folder that a recipe left behind
+        about = getattr(network.config, "about", None) or {}  # in model folders written by a recipe
         if about.get("technique"):
             self.technique, self.label = about["technique"], about["variant"]
             self.history = {"trained": about["details"]}
@@ -76,32 +76,32 @@ class Whisper(nn.Module):
 
     @classmethod
     def from_source(cls, source: str) -> Whisper:
-        """Load a Hugging Face directory or hub id in float32; of a model folder with a technique in it, the class of that.
+        """Load a Hugging Face directory or hub id in float32, as the technique's class if the folder names one.
 
-        An adapter that peft saved is merged into the base that it names.
+        A peft adapter is merged into its base model.
 
         Raises
         ------
         UserError
-            Where it cannot be loaded.
+            If it cannot be loaded.
         """
         source = os.fspath(source)
         if is_adapter(source):
             return load_adapted(cls, source)
         config = load_config(source)
         if config.model_type != "whisper":
-            raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper")
+            raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper model")
         adapter = getattr(config, "adapter", None)
         kind = find_class(adapter, source) if adapter else cls
         if not issubclass(kind, Whisper):
-            raise UserError(f"{source}: '{adapter}' is not a Whisper; the model folder is damaged or not to be trusted")
+            raise UserError(f"{source}: '{adapter}' is not a Whisper; the model folder is damaged or cannot be trusted")
         tokenizer = load_config(source, WhisperTokenizer)
         network = load_network(kind.network_class, source)
         complete_generation_config(network.generation_config, tokenizer, source)
         return kind(network, tokenizer).load_parts(source).eval()
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """Write a directory in Hugging Face's layout, complete or not at all; `about` stands in its config.json."""
+        """Write a directory in Hugging Face's layout, atomically; `about` is stored in its config.json."""
         seconds = self.window_samples // SAMPLE_RATE
         with atomic_write(Path(folder)) as partial:
             self.write_network(partial, dtype)
@@ -111,25 +111,25 @@ class Whisper(nn.Module):
             (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     def reset_metadata(self) -> None:
-        """Forget which recipe and technique the weights came from, since another begins."""
+        """Discard the record of the recipe and technique that produced the weights, before another one starts."""
         self.network.config.about, self.history = None, {}
         for name in ("technique", "label"):
             self.__dict__.pop(name, None)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What distinguishes this network from others, as plain data."""
+        """The settings that identify this network, as plain data."""
         return {"network": self.network.config.to_diff_dict()}
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.network.device
 
     # ------------------------------------------------------------ for techniques
 
     def load_parts(self, source: str) -> Whisper:
-        """Load what a technique keeps beside the network in a model folder; returns itself."""
+        """Load what a technique stores next to the network in a model folder; return the model itself."""
         return self
 
     def write_network(self, folder: Path, dtype: torch.dtype) -> None:
@@ -138,26 +138,26 @@ class Whisper(nn.Module):
         network.save_pretrained(folder)
 
     def prompt_languages(self, tokens: torch.Tensor) -> list[str | None] | None:
-        """Return the language that each row of prompts [batch, tokens] names, where the encoder needs it; None elsewhere."""
+        """Return the language in each row of prompts [batch, tokens] if the encoder needs it, otherwise None."""
 
     def language_of(self, wav: torch.Tensor) -> str | None:
-        """Return the language of a recording [time], where it must be known before encoding; None elsewhere."""
+        """Return the language of a recording [time] if it must be known before encoding, otherwise None."""
 
     def ddp_parameters(self) -> list[nn.Parameter]:
-        """Return parameters that are learned but not part of every forward pass."""
+        """Return trainable parameters that are not part of every forward pass."""
         return [p for p in self.training_modules.parameters() if p.requires_grad]
 
     def search_context(
         self, languages: list[str | None], options: DecodingOptions
     ) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the texts of utterances in these languages [batch] are searched."""
+        """Return a context manager for decoding utterances in these languages [batch]."""
         return contextlib.nullcontext()
 
     def annotate(self, hypotheses: list[Hypothesis], encoded: Encoded) -> None:
-        """Note in the `details` of each hypothesis what the technique did."""
+        """Record in the `details` of each hypothesis what the technique did."""
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Return what the technique did over a whole benchmark, for `details` of the Result."""
+        """Return what the technique did over a whole benchmark, for the `details` of the Result."""
         return {}
 
     # ------------------------------------------------------------ forward
@@ -173,7 +173,7 @@ class Whisper(nn.Module):
         encoded = self.encode(wavs, lengths, languages=self.prompt_languages(tokens))
         logits = self.predict(encoded, tokens, token_lengths)
         if self.training and distributed.world_size() > 1:
-            # DistributedDataParallel must see every learned parameter in every step.
+            # DistributedDataParallel must see every trainable parameter in every step.
             for parameter in self.ddp_parameters():
                 logits = logits + 0 * parameter.sum()
         return logits
@@ -181,7 +181,7 @@ class Whisper(nn.Module):
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return logits [batch, tokens, vocabulary] behind each of `tokens` [batch, tokens].
+        """Return logits [batch, tokens, vocabulary] after each of `tokens` [batch, tokens].
 
         `token_lengths` [batch] is ignored here; subclasses may use it.
         """
@@ -195,23 +195,23 @@ class Whisper(nn.Module):
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Encoded:
-        """Compute log-mel features of whole windows, each utterance normalised by itself, and run the encoder.
+        """Compute log-mel features of whole windows, each utterance normalised separately, and run the encoder.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            [batch, time] at 16 kHz, zero behind each end, at most a window.
+            [batch, time] at 16 kHz, zero past the end of each utterance, at most one window long.
         lengths : torch.Tensor
-            Real samples, [batch].
+            Number of unpadded samples, [batch].
         hidden_states : bool
-            Whether to keep the states of all layers.
+            Whether to return the states of all layers.
         languages : list of str or None, optional
-            Code of each utterance's language, for techniques that ask; a plain Whisper's encoder does not.
+            Code of each utterance's language, for techniques that need it; a plain Whisper's encoder does not.
 
         Raises
         ------
         UserError
-            Where an utterance is longer than the window.
+            If an utterance is longer than the window.
         """
         out = self.network.model.encoder(self.features(wavs, lengths), output_hidden_states=hidden_states)
         return Encoded(out.last_hidden_state, lengths, out.hidden_states if hidden_states else None)
@@ -221,18 +221,18 @@ class Whisper(nn.Module):
         window = self.window_samples
         if int(lengths.max()) > window:
             raise UserError(
-                f"{int(lengths.max()) / SAMPLE_RATE:.1f} s of audio in one utterance; this Whisper takes "
-                f"{window / SAMPLE_RATE:.0f} s, split it"
+                f"an utterance has {int(lengths.max()) / SAMPLE_RATE:.1f} s of audio; this Whisper takes at most "
+                f"{window / SAMPLE_RATE:.0f} s; split the audio"
             )
         wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
         return self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device)).to(self.network.dtype)
 
     def first_step(self, encoded: Encoded) -> torch.Tensor:
-        """Return the logits [batch, vocabulary] behind the start token: they hold language and silence."""
+        """Return the logits [batch, vocabulary] after the start token, which give language and silence."""
         tokens = torch.full((len(encoded.states), 1), self.labels.start, device=self.device)
         return self.predict(encoded, tokens)[:, -1]
 
     def detect_languages(self, logits: torch.Tensor) -> list[str]:
-        """Return the likeliest language of each row of `first_step` [batch, vocabulary]."""
+        """Return the most likely language of each row of `first_step` [batch, vocabulary]."""
         indices = torch.tensor(list(self.labels.languages.values()), device=logits.device)
         return [list(self.labels.languages)[i] for i in logits[:, indices].argmax(1).tolist()]

@@ -1,4 +1,4 @@
-"""New Whispers of any size, to be trained from scratch: network, tokenizer, and what generation needs to know."""
+"""Build a Whisper of any size for training from scratch: network, tokenizer and generation configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECIAL = (
 
 
 def new_tokenizer(texts: list[str], size: int, special: tuple[str, ...] = SPECIAL) -> WhisperTokenizer:
-    """Train a byte-level BPE of `size` entries on texts, with Whisper's special tokens (for English) behind it."""
+    """Train a byte-level BPE of `size` entries on texts, followed by Whisper's special tokens (for English)."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -52,24 +52,25 @@ def build_whisper(
     encoder: str | None = None,
     languages: tuple[str, ...] | list[str] = ("en",),
 ) -> Whisper:
-    """Make a Whisper with random weights.
+    """Build a Whisper with random weights.
 
     Arguments
     ---------
     texts : list of str
-        Training texts: the tokenizer is trained on them.
+        Training texts, on which the tokenizer is trained.
     d_model, encoder_layers, decoder_layers, heads, n_mels, dropout
-        Of the network; feed-forward layers are four times as wide.
+        Hyperparameters of the network; feed-forward layers are four times as wide as `d_model`.
     window_s : float
-        Seconds of audio that every utterance is padded to. Whisper's own is 30.
+        Length in seconds that every utterance is padded to; 30 for the original Whisper.
     vocabulary : int
-        Entries of the tokenizer, without the special ones.
+        Number of tokenizer entries, without special tokens.
     max_tokens : int
-        Positions of the decoder.
+        Number of positions in the decoder.
     encoder : str, optional
-        Model folder of this project whose encoder (of Whisper's architecture) to start from; of more layers, the first ones.
+        Model folder of this project whose encoder (with Whisper's architecture) to start from; if it has more
+        layers, the first ones are used.
     languages : list of str
-        Codes of its languages.
+        Language codes that the model supports.
     """
     names = tuple(f"<|{language}|>" for language in languages)
     place = SPECIAL.index("<|en|>")

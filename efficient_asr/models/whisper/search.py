@@ -1,6 +1,6 @@
-"""Searching the best text of what Whisper's encoder has heard: beam search or greedy, fallback, silence.
+"""Decode Whisper's encoder states to text: beam search or greedy decoding, fallback, silence.
 
-The search itself is transformers' generation with its cache; the rules around it (suppressed tokens, timestamps, fallback,
+The search itself uses transformers' generation with its cache; the rules around it (suppressed tokens, timestamps, fallback,
 silence) are those of Whisper (arXiv 2212.04356, section 4.5).
 """
 
@@ -30,18 +30,18 @@ from efficient_asr.models.whisper.timestamps import TimestampRules, split_segmen
 
 
 def decode(model: Whisper, encoded: Encoded, languages: list[str | None], options: DecodingOptions) -> list[Hypothesis]:
-    """Search the best text of each utterance.
+    """Find the best text for each utterance.
 
     Arguments
     ---------
     model : Whisper
         The model.
     encoded : Encoded
-        Of `Whisper.encode`.
+        Output of `Whisper.encode`.
     languages : list of str or None
         Code of each utterance's language; None to detect it.
     options : DecodingOptions
-        How to decode.
+        Options for decoding.
     """
     labels = model.labels
     languages = encoded.languages or languages
@@ -68,7 +68,7 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
 def _fall_back(
     model: Whisper, hypothesis: Hypothesis, encoded: Encoded, row: int, language: str | None, options: DecodingOptions
 ) -> Hypothesis:
-    """Try higher temperatures while a hypothesis fails; alone and from a fixed seed, so that batch mates do not matter."""
+    """Try higher temperatures while a hypothesis fails, alone and with a fixed seed, so that the batch does not matter."""
     for temperature in options.schedule[1:]:
         repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
         if not (repetitive or hypothesis.looped) and hypothesis.avg_logprob >= options.logprob_threshold:
@@ -84,7 +84,7 @@ def _fall_back(
 def search(
     model: Whisper, encoded: Encoded, languages: list[str | None], options: DecodingOptions, temperature: float
 ) -> list[Hypothesis]:
-    """Generate with transformers: beam search or greedily, or by sampling where the temperature is above 0."""
+    """Generate with transformers: beam search or greedy decoding, or sampling if the temperature is above 0."""
     labels, device = model.labels, model.device
     prompt = torch.tensor([labels.prompt(language, options) for language in languages], device=device)
     limits = _length_limits(model, encoded, prompt.shape, options)
@@ -96,7 +96,7 @@ def search(
 
 
 def _length_limits(model: Whisper, encoded: Encoded, shape: torch.Size, options: DecodingOptions) -> torch.Tensor:
-    """Return the most tokens of each hypothesis behind prompts of a shape (batch, length), [batch]."""
+    """Return the maximum number of tokens of each hypothesis after prompts of shape (batch, length), [batch]."""
     count, size = shape
     room = model.network.config.max_target_positions - size
     limits = torch.full((count,), min(room, options.max_new_tokens or room))
@@ -114,7 +114,7 @@ def _generate(
     options: DecodingOptions,
     temperature: float,
 ) -> Any:
-    """Call transformers' generation below Whisper's own `generate`, which would encode again."""
+    """Call transformers' generic generation instead of Whisper's own `generate`, which would encode again."""
     labels, own, size = model.labels, model.network.generation_config, prompt.shape[1]
     sampling, processors = temperature > 0, []
     if options.timestamps:
@@ -155,10 +155,10 @@ def _hypotheses(
     options: DecodingOptions,
     temperature: float,
 ) -> list[Hypothesis]:
-    """Read what was generated behind prompts of `size` tokens: text, confidence, segments."""
+    """Convert the generation output after prompts of `size` tokens to hypotheses with text, confidence and segments."""
     labels = model.labels
     beams, scores = getattr(out, "beam_indices", None), out.scores
-    if temperature > 0:  # confidence is that of the model, not of the flattened distributions that were sampled from
+    if temperature > 0:  # measure the model's confidence, not that of the flattened sampling distributions
         scores = tuple(step * temperature for step in scores)
     chosen = model.network.compute_transition_scores(out.sequences, scores, beams, normalize_logits=True)
     rows = [slice(None)] * len(scores) if beams is None else beams.clamp(min=0).T
@@ -187,6 +187,6 @@ def _hypotheses(
 
 
 def _segments(labels: WhisperLabels, tokens: list[int], samples: float) -> list[dict[str, Any]]:
-    """Return the segments of a hypothesis about so many samples."""
+    """Return the segments of a hypothesis for audio of this many samples."""
     parts = split_segments(tokens, labels.timestamp_tokens, samples / SAMPLE_RATE)
     return [{"start_s": start_s, "end_s": end_s, "text": labels.text(part)} for start_s, end_s, part in parts]

@@ -1,7 +1,7 @@
-"""Whisper's timestamp tokens: the rules by which they are predicted, and the segments that they bound.
+"""Whisper's timestamp tokens: the rules for predicting them, and the segments that they delimit.
 
-Both know which tokens are timestamps. transformers takes every token from the first timestamp on for one, so that a
-tokenizer with words behind them (added for another language, say) loses these words and the segments around them.
+Both use the exact range of timestamp tokens. transformers treats every token from the first timestamp on as a timestamp, so
+a tokenizer with words after them (added for another language, for example) loses these words and the segments around them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ STEP_S = 0.02
 class TimestampRules(LogitsProcessor):
     """Whisper's rules for timestamps (arXiv 2212.04356; openai/whisper, `ApplyTimestampRules`).
 
-    They come in pairs, do not decrease, begin with one, and one is taken where all of them together are likelier than any text.
+    Timestamps come in pairs and do not decrease. A hypothesis begins with one. If all timestamps together are more likely than
+    any text token, a timestamp is predicted.
 
     Arguments
     ---------
     timestamps : range
-        The tokens, from 0 s on.
+        The timestamp tokens, starting at 0 s.
     end : int
         The end-of-text token; the tokens below it are text.
     no_timestamps : int
-        The token that asks for none, which must not be predicted.
+        The token that disables timestamps, which must not be predicted.
     begin : int
-        Position of the first token that is predicted.
+        Position of the first predicted token.
     first_max : int or None
-        Last timestamp that the first one may be, counted from 0 s.
+        Maximum index of the first timestamp, counted from 0 s.
     """
 
     def __init__(self, timestamps: range, end: int, no_timestamps: int, begin: int, first_max: int | None) -> None:
@@ -36,7 +37,7 @@ class TimestampRules(LogitsProcessor):
         self.begin, self.first_max = begin, first_max
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores [rows, vocabulary] with what the rules forbid at minus infinity, for tokens [rows, positions]."""
+        """Return scores [rows, vocabulary] with forbidden tokens at minus infinity, for tokens [rows, positions]."""
         scores, start, stop = scores.clone(), self.timestamps.start, self.timestamps.stop
         forbidden = -torch.inf
         scores[:, self.no_timestamps] = forbidden
@@ -66,16 +67,16 @@ class TimestampRules(LogitsProcessor):
 
 
 def split_segments(tokens: list[int], timestamps: range, length_s: float) -> list[tuple[float, float, list[int]]]:
-    """Return start, end (seconds) and text tokens of the segments of a hypothesis; no token is lost.
+    """Return start, end (seconds) and text tokens of each segment of a hypothesis; no token is lost.
 
     Arguments
     ---------
     tokens : list of int
-        Without prompt and end.
+        The tokens of the hypothesis, without the prompt and the end token.
     timestamps : range
-        The timestamp tokens, from 0 s on.
+        The timestamp tokens, starting at 0 s.
     length_s : float
-        Seconds of audio: a last segment without an end lasts that long.
+        Length of the audio in seconds, at which a last segment without an end timestamp ends.
     """
     segments: list[tuple[float, float, list[int]]] = []
     start_s, words = 0.0, []

@@ -1,6 +1,6 @@
-"""CLSR, language experts in Whisper (arXiv 2311.01070).
+"""CLSR: language experts in Whisper (arXiv 2311.01070).
 
-Blocks and gates are in `experts.py`, the network in `network.py`, the recogniser in `model.py`, tables and pictures in
+Blocks and gates are in `experts.py`, the network in `network.py`, the recogniser in `model.py`, and tables and figures in
 `report.py`.
 """
 
@@ -8,7 +8,7 @@ from efficient_asr.utils.technique import Key, Technique
 
 TECHNIQUE = Technique(
     name="clsr",
-    parts={"clsr_whisper": "model:ExpertWhisper"},
+    parts={"clsr_whisper": "model:CLSRWhisper"},
     former_names={"techniques.clsr_whisper.ExpertWhisper": "clsr_whisper"},
     keys=(
         Key("expert_layers", untyped=True),

@@ -1,11 +1,11 @@
-r"""A recogniser with language experts: every utterance is answered by the expert of its language.
+r"""A recogniser with language experts: every utterance is handled by the expert of its language.
 
-"Multilingual DistilWhisper" (arXiv 2311.01070): blocks, gates and the equation
-:math:`h = g \, \mathrm{FFN}_l(x) + (1 - g) \, \mathrm{FFN}_{shared}(x)` are in `clsr.py`,
-the network and its files in `clsr_network.py`.
+"Multilingual DistilWhisper" (arXiv 2311.01070): the blocks, the gates and the equation
+:math:`h = g \, \mathrm{FFN}_l(x) + (1 - g) \, \mathrm{FFN}_{shared}(x)` are in `experts.py`,
+the network and its files in `network.py`.
 
-Deviations: an utterance whose language is not known gets a first pass through the shared blocks, which detects it, and a
-second one with the expert where there is one.
+Deviations: if the language of an utterance is unknown, a first pass through the shared blocks detects it. If that language
+has an expert, a second pass uses the expert.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from efficient_asr.techniques.clsr.experts import SIDES, ExpertSettings, Routing
 from efficient_asr.techniques.clsr.network import DistilWhisperForConditionalGeneration
 
 
-class ExpertWhisper(Whisper):
-    """A recogniser whose network has experts; each utterance is answered by that of its language."""
+class CLSRWhisper(Whisper):
+    """A recogniser whose network has language experts; each utterance is handled by the expert of its language."""
 
     technique, label = "clsr", "experts"
     network_class = DistilWhisperForConditionalGeneration
-    cost_is_fixed = False  # what a token costs depends on the gates
+    cost_is_fixed = False  # the cost of a token depends on the gates
 
     def __init__(self, network: DistilWhisperForConditionalGeneration, tokenizer: Any) -> None:
         super().__init__(network, tokenizer)
-        network.config.adapter = stable_name(ExpertWhisper)
+        network.config.adapter = stable_name(CLSRWhisper)
 
     def ddp_parameters(self) -> list[torch.nn.Parameter]:
-        """Return parameters that every step must touch where several processes train: an expert may have nothing to do."""
+        """Return the parameters that every DDP step must use; one trained parameter is added since experts may be idle."""
         learned = (parameter for parameter in self.network.parameters() if parameter.requires_grad)
         return [*super().ddp_parameters(), *itertools.islice(learned, 1)]
 
     @property
     def routing(self) -> Routing:
-        """What the expert layers share."""
+        """Routing state shared by all expert layers."""
         return self.network.routing
 
     def prompt_languages(self, tokens: torch.Tensor) -> list[str | None]:
-        """Return the language that each row of prompts [batch, tokens] names; None where it names none."""
+        """Return the language given in each prompt [batch, tokens], or None for a prompt without a language."""
         if not self.labels.languages:
             return ["en"] * len(tokens)
         if tokens.shape[1] < 2:
@@ -56,7 +56,7 @@ class ExpertWhisper(Whisper):
         return [codes.get(index) for index in tokens[:, 1].tolist()]
 
     def language_of(self, wav: torch.Tensor) -> str | None:
-        """Return the language of a recording [time], detected on its first window: its expert must be known before."""
+        """Detect the language of a recording [time] on its first window, so that its expert is known before encoding."""
         if not self.labels.languages:
             return None
         first = wav[None, : self.window_samples]
@@ -73,7 +73,8 @@ class ExpertWhisper(Whisper):
     ) -> Encoded:
         """Run the encoder as `Whisper.encode` does, each utterance with the expert of its language [batch].
 
-        Where a language is None it is detected with the shared blocks, and the utterance is encoded again if it has an expert.
+        If a language is None, it is detected with the shared blocks, and the batch is encoded again if any language has an
+        expert.
         """
         if not self.labels.languages:
             languages = ["en"] * len(wavs)
@@ -96,19 +97,19 @@ class ExpertWhisper(Whisper):
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return logits [batch, tokens, vocabulary]; the tokens name the languages."""
+        """Return logits [batch, tokens, vocabulary]; the languages are read from the prompt tokens."""
         with self.routing.using("decoder", self.prompt_languages(tokens), token_lengths):
             return super().predict(encoded, tokens)
 
     @contextlib.contextmanager
     def search_context(self, languages: list[str | None], options: DecodingOptions) -> Iterator[None]:
-        """Search with the expert of each utterance's language; translations take the shared blocks."""
+        """Search with the expert of each utterance's language; translation uses the shared blocks."""
         routed = languages if self.labels.languages else ["en"] * len(languages)
         with self.routing.using("decoder", [None] * len(routed) if options.task == "translate" else routed):
             yield
 
     def annotate(self, hypotheses: list[Hypothesis], encoded: Encoded) -> None:
-        """Note how many frames and tokens each layer's expert answered for."""
+        """Record how many frames and tokens each layer's expert handled."""
         counts = encoded.notes | {f"{s}.{i}": count for (s, i), count in self.routing.counts.items() if s == "decoder"}
         for row, hypothesis in enumerate(hypotheses):
             usage = {place: count[row].tolist() for place, count in sorted(counts.items()) if int(count[row, 1])}
@@ -116,7 +117,7 @@ class ExpertWhisper(Whisper):
                 hypothesis.details["gate_usage"] = usage
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Return what share of frames and tokens went to an expert, by layer, of utterances that have one."""
+        """Return the share of frames and tokens routed to an expert, per layer, over utterances that have an expert."""
         totals: dict[str, list[int]] = {}
         parts = itertools.chain.from_iterable([record, *record.get("segments", ())] for record in records)
         for place, (opened, seen) in itertools.chain.from_iterable(
@@ -136,20 +137,20 @@ def add_experts(
     expert_dropout: float = 0.3,
     gate_dropout: float = 0.1,
     gate_noise: float = 5.0,
-) -> ExpertWhisper:
-    """Turn a plain Whisper into one with new experts, the only part of it that learns.
+) -> CLSRWhisper:
+    """Add new experts to a plain Whisper and freeze all other parameters.
 
-    One that has experts keeps them; those of `languages` go on learning, the others stay as they are.
+    A model that already has experts keeps them: experts of `languages` are trained further, all others stay frozen.
 
     Raises
     ------
     UserError
-        Where Whisper has no such language.
+        If Whisper does not support a language.
     """
-    if isinstance(whisper, ExpertWhisper):
+    if isinstance(whisper, CLSRWhisper):
         network = whisper.network
     else:
-        with torch.device("meta"):  # no random weights that are thrown away
+        with torch.device("meta"):  # skips a random initialisation that would be overwritten
             network = DistilWhisperForConditionalGeneration(whisper.network.config)
         network.load_state_dict(whisper.network.state_dict(), assign=True)
         network.tie_weights()
@@ -165,6 +166,6 @@ def add_experts(
             network.add_language(language)
         for part in network.expert(language).values():
             part.requires_grad_(True)
-    model = ExpertWhisper(network, whisper.tokenizer)
+    model = CLSRWhisper(network, whisper.tokenizer)
     model.reset_metadata()
     return model.eval()

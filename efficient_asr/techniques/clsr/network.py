@@ -1,12 +1,12 @@
-r"""Transformers' Whisper with language experts, and their files.
+r"""Transformers' Whisper with language experts, and the files of the experts.
 
-Blocks, gates and the equation :math:`h = g \, \mathrm{FFN}_l(x) + (1 - g) \, \mathrm{FFN}_{shared}(x)` of "Multilingual
-DistilWhisper" (arXiv 2311.01070) are in `clsr.py`; here they are put into transformers' Whisper, loaded, saved and switched.
-The interactive example of the published README works with `from efficient_asr.techniques.clsr.network import
-DistilWhisperForConditionalGeneration`.
+The blocks, the gates and the equation :math:`h = g \, \mathrm{FFN}_l(x) + (1 - g) \, \mathrm{FFN}_{shared}(x)` of
+"Multilingual DistilWhisper" (arXiv 2311.01070) are in `experts.py`. This module inserts them into transformers' Whisper, and
+loads, saves and switches them. The interactive example of the published README works with `from
+efficient_asr.techniques.clsr.network import DistilWhisperForConditionalGeneration`.
 
-Deviations from the published class of this name: weights are safetensors (files of the published layout are read, as tensors
-only); experts can be removed, and several be there at once; the mix of languages in a batch is `routing`'s to say.
+Deviations from the published class of the same name: weights are stored as safetensors (files in the published layout can be
+read, tensors only); experts can be removed; several experts can be loaded at once; `routing` sets the languages of a batch.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _PUBLISHED = re.compile(
 
 
 class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
-    """Transformers' Whisper with experts, and the methods of the published class of this name.
+    """Transformers' Whisper with experts, and the methods of the published class of the same name.
 
-    On the disk it is a plain Whisper directory, which any program can use, with `expert.<language>.safetensors` files beside
-    it.
+    On disk it is a plain Whisper directory that any program can use, plus one `expert.<language>.safetensors` file per
+    expert.
     """
 
     def __init__(self, config: Any) -> None:
@@ -52,23 +52,23 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
 
     @classmethod
     def from_pretrained(cls, source: str, *args: Any, experts: list[str] | None = None, **kwargs: Any) -> Any:
-        """Load a directory or hub id: a plain Whisper, one that `save_pretrained` wrote, or the published model.
+        """Load a directory or hub id: a plain Whisper, a directory written by `save_pretrained`, or the published model.
 
         Arguments
         ---------
         source : str
             Directory or hub id.
         experts : list of str, optional
-            Languages to load; None for all that `save_pretrained` wrote.
+            Languages to load; None for all experts written by `save_pretrained`.
         **kwargs
-            Of transformers' `from_pretrained`.
+            Arguments of transformers' `from_pretrained`.
 
         Raises
         ------
         UserError
-            Where an expert's file is missing or damaged.
+            If an expert file is missing or damaged.
         """
-        # the published model keeps its original blocks elsewhere
+        # the published model stores its original blocks under other names
         kwargs.setdefault("key_mapping", {r"\.ffn_clsr\.proj\.shared\.": "."})
         found = super().from_pretrained(source, *args, **kwargs)
         network = found[0] if isinstance(found, tuple) else found
@@ -81,7 +81,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return found
 
     def _wrap(self) -> None:
-        """Make room for experts in every layer; without any nothing changes."""
+        """Prepare every layer for experts; the output is unchanged as long as there are none."""
         for side in SIDES:
             for i, layer in enumerate(getattr(self.model, side).layers):
                 if not isinstance(layer.fc2, ExpertBlock):
@@ -89,13 +89,13 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                 self.blocks[side, i] = layer.fc2
 
     def unwrap(self) -> None:
-        """Give every layer back what it had; experts are forgotten."""
+        """Restore the original layers and discard all experts."""
         for (side, i), block in self.blocks.items():
             block.restore(getattr(self.model, side).layers[i])
         self.blocks, self.languages, self.chosen = {}, [], {}
 
     def _apply_to_plain(self, work: Callable[[], Any]) -> Any:
-        """Do something while every layer is as it was."""
+        """Call `work` with the original layers temporarily restored."""
         blocks = [(getattr(self.model, side).layers[i], block) for (side, i), block in self.blocks.items()]
         for layer, block in blocks:
             block.restore(layer)
@@ -108,24 +108,24 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     # ------------------------------------------------------------ experts
 
     def add_language(self, language: str, settings: ExpertSettings | None = None) -> str:
-        """Add an expert that computes what the shared blocks do, with open gates; one that is there already is replaced.
+        """Add an expert with the outputs of the shared blocks and open gates, replacing an existing one of this language.
 
         Arguments
         ---------
         language : str
             Code or English name.
         settings : ExpertSettings, optional
-            What it looks like; the network's `settings` by default.
+            Shape and placement of the expert; the network's `settings` by default.
 
         Returns
         -------
         str
-            The code.
+            The language code.
 
         Raises
         ------
         UserError
-            Where Whisper has no such language, or the network no such layer.
+            If Whisper does not support the language, or the network does not have one of the layers.
         """
         code, settings = language_code(language), settings or self.settings
         places = settings.places(self.config)
@@ -139,12 +139,12 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return code
 
     def remove_experts(self, language: str) -> None:
-        """Forget an expert; its language takes the shared blocks from then on.
+        """Remove an expert; its language uses the shared blocks from then on.
 
         Raises
         ------
         UserError
-            Where there is none.
+            If no expert of this language is loaded.
         """
         code = self._loaded(language)
         for block in self.blocks.values():
@@ -156,12 +156,12 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self.routing.forget()
 
     def expert(self, language: str) -> dict[tuple[str, int], Expert]:
-        """Return the parts of an expert by side and layer.
+        """Return the modules of an expert by side and layer.
 
         Raises
         ------
         UserError
-            Where there is none.
+            If no expert of this language is loaded.
         """
         code = self._loaded(language)
         return {place: block.experts[code] for place, block in self.blocks.items() if code in block.experts}
@@ -171,28 +171,28 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         if code not in self.languages:
             there = ", ".join(self.languages) or "none"
             raise UserError(
-                f"no expert for '{language}' is loaded (loaded: {there}); load_experts('{language}') loads it"
+                f"no expert for '{language}' is loaded (loaded: {there}); call load_experts('{language}') first"
             )
         return code
 
     def set_language_task(
         self, language: str | None = None, step_proportion: float | None = None, task: str | None = None
     ) -> None:
-        """Choose the expert for all utterances to come, and the language and task that `generate` asks for.
+        """Select the expert for all following utterances, and the default language and task of `generate`.
 
         Arguments
         ---------
         language : str or None
             Code or English name; None for the shared blocks.
         step_proportion : float, optional
-            Share of the training that is done, for the noise.
+            Completed share of the training; scales the noise of the gates.
         task : str, optional
-            `transcribe` or `translate`, which leaves the decoder to the shared blocks, as in the paper.
+            `transcribe`, or `translate`, for which the decoder uses the shared blocks, as in the paper.
 
         Raises
         ------
         UserError
-            Where no expert of this language is loaded.
+            If no expert of this language is loaded.
         """
         code = None if language is None else self._loaded(language)
         self.routing.set("encoder", code)
@@ -202,10 +202,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self.chosen = {"language": code, "task": task or "transcribe"} if code else {}
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does, in the language and task of `set_language_task` where none are given.
+        """Generate as transformers does; language and task default to those of `set_language_task`.
 
-        With a `language` (or one for each utterance) that has an expert, that one answers this call.
-        `config.forced_decoder_ids`, which transformers has given up and would refuse, is dropped: it says the same.
+        If a given `language` (or one per utterance) has an expert, this call uses that expert. The redundant
+        `config.forced_decoder_ids`, which transformers has deprecated and rejects, is removed.
         """
         self.config.__dict__.pop("forced_decoder_ids", None)
         language = kwargs.get("language") or self.chosen.get("language")
@@ -223,9 +223,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     # ------------------------------------------------------------ files
 
     def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write a plain Whisper directory, and a file for each expert."""
+        """Write a plain Whisper directory, and one file per expert."""
         self.config.experts = list(self.languages)
-        # other programs read it as what it is without the experts
+        # other programs load the directory as a plain Whisper, without the experts
         self._apply_to_plain(
             lambda: super(DistilWhisperForConditionalGeneration, self).save_pretrained(folder, *args, **kwargs)
         )
@@ -237,12 +237,12 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             self.save_expert(language, Path(folder))
 
     def save_expert(self, language: str, folder: str | Path) -> Path:
-        """Write `expert.<language>.safetensors`: this language's experts and gates, and nothing else.
+        """Write `expert.<language>.safetensors` with only the experts and gates of this language.
 
         Raises
         ------
         UserError
-            Where there is no such expert.
+            If no expert of this language is loaded.
         """
         tensors, ranks, width = {}, set(), 0
         for (side, i), part in self.expert(language).items():
@@ -260,19 +260,19 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return path
 
     def load_experts(self, target_lang: str | list[str], expert_local_dir: str | Path | None = None) -> None:
-        """Load one expert or several, and choose the last; one that is there already is replaced.
+        """Load one or several experts, replacing loaded experts of the same languages, and select the last one.
 
         Arguments
         ---------
         target_lang : str or list of str
             Codes or English names.
         expert_local_dir : str or Path, optional
-            Where `expert.<language>.safetensors` or `.bin` lie; by default where the network came from, directory or hub id.
+            Location of `expert.<language>.safetensors` or `.bin`; by default the directory or hub id of the network.
 
         Raises
         ------
         UserError
-            Where there is no such file, it is damaged, or it belongs to another Whisper.
+            If a file is missing, damaged, or belongs to another Whisper.
         """
         for language in [target_lang] if isinstance(target_lang, str) else target_lang:
             code = language_code(language)
@@ -291,7 +291,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                     self.blocks[place].experts[code] = part
                 self.languages += [code] if before else []
                 reason = str(error).splitlines()[-1].strip()
-                raise UserError(f"{path} is no expert for this Whisper ({reason})") from None
+                raise UserError(f"{path} is not an expert for this Whisper ({reason})") from None
             self.set_language_task(code)
 
     @staticmethod
@@ -302,20 +302,20 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                 found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"'{source}' is no directory or hub id that can be reached ({str(error).splitlines()[0]})"
+                    f"'{source}' is not a directory or a reachable hub id ({str(error).splitlines()[0]})"
                 ) from None
             if found is not None:
                 return Path(found)
-        raise UserError(f"{source} holds no expert for {LANGUAGES[code]} ({names[0]} or {names[2]})")
+        raise UserError(f"{source} contains no expert for {LANGUAGES[code]} (expected {names[0]} or {names[2]})")
 
 
 def read_expert(path: Path, code: str) -> tuple[dict[str, torch.Tensor], ExpertSettings]:
-    """Read an expert's tensors, by `<side>.layers.<i>.<name>`, and what it looks like; of the published layout too.
+    """Read an expert file, also in the published layout: the tensors by `<side>.layers.<i>.<name>`, and the settings.
 
     Raises
     ------
     UserError
-        Where the file is damaged, holds more than tensors, or belongs to another language.
+        If the file is damaged, contains anything but tensors, or belongs to another language.
     """
     if path.suffix == ".bin":
         tensors, known = {}, (code, LANGUAGES[code])
@@ -324,18 +324,19 @@ def read_expert(path: Path, code: str) -> tuple[dict[str, torch.Tensor], ExpertS
             if match and match[4] in known:
                 tensors[f"{match[1]}.layers.{match[2]}.{match[3] + '.' if match[3] else ''}{match[5]}"] = value
         if not tensors:
-            raise UserError(f"{path} holds no expert for {LANGUAGES[code]} in the published layout")
+            raise UserError(f"{path} contains no expert for {LANGUAGES[code]} in the published layout")
         places = sorted({tuple(key.split(".")[:3:2]) for key in tensors}, key=lambda p: (SIDES.index(p[0]), int(p[1])))
         width = next((value.shape[0] for key, value in tensors.items() if key.endswith("gate_in.weight")), None)
         if width is None:
-            raise UserError(f"{path} holds no gates for {LANGUAGES[code]}; it is not whole")
+            raise UserError(f"{path} contains no gates for {LANGUAGES[code]}; the file is incomplete")
         return tensors, ExpertSettings([f"{side}.{int(i) + 1}" for side, i in places], None, width)
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT or about.get("language") != code:
                 raise UserError(
-                    f"{path} is no expert for {LANGUAGES[code]} ({about.get('language')}, {about.get('format')})"
+                    f"{path} is not an expert for {LANGUAGES[code]} "
+                    f"(language: {about.get('language')}, format: {about.get('format')})"
                 )
             return {key: file.get_tensor(key) for key in file.keys()}, ExpertSettings(**json.loads(about["settings"]))
     except (SafetensorError, ValueError, TypeError, KeyError) as error:

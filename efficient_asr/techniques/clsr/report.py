@@ -1,4 +1,4 @@
-"""Tables and pictures of `scripts/reproduce_experts.sh` and `scripts/tune_experts.sh`: means over seeds, by language."""
+"""Tables and figures of `scripts/reproduce_experts.sh` and `scripts/tune_experts.sh`: means over seeds, by language."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from efficient_asr.reporting.tables import markdown_table
 from efficient_asr.techniques.clsr.experts import SIDES
 from efficient_asr.utils.errors import UserError
 
-BY_LANGUAGE = ("in_domain", "whole_dev")  # a folder holds one of them
+BY_LANGUAGE = ("in_domain", "whole_dev")  # a folder contains results of one of them
 WHOLE = {"cross_domain": "cross-domain WER %", "english": "English WER %"}
 SPLITS = (*BY_LANGUAGE, *WHOLE)
 
 
 def _spread(values: list[float | None], digits: int = 1) -> str:
-    """Write a mean, and half the distance between lowest and highest where there are several."""
+    """Format the mean; for several values, append half the difference between the highest and the lowest."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
@@ -29,12 +29,12 @@ def _spread(values: list[float | None], digits: int = 1) -> str:
 
 
 def methods_of(runs: list[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Return the runs by variant and split, one for each seed; plain models come first, then technique by technique.
+    """Group runs (one per seed) by variant and split; plain models come first, all others are sorted by technique.
 
     Raises
     ------
     UserError
-        Where runs of one split were not on the same utterances.
+        If the runs of a split were not evaluated on the same utterances.
     """
     found: dict[str, dict[str, list[Result]]] = {}
     for split in SPLITS:
@@ -50,7 +50,7 @@ def _rank(run: Result) -> tuple:
 
 
 def experts_table(runs: list[Result]) -> str:
-    """Draw WER by language and test set, with what each method trains and weighs."""
+    """Format a table of WER by language and test set, with trained parameters and size of each method."""
     present = [split for split in SPLITS if any(run.split == split for run in runs)]
     main, rest = present[0], present[1:]
     languages = list(next(run for run in runs if run.split == main).details["languages"])
@@ -81,22 +81,22 @@ def experts_table(runs: list[Result]) -> str:
 
 
 def page_table(name: str, results_folder: Path) -> str:
-    """Return the table of `<!-- experts NAME -->`, from the results in `experts/NAME`.
+    """Return the table for the marker `<!-- experts NAME -->`, from the results in `experts/NAME`.
 
     Raises
     ------
     UserError
-        Where there are none.
+        If there are no such results.
     """
     folder = results_folder / "experts" / name
     runs = load_runs(folder)
     if not any(run.split in SPLITS for run in runs):
-        raise UserError(f"a table '{name}' is asked for, but there is no result on {', '.join(SPLITS)} in {folder}")
+        raise UserError(f"table '{name}' is requested, but there are no results on {', '.join(SPLITS)} in {folder}")
     return experts_table(runs)
 
 
 def draw_all(results_folder: Path) -> list[Path]:
-    """Draw the gates of every folder below `experts`; returns the pictures."""
+    """Plot the gates for every folder in `experts`; return the paths of the figures."""
     folders = sorted((results_folder / "experts").glob("*/"))
     plots = results_folder / "plots"
     drawn = [draw_gates(load_runs(folder), plots / f"gates-{folder.name}.png") for folder in folders]
@@ -104,13 +104,13 @@ def draw_all(results_folder: Path) -> list[Path]:
 
 
 def _place(layer: str) -> tuple[int, int]:
-    """Return where a layer such as `encoder.0` stands."""
+    """Return the sort key of a layer such as `encoder.0`."""
     side, _, number = layer.partition(".")
     return SIDES.index(side), int(number)
 
 
 def draw_gates(runs: list[Result], path: Path) -> Path | None:
-    """Draw what share of frames and tokens experts answered for, by layer and method; None where no run has experts."""
+    """Plot the share of frames and tokens handled by experts, by layer and method; return None if no run has experts."""
     usage: dict[str, dict[str, float]] = {}
     for variant, splits in methods_of(runs).items():
         inside = [run for split in BY_LANGUAGE for run in splits.get(split, [])]

@@ -1,7 +1,7 @@
 """A decider between a small and a large Whisper (arXiv 2309.12712).
 
-Networks are in `network.py`, their inputs in `router.py` and `data.py`, the cascade in `cascade.py`, the arithmetic of
-choosing in `analysis.py`, comparisons in `comparison.py` and `report.py`.
+The networks are in `network.py`, their inputs in `router.py` and `data.py`, the cascade in `cascade.py`, the analysis of
+routing in `analysis.py`, and comparisons in `comparison.py` and `report.py`.
 """
 
 from efficient_asr.utils.technique import Key, Technique

@@ -1,9 +1,9 @@
-"""The arithmetic of routing between a small and a large model, from what each of them did on every utterance.
+"""Analysis of routing between a small and a large model, from the records of both models on every utterance.
 
-`recipes/decider/label.py` writes one file a model; two of the same manifest make a `Pair`. From a pair and the scores of
-any router follow, exactly and without running anything again, WER and cost at every threshold, those of choosing at random
-and of an oracle, the share of the oracle's gain that a router closes at equal cost, and the threshold for a wanted share,
-budget or WER.
+`recipes/decider/label.py` writes one file per model; two files for the same manifest form a `Pair`. Given a pair and the
+scores of any router, this module computes exactly, without running a model again: WER and cost at every threshold, those of
+choosing at random and of an oracle, the performance gap recovered (PGR) at equal cost, and the threshold for a requested
+share, budget or WER.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ HOW = "run recipes/decider/label.py with both models on this manifest first"
 
 @dataclass
 class Pair:
-    """What two models did on the same utterances; arrays of [utterances].
+    """Records of two models on the same utterances; arrays have shape [utterances].
 
     Attributes
     ----------
     ids : list of str
-        Utterances, in the order of the small model's file.
+        Utterance ids, in the order of the small model's file.
     durations : numpy.ndarray
-        Seconds.
+        Duration in seconds.
     words : numpy.ndarray
-        Words of the references.
+        Number of reference words.
     small, large : list of dict
-        The records.
+        Records of the small and of the large model.
     """
 
     ids: list[str]
@@ -46,21 +46,21 @@ class Pair:
 
     @classmethod
     def read(cls, small: Path, large: Path) -> Pair:
-        """Read two files of `recipes/decider/label.py`.
+        """Read two files written by `recipes/decider/label.py`.
 
         Raises
         ------
         UserError
-            Where one is missing, or they are not of the same utterances.
+            If a file is missing, or the files contain different utterances.
         """
         records = [read_records(path) for path in (small, large)]
         ids = list(records[0])
         if set(ids) != set(records[1]):
             odd = sorted(set(ids) ^ set(records[1]))
-            raise UserError(f"{small} and {large} hold different utterances (for example {odd[0]}); {HOW}")
+            raise UserError(f"{small} and {large} contain different utterances (for example {odd[0]}); {HOW}")
         for name in ids:
             if records[0][name]["reference"] != records[1][name]["reference"]:
-                raise UserError(f"{small} and {large} have another reference for '{name}'; {HOW}")
+                raise UserError(f"{small} and {large} have different references for '{name}'; {HOW}")
         rows = [[of[name] for name in ids] for of in records]
         durations, words = (
             np.array([row[key] for row in rows[0]], dtype=float) for key in ("duration", "reference_words")
@@ -68,28 +68,28 @@ class Pair:
         return cls(ids, durations, words, *rows)
 
     def values(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a number of the small and of the large model's records."""
+        """Return the numbers under `key` in the records of the small and of the large model."""
         return tuple(np.array([row[key] for row in rows], dtype=float) for rows in (self.small, self.large))
 
     @property
     def gains(self) -> np.ndarray:
-        """Errors of the small model less those of the large."""
+        """Errors of the small model minus those of the large."""
         small, large = self.values("errors")
         return small - large
 
     def select(self, rows: np.ndarray) -> Pair:
-        """Return some utterances, with repetition where an index comes twice."""
+        """Return the utterances at the given indices; indices may repeat."""
         picked = [[of[i] for i in rows] for of in (self.small, self.large)]
         return Pair([self.ids[i] for i in rows], self.durations[rows], self.words[rows], *picked)
 
 
 def read_records(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a file of `recipes/decider/label.py` by id.
+    """Read a file written by `recipes/decider/label.py` and return its records by id.
 
     Raises
     ------
     UserError
-        Where it is missing or not such a file.
+        If the file is missing, empty or invalid.
     """
     if not Path(path).is_file():
         raise UserError(f"no records at {path}; {HOW}")
@@ -99,15 +99,15 @@ def read_records(path: Path) -> dict[str, dict[str, Any]]:
             record = json.loads(line)
             records[record["id"]] = record
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number} is no record of recipes/decider/label.py") from None
+            raise UserError(f"{path}:{number} is not a record of recipes/decider/label.py") from None
     if not records:
-        raise UserError(f"{path} holds no records; {HOW}")
+        raise UserError(f"{path} contains no records; {HOW}")
     return records
 
 
 @dataclass
 class Costs:
-    """What an utterance costs where the router keeps it, and where it sends it on; arrays of [utterances]."""
+    """Cost of each utterance on both routes: kept by the smaller model (`easy`) or sent on (`hard`); [utterances] each."""
 
     easy: np.ndarray
     hard: np.ndarray
@@ -117,17 +117,16 @@ class Costs:
         cls, order: str, small: np.ndarray, large: np.ndarray, small_encoder: float = 0.0, large_encoder: float = 0.0,
         router: float | np.ndarray = 0.0,
     ) -> Costs:  # fmt: skip
-        """Return them for what a router looks at: `audio`, `encoder`, `transcript` or `large_encoder` (see
-        `evaluation/cascade.py`).
+        """Return the costs for a router input: `audio`, `encoder`, `transcript` or `large_encoder` (see `cascade.py`).
 
         Arguments
         ---------
         order : str
-            What the router looks at.
+            Router input.
         small, large : numpy.ndarray
-            Cost of the whole models, [utterances].
+            Cost of the full models, [utterances].
         small_encoder, large_encoder : float
-            Cost of their encoders alone, the same for every utterance.
+            Cost of the encoders alone, the same for every utterance.
         router : float or numpy.ndarray
             Cost of the router.
         """
@@ -144,22 +143,23 @@ class Costs:
 
 @dataclass
 class Curve:
-    """WER in percent against mean cost, for every number of utterances that are sent on, rising; [points]."""
+    """WER in percent against mean cost, as the number of utterances sent to the large model increases; [points] each."""
 
     cost: np.ndarray
     wer_percent: np.ndarray
     rate: np.ndarray
 
     def at(self, cost: np.ndarray) -> np.ndarray:
-        """WER at a mean cost, linear between points; not a number below the first, flat behind the last.
+        """Return the WER at mean costs, linear between points; NaN below the first point, constant past the last.
 
-        Measured times may fall where a utterance happened to take the small model longer: there a cost stays what it was.
+        Measured times can decrease along the curve, if the small model took longer on an utterance than the large one. The
+        running maximum of the cost is used instead.
         """
         return np.interp(cost, np.maximum.accumulate(self.cost), self.wer_percent, left=np.nan)
 
 
 def curve(pair: Pair, scores: np.ndarray, costs: Costs) -> Curve:
-    """Send the utterances on one after the other, the highest score first."""
+    """Return the curve of a router that sends utterances to the large model one by one, highest score first."""
     order = np.argsort(-scores, kind="stable")
     small, large = pair.values("errors")
     errors = small.sum() - np.concatenate([[0.0], np.cumsum((small - large)[order])])
@@ -169,7 +169,7 @@ def curve(pair: Pair, scores: np.ndarray, costs: Costs) -> Curve:
 
 
 def oracle_curve(pair: Pair, small: np.ndarray, large: np.ndarray) -> Curve:
-    """The best choice, for it knows the errors: largest gains first, none that gains nothing, no router to pay."""
+    """Return the curve of an oracle that knows the errors: largest gains first, only positive gains, no router cost."""
     gains = pair.gains
     best = curve(pair, gains, Costs(small, large))
     used = int((gains > 0).sum()) + 1
@@ -177,7 +177,7 @@ def oracle_curve(pair: Pair, small: np.ndarray, large: np.ndarray) -> Curve:
 
 
 def random_wer_percent(pair: Pair, small: np.ndarray, large: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """WER of choosing at random at mean costs between always-small and always-large: the straight line between these two."""
+    """Return the WER of choosing at random at mean costs: the straight line between always-small and always-large."""
     ends = [100 * values.sum() / max(1.0, pair.words.sum()) for values in pair.values("errors")]
     rates = np.clip((cost - small.mean()) / (large.mean() - small.mean()), 0.0, 1.0)
     return ends[0] + rates * (ends[1] - ends[0])
@@ -186,10 +186,10 @@ def random_wer_percent(pair: Pair, small: np.ndarray, large: np.ndarray, cost: n
 def performance_gap_recovered(
     pair: Pair, scores: np.ndarray, costs: Costs, small: np.ndarray, large: np.ndarray
 ) -> float | None:
-    """Share of the gap between choosing at random and the oracle that a router closes at equal cost.
+    """Return the performance gap recovered (PGR): the share of the gap between random choice and oracle closed at equal cost.
 
-    The areas between the curves are compared, over all budgets between always-small and always-large. Where a budget is
-    too small for the router itself, one would choose at random: no gain. None where the oracle gains nothing.
+    PGR is the ratio of the areas between the curves, over all budgets between always-small and always-large. Budgets too
+    small for the router itself count as random choice, with no gain. None if the oracle is no better than random choice.
     """
     budgets = np.linspace(small.mean(), large.mean(), 201)
     at_random = random_wer_percent(pair, small, large, budgets)
@@ -203,7 +203,10 @@ def performance_gap_recovered(
 def bootstrap(
     groups: list[Pair], statistic: Callable[[int, np.ndarray], float | None], samples: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean over groups of `statistic(group, rows)`, resampling utterances within each group."""
+    """Return the 95 % bootstrap interval of the mean of `statistic(group, rows)` over groups.
+
+    Utterances are resampled within each group.
+    """
     rng, means = np.random.default_rng(seed), []
     for _ in range(samples):
         values = [statistic(g, rng.integers(0, len(pair.ids), len(pair.ids))) for g, pair in enumerate(groups)]
@@ -217,17 +220,17 @@ def bootstrap(
 
 
 def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Probability that a positive example scores higher than a negative one, ties half; None where one kind is missing."""
+    """Return the probability that a positive scores higher than a negative (ties count half); None if one class is empty."""
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if not positives or not negatives:
         return None
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # mean rank of equal scores, from 1
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # mean rank of equal scores, counted from 1
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def balanced_accuracy(chosen: np.ndarray, positive: np.ndarray) -> float | None:
-    """Mean of the shares of positives that were chosen and of negatives that were not; None where one kind is missing."""
+    """Return the mean of the true positive and the true negative rate; None if one class is empty."""
     if positive.all() or not positive.any():
         return None
     return float((chosen[positive].mean() + (~chosen[~positive]).mean()) / 2)
@@ -237,27 +240,29 @@ CALIBRATIONS = ("calibrate_large_share", "calibrate_macs_g", "calibrate_wer_perc
 
 
 def threshold_for(pair: Pair, scores: np.ndarray, costs: Costs, key: str, value: float) -> float:
-    """Return the threshold that meets a wish on these utterances.
+    """Return the threshold that meets a target on these utterances.
 
     Arguments
     ---------
     pair : Pair
         Validation utterances.
     scores : numpy.ndarray
-        Of the router, [utterances].
+        Scores of the router, [utterances].
     costs : Costs
-        In GMACs.
+        Costs in GMACs.
     key : str
-        `calibrate_large_share`: this share (0 to 1) goes to the large model; `calibrate_macs_g`: a mean cost of at most so
-        many GMACs; `calibrate_wer_percent`: the smallest share with a WER of at most so many percent.
+        `calibrate_large_share`: the share (0 to 1) that goes to the large model; `calibrate_macs_g`: the maximum mean cost in
+        GMACs; `calibrate_wer_percent`: the maximum WER in percent, met with the smallest possible share.
+    value : float
+        Value of the target.
 
     Raises
     ------
     UserError
-        Where no threshold does.
+        If no threshold meets the target.
     """
     points, ranked = curve(pair, scores, costs), np.sort(scores)[::-1]
-    # Only between different scores can a threshold stand.
+    # A threshold can only lie between different scores.
     cuts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1], [True]]))
     if key == "calibrate_large_share":
         if not 0 <= value <= 1:
@@ -267,7 +272,7 @@ def threshold_for(pair: Pair, scores: np.ndarray, costs: Costs, key: str, value:
         fitting = cuts[points.cost[cuts] <= value]
         if not len(fitting):
             raise UserError(
-                f"{key}: {value} GMACs are less than the {points.cost.min():.3f} that the cheapest choice costs"
+                f"{key}: {value} GMACs are less than the {points.cost.min():.3f} GMACs of the cheapest threshold"
             )
         sent = int(fitting.max())
     else:

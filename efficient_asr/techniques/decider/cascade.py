@@ -1,16 +1,16 @@
-"""A cascade: several recognisers from small to large, and between neighbours a router that keeps easy utterances with the
-smaller.
+"""A cascade: several recognisers from small to large, with a router between neighbours that keeps easy utterances with the
+smaller model.
 
-Every step of the chain asks its router about the utterances that are left. What a router looks at decides what is paid before:
+At every step, the router scores the remaining utterances. The router's input determines what has to be computed first:
 
-- `audio`: nothing; then the smaller model runs, or the next step begins.
-- `encoder`: the smaller model's encoder, whose states its decoder then takes over (small encoder -> decider -> small
-  decoder, or on).
-- `transcript`: the whole smaller model (full small model -> confidence -> larger).
-- `large_encoder`: the next model's encoder, the order of arXiv 2309.12712; easy utterances then run the whole smaller model, hard
-  ones only the larger decoder.
+- `audio`: nothing; afterwards the smaller model runs, or the cascade moves to the next model.
+- `encoder`: the smaller model's encoder, whose states the smaller decoder reuses (small encoder -> decider -> small decoder
+  or next model).
+- `transcript`: the whole smaller model (small model -> confidence -> larger model).
+- `large_encoder`: the next model's encoder, as in arXiv 2309.12712; afterwards easy utterances run the whole smaller model,
+  hard ones only the larger decoder.
 
-A batch is split by route and put together again, and encoder states that exist are never computed again.
+A batch is split by route and reassembled, and encoder states are never computed twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from efficient_asr.techniques.decider.router import Router, RouterInput
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write
 
-_MODEL = re.compile(r"model-\d+|[A-Za-z0-9][\w.-]*/[\w][\w.-]*")  # in the folder, or a hub id
+_MODEL = re.compile(r"model-\d+|[A-Za-z0-9][\w.-]*/[\w][\w.-]*")  # a directory in the folder, or a hub id
 FORMAT = {"format": "efficient_asr", "version": 1, "kind": "cascade"}
 
 
@@ -45,18 +45,18 @@ class CascadeTranscriber(Transcriber):
     Arguments
     ---------
     transcribers : list of Transcriber
-        From small to large; those whose encoder a router looks at must have `encode` and `decode`.
+        From small to large; a model whose encoder states a router uses must have `encode` and `decode`.
     routers : list of Router
-        One fewer.
+        One fewer than transcribers.
     thresholds : list of float
-        One a router: utterances that score higher go on to the next model. Infinity keeps all, minus infinity none.
+        One per router: utterances with a higher score move to the next model. Infinity keeps all, minus infinity none.
     names : list of str, optional
-        What the models are called in `route`.
+        Names of the models in `route`.
 
     Raises
     ------
     UserError
-        Where these do not go together.
+        If the numbers of models, routers and thresholds do not match, or a router needs an encoder that is not a Whisper's.
     """
 
     technique = "decider"
@@ -70,8 +70,8 @@ class CascadeTranscriber(Transcriber):
     ) -> None:
         if len(transcribers) < 2 or len(routers) != len(transcribers) - 1 or len(thresholds) != len(routers):
             raise UserError(
-                f"a cascade of {len(transcribers)} models needs one router and one threshold fewer, not {len(routers)} and "
-                f"{len(thresholds)}"
+                f"a cascade of {len(transcribers)} models needs one router and one threshold between neighbouring models, "
+                f"but has {len(routers)} routers and {len(thresholds)} thresholds"
             )
         self.transcribers, self.routers, self.thresholds = list(transcribers), list(routers), list(thresholds)
         self.names = names or (
@@ -82,7 +82,8 @@ class CascadeTranscriber(Transcriber):
             needed = {"encoder": i, "large_encoder": i + 1}.get(router.router_input)
             if needed is not None and not self.transcribers[needed].shows_encoder:
                 raise UserError(
-                    f"the router '{router.label}' needs the encoder of a Whisper, but '{self.names[needed]}' is not a Whisper"
+                    f"the router '{router.label}' needs the encoder states of a Whisper, "
+                    f"but '{self.names[needed]}' is not a Whisper"
                 )
         self.batched = all(t.batched for t in self.transcribers)
         windows = [t.window_s for t in self.transcribers if t.window_s is not None]
@@ -91,7 +92,7 @@ class CascadeTranscriber(Transcriber):
 
     @property
     def label(self) -> str:
-        """Routers and thresholds."""
+        """Label of routers and thresholds."""
         return ", ".join(f"{r.label} > {t:.3g}" for r, t in zip(self.routers, self.thresholds, strict=True))
 
     @property
@@ -109,7 +110,7 @@ class CascadeTranscriber(Transcriber):
         left = list(range(len(wavs)))
         lengths = absolute_lengths(wavs, wav_lens)
         scores: list[list[float]] = [[] for _ in left]
-        encoded = None  # by the next model, of those that are left
+        encoded = None  # encoder output of the next model for the remaining utterances
         for i, transcriber in enumerate(self.transcribers):
             batch = _Batch(wavs[left], lengths[left], transcriber, encoded)
             if i == len(self.routers):
@@ -132,14 +133,14 @@ class CascadeTranscriber(Transcriber):
         return out
 
     def for_long_audio(self) -> CascadeTranscriber:
-        """Return the same cascade for pieces of long audio."""
+        """Return the same cascade, set up for segments of long audio."""
         pieces = copy.copy(self)
         pieces.transcribers = [t.for_long_audio() for t in self.transcribers]
         return pieces
 
     @staticmethod
     def _score(router: Router, batch: _Batch, ahead: _Batch) -> torch.Tensor:
-        """Let a router look at what it wants to see; returns scores [batch]."""
+        """Compute the router's inputs and return its scores [batch]."""
         inputs = RouterInput(batch.wavs, batch.lengths)
         if router.router_input in ("encoder", "large_encoder"):
             inputs.hidden_states = (batch if router.router_input == "encoder" else ahead).encode().hidden_states
@@ -152,7 +153,7 @@ class CascadeTranscriber(Transcriber):
             return router(inputs).float().cpu()
 
     def to(self, device: str) -> CascadeTranscriber:
-        """Move everything to a device and return itself."""
+        """Move all models and routers to a device and return self."""
         for part in (*self.transcribers, *self.routers):
             part.to(device)
         return self
@@ -173,9 +174,9 @@ class CascadeTranscriber(Transcriber):
             transcriber.language = language
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Return how often each model answered; the last is the largest."""
+        """Return the share of utterances handled by each model; the last model is the largest."""
         routes = []
-        for record in records:  # of long audio every piece has one
+        for record in records:  # in long audio every segment has a route
             routes += (
                 [record["route"]] if "route" in record else [piece["route"] for piece in record.get("segments", ())]
             )
@@ -191,7 +192,7 @@ class CascadeTranscriber(Transcriber):
     ) -> None:
         """Write a self-contained model folder: routers, thresholds, decoding options, and copies of the models of `sources`.
 
-        A source that is no local directory (a hub id) is named instead of copied.
+        A source that is not a local directory (a hub id) is referenced instead of copied.
         """
         folder = Path(folder)
         models = [save_cascade_model(folder, i, source) for i, source in enumerate(sources)]
@@ -212,12 +213,12 @@ class CascadeTranscriber(Transcriber):
 
     @classmethod
     def load(cls, folder: Path | str, load_model: Any) -> CascadeTranscriber:
-        """Load a model folder; `load_model(path)` loads each model in it. Nothing in it is executed.
+        """Load a model folder; `load_model(path)` loads each model in it. No code from the folder is executed.
 
         Raises
         ------
         UserError
-            Where the folder is damaged or of another kind.
+            If the folder is damaged or not a cascade.
         """
         folder = Path(folder)
         routers, thresholds, names = load_routers(folder)
@@ -241,26 +242,26 @@ class CascadeTranscriber(Transcriber):
 def load_cascade(
     folder: str, load_model: Callable[..., Transcriber], language: str | None, options: dict[str, Any]
 ) -> CascadeTranscriber:
-    """Load a cascade's folder for `load_transcriber`, with the decoding options that it was saved with.
+    """Load a cascade's folder for `load_transcriber`, with the decoding options stored in it.
 
     Raises
     ------
     UserError
-        Where the languages of the rows are asked for, or the folder is damaged.
+        If `language` is 'manifest', or the folder is damaged.
     """
     if language == MANIFEST:
-        raise UserError("language: a cascade takes one language, or detects it (null); not 'manifest'")
+        raise UserError("language: 'manifest' is not supported by cascades; use one language, or null to detect it")
     decoding = (read_config(folder).get("decoding") or {}) | options
     return CascadeTranscriber.load(folder, lambda path: load_model(path, **decoding))
 
 
 def load_routers(folder: Path) -> tuple[list[Router], list[float], list[str]]:
-    """Load the routers of a cascade's folder, their thresholds and the names of the models, without the models.
+    """Load the routers of a cascade's folder, their thresholds and the names of the models, but not the models.
 
     Raises
     ------
     UserError
-        Where the folder is damaged or of another kind.
+        If the folder is damaged or not a cascade.
     """
     config = read_config(str(folder))
     if {key: config.get(key) for key in FORMAT} != FORMAT:
@@ -271,7 +272,9 @@ def load_routers(folder: Path) -> tuple[list[Router], list[float], list[str]]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.json is damaged ({error!r})") from None
     if not all(isinstance(router, Router) for router in routers):
-        raise UserError(f"{folder}/config.json: not every router is one; the folder is damaged or not to be trusted")
+        raise UserError(
+            f"{folder}/config.json: an entry of 'routers' is not a router; the folder is damaged or cannot be trusted"
+        )
     weights = load_weights(folder)
     for i, router in enumerate(routers):
         own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{i}.")}
@@ -279,12 +282,12 @@ def load_routers(folder: Path) -> tuple[list[Router], list[float], list[str]]:
             router.load_state_dict(own)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
+            raise UserError(f"{folder}: the weights do not match config.json ({reason})") from None
     return routers, thresholds, names
 
 
 class _Batch:
-    """Some utterances and what one model has made of them so far."""
+    """Some utterances with the encoder states and transcripts that one model has computed for them so far."""
 
     def __init__(self, wavs: torch.Tensor, lengths: torch.Tensor, transcriber: Any, encoded: Any = None) -> None:
         longest = max(1, int(lengths.max()))
@@ -298,7 +301,7 @@ class _Batch:
         return self.encoded
 
     def transcripts(self, rows: list[int]) -> list[Transcript]:
-        """Return the transcripts of some rows, from encoder states where there are any."""
+        """Return the transcripts of some rows, reusing encoder states if there are any."""
         if not rows:
             return []
         if self._transcripts is not None:
@@ -314,7 +317,7 @@ class _Batch:
 
 
 def save_cascade_model(folder: Path, number: int, source: str) -> str:
-    """Copy a model directory into a cascade's folder as `model-<number>`, whole or not at all; returns its name there."""
+    """Copy a model directory atomically into a cascade's folder as `model-<number>`; return its name, or the hub id."""
     if not os.path.isdir(source):
         return source
     target = folder / f"model-{number}"

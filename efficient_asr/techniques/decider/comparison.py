@@ -1,4 +1,4 @@
-"""Routers between a small and a large model compared on test sets, from what both models did on every utterance."""
+"""Compare routers between a small and a large model on test sets, from the records of both models on every utterance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from efficient_asr.utils.errors import UserError
 
 
 class Comparison:
-    """The models, what they did on every split, and what routers make of it."""
+    """Compares routers, given both models and their records on every split."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -51,7 +51,7 @@ class Comparison:
         return Pair.read(*(self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair))
 
     def costs(self, router: Router, pair: Pair, key: str, own: np.ndarray) -> Costs:
-        """Return what both routes cost, in GMACs or seconds."""
+        """Return the costs of both routes, in GMACs or seconds; `own` is the cost of the router."""
         small, large = self.encoders[key]
         return Costs.of(router.router_input, *pair.values(key), small, large, own)
 
@@ -74,12 +74,12 @@ class Comparison:
         place = {row["id"]: i for i, row in enumerate(rows)}
         missing = next((name for name in pair.ids if name not in place), None)
         if missing is not None:
-            raise UserError(f"--manifests: {split}.jsonl has no utterance '{missing}', of which there are records")
+            raise UserError(f"--manifests: {split}.jsonl has no utterance '{missing}', which is in the records")
         order = [place[name] for name in pair.ids]
         return scores[order], macs_g[order], router_time_s(router, rows, source)
 
     def compare(self, name: str, routers: list[Router]) -> dict[str, Any]:
-        """Return what routers of one kind (seeds) do on every test split."""
+        """Return the results of routers of one kind (one per seed) on every test split."""
         seen = [{split: self.score(router, split) for split in self.splits} for router in routers]
         out: dict[str, Any] = {"router_input": routers[0].router_input, "seeds": len(routers), "splits": {}}
         for split in self.args.tests:
@@ -100,7 +100,7 @@ class Comparison:
         return out
 
     def closed(self, router: Router, pair: Pair, seen: tuple, key: str, rows: np.ndarray | None = None) -> float | None:
-        """Return the share of the oracle's gain that a router closes on (resampled) utterances."""
+        """Return a router's performance gap recovered (PGR) on (resampled) utterances."""
         scores, macs_g, time_s = seen
         own = macs_g if key == "macs_g" else np.full(len(scores), time_s)
         if rows is not None:
@@ -108,7 +108,7 @@ class Comparison:
         return performance_gap_recovered(pair, scores, self.costs(router, pair, key, own), *pair.values(key))
 
     def interval(self, routers: list[Router], seen: list[dict]) -> tuple[float, float] | None:
-        """Return the 95 % interval of the mean over test sets (and seeds) of the share at equal MACs."""
+        """Return the 95 % confidence interval of the mean PGR at equal MACs over test sets (and seeds)."""
         groups = [self.pairs[split] for split in self.args.tests]
 
         def statistic(group: int, rows: np.ndarray) -> float | None:
@@ -120,7 +120,7 @@ class Comparison:
         return bootstrap(groups, statistic, self.args.bootstrap)
 
     def operating_points(self, routers: list[Router], seen: list[dict]) -> list[dict[str, Any]]:
-        """Return WER and costs over all test sets by thresholds of the dev split: for shares, and for the large model's WER."""
+        """Return WER and costs over all test sets at thresholds set on dev: for several shares, and for the large model's WER."""
         dev = self.pairs[self.args.dev]
         large_wer = 100 * dev.values("errors")[1].sum() / dev.words.sum()
         wishes = [("calibrate_large_share", share) for share in (0.1, 0.2, 0.3, 0.5, 0.7)] + [
@@ -137,7 +137,7 @@ class Comparison:
         return points
 
     def outcome(self, router: Router, seen: dict, threshold: float) -> dict[str, float]:
-        """Return rate, WER and mean costs over all test sets at a threshold."""
+        """Return large model rate, WER and mean costs over all test sets at a threshold."""
         errors = words = sent = count = 0.0
         totals = {"macs_g": 0.0, "time_s": 0.0}
         for split in self.args.tests:
@@ -160,7 +160,7 @@ class Comparison:
         return Pair([f"{i}" for i in range(len(arrays[0]))], *arrays, *records)
 
     def pooled_curve(self, router: Router, seen: dict, key: str) -> list[list[float]]:
-        """Return cost and WER of a router over all test sets, point by point."""
+        """Return the points (cost, WER) of a router's curve over all test sets."""
         scores, macs_g = (np.concatenate([seen[split][i] for split in self.args.tests]) for i in (0, 1))
         times = np.concatenate([np.full(len(seen[split][0]), seen[split][2]) for split in self.args.tests])
         pair = self.pooled()
@@ -168,7 +168,7 @@ class Comparison:
         return [[round(float(v), 4) for v in point] for point in zip(found.cost, found.wer_percent, strict=True)][::2]
 
     def single_models(self) -> dict[str, Any]:
-        """Return always-small, always-large and the oracle, over all test sets and on each."""
+        """Return WER and costs of always-small, always-large and the oracle, over all test sets and per test set."""
         out: dict[str, Any] = {}
         for split in ["all", *self.args.tests]:
             pair = self.pooled() if split == "all" else self.pairs[split]
@@ -193,19 +193,19 @@ class Comparison:
 
 
 def mean(values: list[float | None]) -> float | None:
-    """Return the mean of those that are there."""
+    """Return the mean of the values that are not None, or None if there are none."""
     values = [value for value in values if value is not None]
     return float(np.mean(values)) if values else None
 
 
 def encoder_time_s(transcriber: WhisperTranscriber) -> float:
-    """Return the seconds that a Whisper's encoder takes for a window at batch 1, the median of seven."""
+    """Return the runtime of a Whisper encoder for one window at batch size 1, in seconds (median of 7 runs)."""
     wavs = torch.randn(1, 16000)
     return timed(lambda: transcriber.encode(wavs, torch.ones(1), hidden_states=True), 7)
 
 
 def router_time_s(router: Router, rows: Any, source: RouterInputs) -> float:
-    """Return the mean seconds that a router takes for an utterance of the first twenty."""
+    """Return a router's mean runtime per utterance over the first 20 utterances, in seconds."""
     times = []
     for row in [rows[i] for i in range(min(20, len(rows)))]:
         seen = {"id": row["id"], "duration": row["duration"], "gain": 0.0} | source.load(row)
@@ -215,7 +215,7 @@ def router_time_s(router: Router, rows: Any, source: RouterInputs) -> float:
 
 
 def timed(work: Any, repeats: int) -> float:
-    """Return the median seconds of some runs after one that does not count."""
+    """Return the median runtime in seconds of `repeats` runs after one warm-up run."""
     found = []
     with torch.no_grad():
         for _ in range(repeats + 1):

@@ -1,4 +1,4 @@
-"""What deciders are trained and judged on: the encoder states, or audio, that they look at, and the errors of two models."""
+"""Data for training and evaluating deciders: their inputs (encoder states, transcripts or audio) and both models' errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from efficient_asr.utils.errors import UserError
 
 
 def new_router(hparams: dict[str, Any]) -> Router:
-    """Make the decider of a YAML file, in the shape of the states that it will see."""
+    """Build the decider of a YAML file, sized for the encoder states that it will receive."""
     router_input, shape = hparams["router_input"], {"channels": hparams["channels"], "strides": hparams["strides"]}
     if router_input == "audio":
         return LogMelDecider(**shape)
@@ -52,19 +52,19 @@ def new_router(hparams: dict[str, Any]) -> Router:
         raise UserError(f"small, large: {error}") from None
     if config.model_type != "whisper":
         raise UserError(
-            f"small, large: a decider on encoder states needs a Whisper, '{source}' is of type '{config.model_type}'"
+            f"small, large: a decider on encoder states needs a Whisper, but '{source}' is of type '{config.model_type}'"
         )
     frames = hparams["frames"]
     return Decider(config.encoder_layers + 1, config.d_model, router_input=router_input, frames=frames, **shape)
 
 
 def check_settings(hparams: dict[str, Any]) -> None:
-    """See that settings and models fit before anything is trained.
+    """Check that settings and models are consistent before training starts.
 
     Raises
     ------
     UserError
-        Naming the key, or the records of another model.
+        Naming the key, or the records that were made with another model.
     """
     if sum(hparams[key] is not None for key in CALIBRATIONS) > 1:
         raise UserError(f"give one of {', '.join(CALIBRATIONS)}, not several")
@@ -80,22 +80,24 @@ def check_settings(hparams: dict[str, Any]) -> None:
             meta = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.meta.json"
             if meta.is_file() and json.loads(meta.read_text(encoding="utf-8")).get("model") != model:
                 raise UserError(
-                    f"{side}: {meta.with_suffix('').with_suffix('.jsonl')} holds what another model than {source} did"
+                    f"{side}: {meta.with_suffix('').with_suffix('.jsonl')} was written with another model than {source}"
                 )
 
 
 def easy_to_hard_ratio(hparams: dict[str, Any], split: str) -> float:
-    """Return how many easy utterances there are for a hard one, which the small model gets more wrong than the large one.
+    """Return the number of easy utterances per hard one; on a hard utterance the small model makes more errors than the large.
 
     Raises
     ------
     UserError
-        Where all are of one kind, so that there is nothing to learn.
+        If all utterances are easy or all are hard, so that there is nothing to learn.
     """
     gains = read_pair(hparams, split).gains
     hard = int((gains > 0).sum())
     if hard in (0, len(gains)):
-        raise UserError(f"{hard} of {len(gains)} training utterances are hard for the small model: nothing to learn")
+        raise UserError(
+            f"{hard} of {len(gains)} training utterances are hard for the small model, so there is nothing to learn"
+        )
     return (len(gains) - hard) / hard
 
 
@@ -106,16 +108,16 @@ def read_pair(hparams: dict[str, Any], split: str) -> Pair:
 
 
 class RouterInputs:
-    """Gives a router its inputs: encoder states from a store or computed on the fly, the small model's records, or the audio.
+    """Provides a router's inputs: encoder states (stored or computed on the fly), the small model's records, or the audio.
 
     Arguments
     ---------
     store : FeatureStore or None
-        Encoder states that were kept.
+        Stored encoder states.
     records : dict or None
-        What the small model wrote, by id.
+        Records of the small model, by id.
     whisper : WhisperTranscriber or None
-        Computes encoder states on the fly, where there is no store.
+        Computes encoder states on the fly if there is no store.
     """
 
     def __init__(
@@ -130,12 +132,12 @@ class RouterInputs:
     def of(
         cls, router: Router, hparams: dict[str, Any], split: str, whisper: WhisperTranscriber | None = None
     ) -> RouterInputs:
-        """Open what the YAML names; `whisper` (see `whisper_for`) computes states that no store has.
+        """Open the inputs given in the YAML file; `whisper` (see `whisper_for`) computes the states if there is no store.
 
         Raises
         ------
         UserError
-            Where there are no states, or only of fewer frames than the decider needs.
+            If there are no states, they belong to another model, or they cover fewer frames than the decider needs.
         """
         if router.router_input == "transcript":
             pair = read_pair(hparams, split)
@@ -148,10 +150,12 @@ class RouterInputs:
         store = open_states(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
         shape = (store.meta["states"], store.meta["dim"])
         if shape != (router.config["states"], router.config["input_size"]):
-            raise UserError(f"{store.folder} holds {shape[0]} states of {shape[1]}, not those of {hparams[side]}")
+            raise UserError(
+                f"{store.folder} contains {shape[0]} states of dimension {shape[1]}, not those of {hparams[side]}"
+            )
         if store.meta["frames"] == "unpadded" and router.frames == "padded":
             raise UserError(
-                f"frames: {store.folder} keeps the frames of the audio only; pass --frames unpadded, or run "
+                f"frames: {store.folder} contains only the unpadded frames; pass --frames unpadded, or run "
                 "recipes/decider/label.py with --frames padded"
             )
         return cls(store)
@@ -163,11 +167,11 @@ class RouterInputs:
         if self.store is None:
             return {"wav": load_row(row)}
         if row["id"] not in self.store:
-            raise UserError(f"{self.store.folder} has no states of utterance '{row['id']}'; {HOW}")
+            raise UserError(f"{self.store.folder} contains no states of utterance '{row['id']}'; {HOW}")
         return self.store.read(row["id"])
 
     def complete(self, inputs: RouterInput, device: torch.device | str) -> RouterInput:
-        """Compute the encoder states of a batch, where no store had them."""
+        """Compute the encoder states of a batch if they did not come from a store."""
         if self.whisper is not None and inputs.hidden_states is None:
             wav_lens = inputs.lengths / inputs.wavs.shape[1]
             encoded = self.whisper.to(str(device)).encode(inputs.wavs, wav_lens, hidden_states=True)
@@ -176,7 +180,7 @@ class RouterInputs:
 
 
 def whisper_for(router: Router, hparams: dict[str, Any]) -> WhisperTranscriber | None:
-    """Load the Whisper that computes a router's encoder states on the fly; None where a store has them or none are needed."""
+    """Load the Whisper that computes encoder states on the fly; None if the states are stored or the router needs none."""
     side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
     if side is None or hparams["states_folder"]:
         return None
@@ -184,32 +188,32 @@ def whisper_for(router: Router, hparams: dict[str, Any]) -> WhisperTranscriber |
 
 
 def open_states(folder: Path, meta: dict[str, Any] | None = None) -> FeatureStore:
-    """Open a store of encoder states, [frames, states, dim] each; with `meta` for writing.
+    """Open a store of encoder states, [frames, states, dim] per utterance; pass `meta` to open it for writing.
 
     Raises
     ------
     UserError
-        Where there is none, or one of another model.
+        If there is no store, or it belongs to another model.
     """
     try:
         return FeatureStore(folder, meta, "encoder states")
     except UserError as error:
-        hint = "" if meta is not None else f"; recipes/decider/label.py with --states {folder} writes them"
+        hint = "" if meta is not None else f"; run recipes/decider/label.py with --states {folder} to write them"
         raise UserError(f"{error}{hint}") from None
 
 
 class Examples(Dataset):
-    """Items `id`, `duration`, `gain` and what the router looks at."""
+    """Dataset of items with `id`, `duration`, `gain` and the router's input."""
 
     def __init__(self, rows: Rows, source: RouterInputs, gains: dict[str, float]) -> None:
         missing = next((row["id"] for row in rows if row["id"] not in gains), None)
         if missing is not None:
-            raise UserError(f"labels_folder: there is no record of utterance '{missing}'; {HOW}")
+            raise UserError(f"labels_folder: no record of utterance '{missing}'; {HOW}")
         self.rows, self.source, self.gains = rows, source, gains
 
     @classmethod
     def of(cls, router: Router, rows: Rows, hparams: dict[str, Any], split: str) -> Examples:
-        """Read the records of both models, and open what the router looks at."""
+        """Read the records of both models and open the router's inputs."""
         pair = read_pair(hparams, split)
         source = RouterInputs.of(router, hparams, split)
         return cls(rows, source, dict(zip(pair.ids, pair.gains.tolist(), strict=True)))
@@ -227,10 +231,10 @@ class Examples(Dataset):
 
 
 class ExampleBatch(SimpleNamespace):
-    """`id`, `duration` [batch], `gains` [batch], `inputs`, `problems`."""
+    """Batch with `id`, `duration` [batch], `gains` [batch], `inputs` and `problems`."""
 
     def to(self, device: Any) -> ExampleBatch:
-        """Move to a device and return itself."""
+        """Move to a device and return self."""
         inputs = self.inputs
         inputs.wavs, inputs.lengths = inputs.wavs.to(device), inputs.lengths.to(device)
         if inputs.hidden_states is not None:
@@ -240,7 +244,7 @@ class ExampleBatch(SimpleNamespace):
 
 
 def collate_examples(items: list[dict[str, Any]]) -> ExampleBatch:
-    """Make a padded batch; states become float32."""
+    """Collate items into a padded batch; states are converted to float32."""
     good = [item for item in items if "problem" not in item]
     batch = ExampleBatch(id=[item["id"] for item in good], problems=[item for item in items if "problem" in item])
     if not good:
@@ -263,7 +267,7 @@ def collate_examples(items: list[dict[str, Any]]) -> ExampleBatch:
 
 
 def judge(router: Router, rows: Rows, source: RouterInputs) -> tuple[np.ndarray, np.ndarray]:
-    """Return a router's scores and what each cost in GMACs, [utterances]; one utterance after the other."""
+    """Return a router's scores and their cost in GMACs, each [utterances]; utterances are processed one at a time."""
     router.eval()
     scores, macs_g = [], []
     device = next(router.parameters()).device
@@ -278,12 +282,12 @@ def judge(router: Router, rows: Rows, source: RouterInputs) -> tuple[np.ndarray,
 
 
 def encoder_macs_g(transcriber: WhisperTranscriber) -> float:
-    """Return what a Whisper's encoder costs for a window, in GMACs."""
+    """Return the cost of a Whisper encoder for one window, in GMACs."""
     return count_macs(transcriber.encode, torch.zeros(1, SAMPLE_RATE), torch.ones(1)).macs / 1e9
 
 
 def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: str, large: str) -> Costs:
-    """Return what each utterance costs in GMACs on both routes, with the encoder that the order pays for."""
+    """Return the GMACs of each utterance on both routes, including the encoder that the router's input requires."""
     side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
     encoders = {}
     if side is not None:
@@ -293,10 +297,9 @@ def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: 
 
 
 def pgr_at(pair: Pair, records: Iterable[dict[str, Any]]) -> float | None:
-    """Return the share of the oracle's gain that a cascade closed, at the cost it had: what it really did, against its two
-    models.
+    """Return the performance gap recovered (PGR) by a cascade at its actual cost, from the records of its evaluation.
 
-    None where the oracle gains nothing over choosing at random at that cost.
+    None if the records are incomplete, or if the oracle is no better than choosing at random at that cost.
     """
     found = {record["id"]: record for record in records}
     if set(found) != set(pair.ids) or any(record["macs_g"] is None for record in found.values()):
@@ -313,7 +316,7 @@ def pgr_at(pair: Pair, records: Iterable[dict[str, Any]]) -> float | None:
 def pgr_details(
     hparams: dict[str, Any], benchmark: Benchmark | None, records: Iterable[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """Return `oracle_pgr` for a Result; nothing where the models have no records of the test split."""
+    """Return `oracle_pgr` for a Result; an empty dict if there are no records of both models on the test split."""
     if benchmark is None or records is None:
         return {}
     try:
@@ -324,7 +327,7 @@ def pgr_details(
 
 
 def validate(router: Router, rows: Rows, hparams: dict[str, Any]) -> tuple[Pair, np.ndarray, Costs]:
-    """Return both models' records of the validation utterances, the router's scores, and what each route costs in GMACs."""
+    """Return both models' records on the validation utterances, the router's scores, and the cost of each route in GMACs."""
     split = hparams["valid_split"]
     scores, macs_g = judge(router, rows, RouterInputs.of(router, hparams, split, whisper_for(router, hparams)))
     pair = read_pair(hparams, split)
@@ -334,7 +337,7 @@ def validate(router: Router, rows: Rows, hparams: dict[str, Any]) -> tuple[Pair,
 
 
 def calibrate_threshold(router: Router, rows: Rows, hparams: dict[str, Any]) -> None:
-    """Choose a router's threshold on the validation utterances, for what the YAML file asks for; 0 where it asks for nothing."""
+    """Calibrate the threshold on the validation utterances for the target set in the YAML file; 0 if none is set."""
     pair, scores, costs = validate(router, rows, hparams)
     wishes = [(key, hparams[key]) for key in CALIBRATIONS if hparams[key] is not None]
     router.threshold = threshold_for(pair, scores, costs, *wishes[0]) if wishes else 0.0
@@ -344,7 +347,7 @@ def calibrate_threshold(router: Router, rows: Rows, hparams: dict[str, Any]) -> 
 
 
 def save_cascade(router: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
-    """Write a model folder that holds a router, with its `threshold`, and the two models between which it chooses."""
+    """Write a model folder with a router, its `threshold`, and the two models it chooses between."""
     sources = [resolve_source(hparams[key]) for key in ("small", "large")]
     names = [hparams["small_name"], hparams["large_name"]]
     cascade = CascadeTranscriber([load_transcriber(source) for source in sources], [router], [router.threshold], names)

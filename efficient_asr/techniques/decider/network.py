@@ -1,31 +1,32 @@
-r"""Decider: a small network that says whether an utterance is too hard for the smaller of two recognisers.
+r"""Decider: a small network that predicts whether an utterance is too hard for the smaller of two recognisers.
 
 Malard, Zaiem, Algayres: "Big model only for hard audios: Sample dependent Whisper model selection for efficient inferences"
 (arXiv 2309.12712). The encoder states :math:`h_0, \dots, h_L` (input of the first layer and output of each) are summed with
-learned weights, pass three residual blocks of one-dimensional convolutions, and are averaged over time:
+learned weights, passed through three residual blocks of one-dimensional convolutions, and averaged over time:
 
 .. math::
     z = \sum_{l=0}^{L} w_l \, h_l, \qquad
     p(\mathrm{large}) = \sigma\left(a^\top \frac{1}{T'} \sum_t \mathrm{blocks}(z)_t + b\right).
 
 A block is conv(3, stride s)-batch norm-ReLU-conv(3)-batch norm, plus a shortcut conv(1, stride s)-batch norm, then ReLU; channels
-[256, 256, 256], strides [2, 3, 3], weights :math:`w_l` drawn from [0, 1) and not normalised. On Whisper small these are 1.905 M
-parameters and about 0.89 GMACs for 30 s. The target is 1 where the smaller model makes more errors than the larger (ties go to
-the smaller), the loss binary cross-entropy; above a threshold the larger model is taken.
+[256, 256, 256], strides [2, 3, 3], weights :math:`w_l` drawn from [0, 1) and not normalised. On Whisper small this takes 1.905 M
+parameters and about 0.89 GMACs for 30 s. The target is 1 if the smaller model makes more errors than the larger one (ties go to
+the smaller), and the loss is binary cross-entropy. Utterances with a score above a threshold go to the larger model.
 
-The paper looks at the **large** model's encoder, whose cost is then always paid; with a modern decoder the encoder is most
-of the cost, and next to nothing is saved. The same network on the **small** model's states (`router_input: encoder`), or a
-light one on the log-mel features, saves it; so do rules without training, and a learned one (`router_input: transcript`), on
-what the small model says of its own transcript.
+The paper uses the encoder states of the **large** model, so the cost of its encoder is always incurred. With a modern decoder
+the encoder dominates the cost, and hardly anything is saved. The same network on the **small** model's states
+(`router_input: encoder`), or a lighter one on log-mel features, avoids this cost. So do rules without training, and a learned
+router (`router_input: transcript`) on the confidence of the small model in its own transcript.
 
-Deviations, each a setting whose other value is the paper's:
+Deviations; each of the first three is a setting whose other value is the paper's:
 
-- `frames: unpadded` looks at the audio's own frames only, masked in every block and in the average, instead of the window that is
-  padded to 30 s: a tenth of the cost on short utterances, and the average is of speech. (`padded` is the paper's.)
-- `target: gain` learns by how many errors the larger model is better (smooth L1 loss) instead of whether it is (`label`): a
-  routing mistake costs what it costs.
-- `balance: True` weights hard utterances up to the number of the easy ones.
-- Checkpoints are chosen by the area under the ROC curve; the paper's code takes the argmax of one number, which is always 0.
+- `frames: unpadded` uses only the frames of the audio, masked in every block and in the average, instead of the window padded to
+  30 s (`padded`, the paper's value). Short utterances cost a tenth, and the average covers only speech.
+- `target: gain` predicts how many fewer errors the larger model makes (smooth L1 loss) instead of whether it makes fewer
+  (`label`). Routing mistakes are thus weighted by the errors they cause.
+- `balance: True` weights hard utterances by the ratio of easy to hard ones.
+- Checkpoints are selected by the area under the ROC curve; the paper's code takes the argmax of a single number, which is
+  always 0.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ from efficient_asr.utils.errors import UserError, did_you_mean
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch norm whose statistics are of real frames only; with fewer than two of them it takes the running ones.
+    """Batch norm with statistics over unpadded frames only; with fewer than two such frames it uses the running statistics.
 
-    Otherwise it is torch's `BatchNorm1d`, with the same names. (Under torchrun each process has statistics of its own
-    batch; torch's synchronised one neither masks nor runs on a CPU.)
+    Otherwise it equals `torch.nn.BatchNorm1d` and has the same parameter names. (Under torchrun each process uses the
+    statistics of its own batch; torch's `SyncBatchNorm` supports neither masks nor CPUs.)
 
     Arguments
     ---------
     channels : int
-        Channels.
+        Number of channels.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
@@ -63,7 +64,7 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Normalise [batch, channels, frames]; `mask` [batch, 1, frames] is True on real frames."""
+        """Normalise [batch, channels, frames]; `mask` [batch, 1, frames] is True for unpadded frames."""
         mean, variance, count = self.running_mean, self.running_var, int(mask.sum())
         if self.training and count > 1:
             mean = (x * mask).sum(dim=(0, 2)) / count
@@ -81,9 +82,9 @@ class ResidualBlock(nn.Module):
     Arguments
     ---------
     inputs, outputs : int
-        Channels.
+        Number of input and output channels.
     stride : int
-        Of the first convolution and the shortcut.
+        Stride of the first convolution and the shortcut.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -96,7 +97,7 @@ class ResidualBlock(nn.Module):
         self.shortcut, self.shortcut_norm = nn.Conv1d(inputs, outputs, 1, stride, bias=False), MaskedBatchNorm(outputs)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map [batch, inputs, frames] with lengths [batch] to [batch, outputs, frames / stride], zero behind each end."""
+        """Map [batch, inputs, frames] with lengths [batch] to [batch, outputs, frames / stride], zero past each length."""
         lengths = (lengths - 1) // self.stride + 1
         inner = self.conv1(x)
         mask = frame_mask(lengths, inner.shape[2])[:, None]
@@ -111,13 +112,13 @@ class Decider(Router):
     Arguments
     ---------
     states : int
-        Number of states: encoder layers and one.
+        Number of states: encoder layers plus one.
     input_size : int
-        Their dimension.
+        Dimension of the states.
     channels, strides : list of int
-        Of the residual blocks.
+        Channels and strides of the residual blocks.
     router_input : str
-        `large_encoder` (the paper) or `encoder`, that of the smaller model.
+        `large_encoder` (the paper), or `encoder` for the encoder of the smaller model.
     frames : str
         `padded` (the paper) or `unpadded`.
     """
@@ -133,11 +134,13 @@ class Decider(Router):
     ) -> None:
         super().__init__()
         if router_input not in ROUTER_INPUTS:
-            raise UserError(f"router_input: there is no '{router_input}'.{did_you_mean(router_input, ROUTER_INPUTS)}")
+            raise UserError(f"router_input: unknown input '{router_input}'.{did_you_mean(router_input, ROUTER_INPUTS)}")
         if frames not in ("padded", "unpadded"):
             raise UserError(f"frames: '{frames}' is not padded or unpadded")
         if len(channels) != len(strides) or not channels or min(*channels, *strides) < 1:
-            raise UserError(f"channels {list(channels)} and strides {list(strides)} must be as many positive numbers")
+            raise UserError(
+                f"channels {list(channels)} and strides {list(strides)} must be equally long lists of positive numbers"
+            )
         self.config = {
             "states": states, "input_size": input_size, "channels": list(channels), "strides": list(strides),
             "router_input": router_input, "frames": frames,
@@ -150,12 +153,12 @@ class Decider(Router):
 
     @property
     def label(self) -> str:
-        """Name of the row."""
+        """Row label in tables."""
         names = {"large_encoder": "decider, large encoder first", "encoder": "decider on small encoder"}
         return names.get(self.router_input, f"decider on {self.router_input}")
 
     def judge(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return logits [batch] of [batch, dim, frames], zero behind lengths [batch]."""
+        """Return logits [batch] for `x` [batch, dim, frames], which is zero past `lengths` [batch]."""
         for block in self.blocks:
             x, lengths = block(x, lengths)
         return self.linear(x.sum(dim=2) / lengths[:, None]).squeeze(1)
@@ -167,7 +170,7 @@ class Decider(Router):
         if self.frames == "unpadded":
             lengths = encoder_frames(inputs.lengths).clamp(1, frames)
             frames = int(lengths.max())
-        # summed one by one: a stack of all states of a window would be as large as they are
+        # summed one by one: stacking the states would double their memory
         mixed = sum(weight * h[:, :frames] for weight, h in zip(self.weights, inputs.hidden_states, strict=True))
         mixed = mixed.transpose(1, 2)
         return self.judge(mixed * frame_mask(lengths, frames)[:, None], lengths)
@@ -178,14 +181,14 @@ class Decider(Router):
 
 
 class LogMelDecider(Decider):
-    """The same network on log-mel features of the audio itself: it decides before any recogniser runs.
+    """The same network on log-mel features of the audio; it decides before any recogniser runs.
 
     Arguments
     ---------
     n_mels : int
-        Mel bands.
+        Number of mel bands.
     channels, strides : list of int
-        Of the residual blocks.
+        Channels and strides of the residual blocks.
     """
 
     def __init__(
@@ -200,7 +203,7 @@ class LogMelDecider(Decider):
 
     @property
     def label(self) -> str:
-        """Name of the row."""
+        """Row label in tables."""
         return "decider on log-mel"
 
     def forward(self, inputs: RouterInput) -> torch.Tensor:
@@ -210,12 +213,12 @@ class LogMelDecider(Decider):
 
 
 class TranscriptDecider(Router):
-    """A small network on what the smaller model says of its own transcript: a learned confidence.
+    """A learned confidence: a small network on the statistics of the smaller model's own transcript.
 
     Arguments
     ---------
     width : int
-        Of its one hidden layer.
+        Width of the single hidden layer.
     """
 
     router_input, label = "transcript", "decider on transcript"
@@ -231,7 +234,7 @@ class TranscriptDecider(Router):
         numbers = [[details.get(key) for key in ("avg_logprob", "entropy", "tokens")] for details in inputs.details]
         if any(None in row for row in numbers):
             raise UserError(
-                "a decider on transcripts needs a smaller model that says avg_logprob, entropy and tokens: a Whisper"
+                "a decider on transcripts needs a smaller model that reports avg_logprob, entropy and tokens; use a Whisper"
             )
         device = self.norm.weight.device
         logprob, entropy, tokens = torch.tensor(numbers, dtype=torch.float32, device=device).T
@@ -260,19 +263,19 @@ RULES = ("avg_logprob", "sum_logprob", "entropy", "compression_ratio", "duration
 
 
 class Rule(Router):
-    """A rule without training: one number that is high for hard utterances.
+    """A rule without training: a single number that is high for hard utterances.
 
     Arguments
     ---------
     rule : str
-        `avg_logprob`: the smaller model's mean log-probability, negative; `sum_logprob`: the sum, which grows with the number of
-        words that may be wrong; `entropy`: of its output distributions, nats; `compression_ratio` of its transcript;
-        `duration` of the audio in seconds, which needs no model.
+        `avg_logprob`: negated mean log-probability of the smaller model; `sum_logprob`: negated sum, which grows with the number
+        of words that may be wrong; `entropy`: entropy of its output distributions in nats; `compression_ratio`: compression ratio
+        of its transcript; `duration`: duration of the audio in seconds, which requires no model.
 
     Raises
     ------
     UserError
-        For another rule.
+        If `rule` is unknown.
     """
 
     def __init__(self, rule: str) -> None:
@@ -283,7 +286,7 @@ class Rule(Router):
 
     @property
     def label(self) -> str:
-        """Name of the row."""
+        """Row label in tables."""
         return f"rule: {self.rule}"
 
     def forward(self, inputs: RouterInput) -> torch.Tensor:
@@ -296,7 +299,7 @@ class Rule(Router):
         values = [[details.get(key) for key in wanted] for details in inputs.details]
         if any(None in row for row in values):
             raise UserError(
-                f"rule: the smaller model does not say its {' and '.join(wanted)}; take compression_ratio or duration"
+                f"rule: the smaller model does not report {' and '.join(wanted)}; use compression_ratio or duration"
             )
         numbers = torch.tensor(values, dtype=torch.float64)
         if self.rule == "sum_logprob":
@@ -314,25 +317,25 @@ TARGETS = ("label", "gain")
 def decider_loss(
     logits: torch.Tensor, gains: torch.Tensor, target: str = "label", positive_weight: float = 1.0, most: float = 3.0
 ) -> torch.Tensor:
-    """Loss of a batch.
+    """Return the loss of a batch.
 
     Arguments
     ---------
     logits : torch.Tensor
         [batch].
     gains : torch.Tensor
-        Errors of the smaller model less those of the larger, [batch].
+        Errors of the smaller model minus those of the larger, [batch].
     target : str
-        `label` (binary cross-entropy of gain > 0) or `gain` (smooth L1 distance from the gain, cut off at +-`most`).
+        `label` (binary cross-entropy of gain > 0) or `gain` (smooth L1 distance to the gain, clipped to +-`most`).
     positive_weight : float
         Weight of utterances with a gain above 0.
     most : float
-        Errors; beyond, a gain tells of one broken transcript and not of a harder utterance.
+        Clipping limit in errors; a larger gain indicates one broken transcript rather than a harder utterance.
 
     Raises
     ------
     UserError
-        For another target.
+        If `target` is unknown.
     """
     if target not in TARGETS:
         raise UserError(f"target: '{target}' is not label or gain")

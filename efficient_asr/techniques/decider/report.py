@@ -1,4 +1,4 @@
-"""Tables and pictures of `recipes/decider/compare.py`."""
+"""Tables and figures of `recipes/decider/compare.py`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FORMER_KEYS = {"gain_closed": "pgr", "gain_closed_in_time": "pgr_in_time", "gain
 
 
 def by_merit(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the routers, the one that closes most first."""
+    """Return the routers, sorted by performance gap recovered (PGR), highest first."""
     return sorted(result["routers"].items(), key=lambda item: -(item[1]["pgr"] or 0.0))
 
 
 def routing_table(result: dict[str, Any]) -> str:
-    """Draw single models, oracle and routers over all test sets, and on each."""
+    """Format tables of single models, oracle and routers, over all test sets and per test set."""
     small, large = result["pair"]
     models = result["models"]
     every, splits = models["all"], [name for name in models if name != "all"]
@@ -71,15 +71,15 @@ def routing_table(result: dict[str, Any]) -> str:
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
-    """Read a file of `recipes/decider/compare.py`, an older one too.
+    """Read a file written by `recipes/decider/compare.py`, including those of former versions.
 
     Raises
     ------
     UserError
-        Where there is no such file.
+        If the file does not exist.
     """
     if not path.is_file():
-        raise UserError(f"a routing table '{path.stem}' is asked for, but there is no {path}")
+        raise UserError(f"routing table '{path.stem}' is requested, but {path} does not exist")
 
     def current(entry: dict[str, Any]) -> dict[str, Any]:
         return {FORMER_KEYS.get(key, key): value for key, value in entry.items()}
@@ -88,12 +88,12 @@ def read_comparison(path: Path) -> dict[str, Any]:
 
 
 def page_table(name: str, results_folder: Path) -> str:
-    """Return the table of `<!-- routing NAME -->`, from `routing/NAME.json` in the results."""
+    """Return the table for the marker `<!-- routing NAME -->`, from `routing/NAME.json` in the results."""
     return routing_table(read_comparison(results_folder / "routing" / f"{name}.json"))
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:
-    """Draw WER over all test sets against mean MACs and mean CPU time: routers between random and oracle."""
+    """Plot WER over all test sets against mean MACs and mean CPU time for routers, random choice and oracle."""
     small, large = result["pair"]
     every = result["models"]["all"]
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.4), sharey=True, layout="constrained")

@@ -1,4 +1,4 @@
-"""The interface of routers: modules that look at something and say how hard an utterance is for the smaller of two models."""
+"""Router interface: modules that score how hard an utterance is for the smaller of two models."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ ROUTER_INPUTS = ("audio", "encoder", "transcript", "large_encoder")
 
 @dataclass
 class RouterInput:
-    """What a router may look at.
+    """Inputs available to a router.
 
     Attributes
     ----------
     wavs : torch.Tensor
         [batch, time] at 16 kHz.
     lengths : torch.Tensor
-        Real samples, [batch].
+        Number of unpadded samples, [batch].
     hidden_states : tuple of torch.Tensor or None
-        Of the encoder that the router asked for: input of the first layer and output of every layer, each [batch, frames, dim].
+        Hidden states of the encoder that the router requires: input of the first layer and output of every layer, each [batch,
+        frames, dim].
     texts : list of str
-        Of the smaller model, where the router asked for transcripts.
+        Transcripts of the smaller model, if the router requires them.
     details : list of dict
-        What came with them, such as `avg_logprob`.
+        Details of these transcripts, such as `avg_logprob`.
     """
 
     wavs: torch.Tensor
@@ -43,12 +44,12 @@ class Router(Part):
     Attributes
     ----------
     router_input : str
-        `audio`; `encoder`: the smaller model's encoder states; `transcript`: its transcript; `large_encoder`: the states of
-        the larger.
+        `audio`; `encoder`: the smaller model's encoder states; `transcript`: its transcript; `large_encoder`: the larger
+        model's encoder states.
     label : str
-        Row of the tables.
+        Row label in tables.
     threshold : float
-        Utterances that score higher go to the larger model.
+        Utterances with a higher score go to the larger model.
     """
 
     technique = "decider"

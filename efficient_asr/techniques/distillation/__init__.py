@@ -1,4 +1,4 @@
-"""Distillation from a larger Whisper: losses in `losses.py`, teacher and cache in `teacher.py`, the Brain in `brain.py`."""
+"""Distillation from a larger Whisper: losses in `losses.py`, teacher and cache in `teacher.py`, Brain in `brain.py`."""
 
 from efficient_asr.utils.technique import Key, Technique
 
@@ -7,6 +7,7 @@ TECHNIQUE = Technique(
     moved={
         "efficient_asr.techniques.distillation.DistillationLoss": "efficient_asr.techniques.distillation.losses.DistillationLoss"
     },
+    former_weights={"distillation.": "training_modules.distillation."},
     keys=(
         Key("teacher", text=True, brain="brain:DistillingBrain"),
         Key("teacher_cache", text=True),

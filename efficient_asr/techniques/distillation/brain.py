@@ -1,4 +1,4 @@
-"""DistillingBrain: a WhisperBrain that can have a teacher. Losses are in `losses.py`, the teacher is in `teacher.py`."""
+"""DistillingBrain: a WhisperBrain with an optional teacher. See `losses.py` for losses, `teacher.py` for the teacher."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ from efficient_asr.training.whisper import WhisperBrain
 from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError
 
-LOSS = "distillation"  # among the model's training modules
+LOSS = "distillation"  # key in the model's training modules
 
 
 class DistillingBrain(WhisperBrain):
-    """Trains a Whisper with cross-entropy and, where the YAML file names a `teacher`, with what that one thinks of each token.
+    """Train a Whisper with cross-entropy and, if the YAML file sets `teacher`, with distillation from that model.
 
-    The teacher is asked at every step, or once for all with `teacher_cache`: what it said of the audio as it is then stands for
-    augmented audio too.
+    The teacher is run at every step, or only once per utterance with `teacher_cache`. Cached distributions are computed on
+    the original audio and are also used when the student's input is augmented.
     """
 
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:
-        """Return None: a student as it is would stand under the name of the technique."""
+        """Return None: an untrained student must not be listed as a baseline under the name of the technique."""
         return None
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
-        """Load the student, and give it the loss, whose weights may be learned."""
+        """Load the student and attach the distillation loss, whose weights may be learned."""
         model = super().build(hparams, rows)
         if hparams["freeze_encoder"] and type(model) is not Whisper:
-            raise UserError("freeze_encoder: only new parts are trained here, wherever they are; leave it at False")
+            raise UserError(
+                "freeze_encoder: only the new modules are trained here, even in the encoder; set it to False"
+            )
         if hparams["teacher"]:
             model.training_modules[LOSS] = hparams["distillation"]
-        print(f"{model.history['training']['trained_parameters'] / 1e6:.2f} M parameters are trained")
+        print(f"{model.history['training']['trained_parameters'] / 1e6:.2f} M trainable parameters")
         return model
 
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
-        """Load the teacher, or ask it for what is not kept yet; then train."""
+        """Load the teacher, or compute the distributions missing from its cache; then train."""
         self.teacher = self._open_teacher(train_loader.dataset.rows) if self.hparams.teacher else None
         super().train(train_loader, valid_loader)
 
@@ -60,27 +62,25 @@ class DistillingBrain(WhisperBrain):
         cache = TeacherCache(Path(self.hparams.teacher_cache), about)
         share = range(distributed.rank(), len(rows), distributed.world_size())
         mine, asked = cache.missing(self.model, rows.select(share)), 0
-        if len(mine) or distributed.if_main_process():  # which sees whether the teacher fits, though all may be there
+        if len(mine) or distributed.if_main_process():  # it checks the teacher even if nothing is missing
             asked = cache.fill(Teacher(source, self.model, dtype), self.model, mine, str(self.device))
         (total,) = map(round, distributed.all_reduce([float(asked)]))  # acts as a barrier
-        print(
-            f"{cache.folder}: the teacher was asked about {total} utterances, the other {len(rows) - total} were there"
-        )
+        print(f"{cache.folder}: ran the teacher on {total} utterances, {len(rows) - total} others were already cached")
         return cache
 
     def ask(self, batch: Any) -> TeacherDistribution:
-        """Return what the teacher thinks of a batch."""
+        """Return the teacher's distribution for a batch, from the cache or from the model."""
         tokens = batch.tokens[0]
         if isinstance(self.teacher, TeacherCache):
             return self.teacher.read(batch.id, tokens, self.token_lengths(batch))
         return self.teacher(*self.heard, tokens[:, :-1], self.model.training_modules[LOSS].temperature)
 
     def technique_loss(self) -> torch.Tensor | float:
-        """Return what a technique adds to the cross-entropy of a training step."""
+        """Return the term that a technique adds to the cross-entropy of a training step."""
         return 0.0
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
-        """Return the loss: cross-entropy alone outside training."""
+        """Return the loss; outside training, only the cross-entropy."""
         loss = super().compute_objectives(predictions, batch, stage)
         if stage != sb.Stage.TRAIN:
             return loss

@@ -1,4 +1,4 @@
-"""efficient_asr.techniques.distillation.losses.teacher."""
+"""The teacher of a distillation, and an on-disk cache of its distributions."""
 
 from __future__ import annotations
 
@@ -21,62 +21,63 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Teacher:
-    """A Whisper that is asked, and learns nothing.
+    """A frozen Whisper that provides target distributions.
 
     Arguments
     ---------
     source : str
         Directory or hub id.
     student : Whisper
-        Who is taught: both must have the same vocabulary.
+        The student; both must have the same vocabulary.
     dtype : str
-        What the teacher computes in: `float32`, or `bfloat16` and `float16` on GPUs.
+        Precision of the teacher: `float32`, or `bfloat16` and `float16` on GPUs.
 
     Raises
     ------
     UserError
-        Where it cannot be loaded, or speaks another vocabulary.
+        If it cannot be loaded, or its vocabulary or window length differs from the student's.
     """
 
     def __init__(self, source: str, student: Whisper, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
-            raise UserError(f"teacher_dtype: '{dtype}' is not {', '.join(DTYPES)}")
+            raise UserError(f"teacher_dtype: expected one of {', '.join(DTYPES)}, got '{dtype}'")
         self.model = Whisper.from_source(source).requires_grad_(False).eval()
         sizes = [len(model.tokenizer) for model in (self.model, student)]
         if self.model.tokenizer.get_vocab() != student.tokenizer.get_vocab():
             raise UserError(
-                f"teacher: '{source}' has another vocabulary than the student ({sizes[0]} and {sizes[1]} entries); "
-                "token by token they cannot be compared (large-v3 goes with students of its own vocabulary only)"
+                f"teacher: the vocabulary of '{source}' ({sizes[0]} entries) differs from the student's ({sizes[1]}); use "
+                "a teacher with the same vocabulary (large-v3 only matches students with the large-v3 vocabulary)"
             )
         if self.model.window_samples != student.window_samples:
-            raise UserError(f"teacher: '{source}' has a window of another length than the student")
+            raise UserError(f"teacher: '{source}' and the student have different window lengths; use another teacher")
         self.model.network.to(DTYPES[dtype])
 
     @torch.no_grad()
     def __call__(
         self, wavs: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor, temperature: float
     ) -> TeacherDistribution:
-        """Return what follows each of `tokens` [batch, tokens], given [batch, time] with lengths [batch]."""
+        """Return the next-token distributions for `tokens` [batch, tokens], given wavs [batch, time] and lengths [batch]."""
         logits = self.model.to(wavs.device)(wavs, lengths, tokens)
         return TeacherDistribution(log_softmax(logits.float() / temperature, dim=-1))
 
 
 class TeacherCache:
-    """A teacher's distributions on the disk, one file an utterance; an interrupted pass continues where it was.
+    """A teacher's distributions on disk, one file per utterance; an interrupted `fill` resumes where it stopped.
 
-    A file belongs to id, tokens, and size and time of the audio file: of audio that was exchanged the teacher is asked again.
+    A file is valid for one utterance id, its tokens, and the size and modification time of the audio file. If the audio is
+    replaced, the teacher is run again.
 
     Arguments
     ---------
     folder : Path
-        Where.
+        Folder of the cache.
     about : dict
-        What they depend on: teacher, temperature, entries a token.
+        Settings that the distributions depend on: teacher, dtype, temperature, entries per token.
 
     Raises
     ------
     UserError
-        Where the folder holds those of other settings.
+        If the folder holds distributions for other settings.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ class TeacherCache:
 
     @property
     def folder(self) -> Path:
-        """Where the distributions are."""
+        """Folder of the cache."""
         return self.store.folder
 
     @staticmethod
@@ -92,17 +93,17 @@ class TeacherCache:
         return f"{utterance}\0{tokens}"
 
     def fill(self, teacher: Teacher, student: Whisper, rows: Rows, device: str = "cpu") -> int:
-        """Compute what is missing, utterance by utterance; returns how many were."""
+        """Compute the missing distributions, utterance by utterance; return how many were missing."""
         wanted = self.missing(student, rows)
         for (row,), wavs, wav_lens in tqdm(
-            iterate_batches(wanted, 1), total=len(wanted), desc="asking the teacher", unit="utt", leave=False, mininterval=1,
+            iterate_batches(wanted, 1), total=len(wanted), desc="running teacher", unit="utt", leave=False, mininterval=1,
             disable=not len(wanted) or not distributed.if_main_process(),
         ):  # fmt: skip
             self._keep(teacher, student, row, wavs.to(device), absolute_lengths(wavs, wav_lens).to(device))
         return len(wanted)
 
     def missing(self, student: Whisper, rows: Rows) -> Rows:
-        """Return the utterances that the teacher has not been asked about, or of which the file is damaged."""
+        """Return the utterances without a valid file: missing, outdated or damaged."""
 
         def is_kept(row: Row) -> bool:
             name = self._name(row["id"], student.labels.encode_row(row))
@@ -119,12 +120,12 @@ class TeacherCache:
         self.store.write(self._name(row["id"], tokens), features, {"audio": file_state(row["audio"])})
 
     def read(self, names: list[str], tokens: torch.Tensor, lengths: torch.Tensor) -> TeacherDistribution:
-        """Return the distributions of a batch: ids [batch], tokens with their end [batch, tokens] and lengths [batch].
+        """Return the distributions for a batch of ids [batch], tokens with end token [batch, tokens] and lengths [batch].
 
         Raises
         ------
         UserError
-            Where one is missing or damaged.
+            If a distribution is missing or damaged.
         """
         parts = []
         for name, row, length in zip(names, tokens.tolist(), lengths.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Early exit (arXiv 2303.06740): the heads and their rules in `heads.py`, many thresholds from one pass in `sweep.py`."""
+"""Early exit (arXiv 2303.06740): heads and exit rules in `heads.py`, many thresholds from one pass in `sweep.py`."""
 
 from efficient_asr.utils.technique import Column, Key, Technique
 

@@ -1,31 +1,31 @@
-r"""Early exit: stop after the layer whose output is already good enough, utterance by utterance.
+r"""Early exit: stop each utterance at the first layer whose output is good enough.
 
 Zaiem, Algayres, Parcollet, Essid, Ravanelli: "Fine-tuning Strategies for Faster Inference using Speech Self-Supervised
-Models: A Comparative Study" (arXiv 2303.06740), section on early exiting. A CTC head stands on each of some layers
-:math:`e`; training minimises the weighted sum of their losses (weights 1 in the paper)
+Models: A Comparative Study" (arXiv 2303.06740), section on early exiting. Some layers :math:`e` have a CTC head each;
+training minimises the weighted sum of the heads' losses (weights 1 in the paper)
 
 .. math:: \mathcal{L} = \sum_e w_e \, \mathrm{CTC}(\mathrm{head}_e(h_e), y).
 
-Running, an utterance with :math:`T` real frames leaves at the first of these layers where
+At inference, an utterance with :math:`T` real frames exits at the first of these layers where
 
 - `entropy`:     :math:`-\frac{1}{T} \sum_t \sum_c p_{tc} \log p_{tc} < \tau` (nats) for the head's softmax :math:`p`;
-- `similarity`:  :math:`\frac{1}{T} \sum_t \cos(h_{e,t}, h_{e-1,t}) > \tau`; only the head of the exit is computed;
+- `similarity`:  :math:`\frac{1}{T} \sum_t \cos(h_{e,t}, h_{e-1,t}) > \tau`; only the head at the exit layer is computed;
 - `confidence`:  :math:`\frac{1}{T} \sum_t \max_c \log p_{tc} > \tau`;
-- `agreement`:   the greedy labels of this head and of the one before differ by at most :math:`\tau`, their edit distance over the
-  longer one's length (0: they are equal);
+- `agreement`:   the edit distance between the greedy labels of this head and the previous head, divided by the length of the
+  longer sequence, is at most :math:`\tau` (0: they are equal);
 
-and at the last layer otherwise (`none`: always there). The first two are the paper's, after DeeBERT (arXiv 2004.12993) and
-HuBERT-EE (arXiv 2204.06328); agreement is the patience of PABEE (arXiv 2006.04152). With `exit_patience: k` the condition must
-hold at k heads in a row.
+and at the last layer otherwise (`none`: always at the last layer). The first two rules are from the paper, following DeeBERT
+(arXiv 2004.12993) and HuBERT-EE (arXiv 2204.06328); agreement is the criterion of PABEE (arXiv 2006.04152). With
+`exit_patience: k` the condition must hold at k consecutive heads.
 
-As in the paper's code, LayerDrop is off while heads are trained. Deviations from it:
+As in the paper's code, LayerDrop is off while heads are trained. Deviations from that code:
 
-- It averages over the batch, padding included, and the whole batch leaves together. Here every utterance decides for
-  itself over its real frames; who leaves costs nothing from then on, and the rest go on as a smaller, shorter batch. A
-  transcript does not depend on batch mates.
-- Heads stand behind the encoder's final layer norm (and `output_norm`), which all of them share, instead of before it: so the
-  last head is exactly the baseline's, and heads can start as copies of it.
-- Validation scores every head at full depth; the paper's code leaves at the first exit there and chooses checkpoints by it.
+- The paper's code averages over the batch, padding included, and the whole batch exits together. Here each utterance exits on
+  its own, based on its real frames. Utterances that exit are no longer computed; the rest continue as a smaller, shorter batch.
+  A transcript does not depend on the rest of the batch.
+- Heads come after the encoder's final layer norm (and `output_norm`), which they share, instead of before it. The last head is
+  therefore identical to the baseline's, and heads can be initialised as copies of it.
+- Validation scores every head at full depth; the paper's code exits early there too and selects checkpoints by the result.
 - Heads are ordinary parameters: trained, saved, moved and counted with the model.
 """
 
@@ -46,12 +46,12 @@ from efficient_asr.models.parts import Part
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 RULES = ("none", "entropy", "similarity", "confidence", "agreement")
-# Thresholds that never exit.
+# Thresholds at which no utterance exits early.
 NEVER = {"none": 0.0, "entropy": 0.0, "similarity": 2.0, "confidence": 0.0, "agreement": -1.0}
 
 
 def should_exit(rule: str, scores: Any, threshold: float) -> Any:
-    """Whether scores (numbers, arrays or tensors) are good enough to leave."""
+    """Whether scores (numbers, arrays or tensors) meet the threshold to exit."""
     if rule == "none":
         return scores < -math.inf
     if rule == "entropy":
@@ -71,40 +71,40 @@ def entropy(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tenso
 
 
 def confidence(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
-    """Mean of the highest log-probability [batch] of [batch, frames, labels]."""
+    """Mean of the highest log-probability per frame [batch] of [batch, frames, labels]."""
     return mean_over_frames(log_probs.amax(dim=-1), frame_lengths)
 
 
 def similarity(before: torch.Tensor, after: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
-    """Mean cosine similarity [batch] of two layers' states [batch, frames, dim]."""
+    """Mean cosine similarity [batch] of two layers' hidden states [batch, frames, dim]."""
     return mean_over_frames(torch.cosine_similarity(before, after, dim=-1), frame_lengths)
 
 
 def disagreement(before: Sequence[int], after: Sequence[int]) -> float:
-    """Edit distance of two label sequences over the longer one's length, 0 to 1."""
+    """Edit distance of two label sequences divided by the length of the longer one, 0 to 1."""
     return Levenshtein.normalized_distance(before, after)
 
 
 class ExitHeads(Part):
-    """CTC heads on some layers, and the rule by which utterances leave.
+    """CTC heads on some layers, and the rule that decides when utterances exit.
 
     Arguments
     ---------
     heads : list of CTCHead
         One for each layer of `layers`.
     layers : list of int
-        The layers that have a head, counted from 1, rising; the last must be the encoder's last.
+        Layers with a head, counted from 1, in ascending order; the last must be the encoder's last layer.
     rule : str
         `none`, `entropy`, `similarity`, `confidence` or `agreement`.
     threshold : float or None
-        Of the rule; None for one that never exits.
+        Threshold of the rule; None never exits early.
     patience : int
-        Heads in a row that must be content.
+        Consecutive heads that must meet the threshold.
 
     Raises
     ------
     UserError
-        Where an argument is none of these.
+        If an argument is invalid.
     """
 
     def __init__(
@@ -118,59 +118,61 @@ class ExitHeads(Part):
         super().__init__()
         layers = list(layers)
         if not layers or not all(type(i) is int and i >= 1 for i in layers) or layers != sorted({*layers}):
-            raise UserError(f"exit_layers: {layers} is not a rising list of layers, counted from 1")
+            raise UserError(f"exit_layers: expected an ascending list of layers, counted from 1, got {layers}")
         if len(heads) != len(layers):
-            raise ValueError(f"{len(heads)} heads for {len(layers)} layers")
+            raise ValueError(f"got {len(heads)} heads for {len(layers)} layers")
         self.heads, self.layers = nn.ModuleList(heads), layers
         self.set_rule(rule, threshold, patience)
 
     def set_rule(self, rule: str, threshold: float | None = None, patience: int = 1) -> None:
-        """Choose when to leave; see the class."""
+        """Set the exit rule, its threshold and patience; see the class."""
         if rule not in RULES:
-            raise UserError(f"exit_rule: '{rule}' is not {', '.join(RULES)}.{did_you_mean(str(rule), RULES)}")
+            raise UserError(
+                f"exit_rule: expected one of {', '.join(RULES)}, got '{rule}'.{did_you_mean(str(rule), RULES)}"
+            )
         threshold = NEVER[rule] if threshold is None else threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or math.isnan(threshold):
-            raise UserError(f"exit_threshold: {threshold!r} is not a number")
+            raise UserError(f"exit_threshold: expected a number, got {threshold!r}")
         if type(patience) is not int or patience < 1:
-            raise UserError(f"exit_patience: {patience!r} is not a whole number of at least 1")
+            raise UserError(f"exit_patience: expected an integer >= 1, got {patience!r}")
         self.rule, self.threshold, self.patience = rule, float(threshold), patience
 
     @property
     def config(self) -> dict[str, Any]:
-        """What all heads share."""
+        """Constructor arguments shared by all heads."""
         return self.heads[0].config
 
     @property
     def frames_per_state(self) -> int:
-        """CTC frames for each state."""
+        """CTC frames per hidden state."""
         return self.heads[0].frames_per_state
 
-    # Never the identity: at full depth too it is a network of its own, trained with all its heads.
+    # Never the identity: even at full depth, the network was trained jointly with all its heads.
     technique = "early_exit"
 
     @property
     def label(self) -> str:
-        """Rule, threshold and patience."""
+        """Label with rule, threshold and patience."""
         if self.threshold == NEVER[self.rule]:
             return "full depth" if self.rule == "none" else f"{self.rule} never"
         return f"{self.rule} {self.threshold:.6g}" + (f" patience {self.patience}" if self.patience > 1 else "")
 
     def check(self, encoder: Encoder) -> None:
-        """See that the last head stands on the encoder's last layer, and that the layers are the encoder's to run.
+        """Check that the encoder runs plainly layer by layer, and that its last layer has a head.
 
         Raises
         ------
         UserError
-            Where it is not so.
+            If the encoder does not meet these conditions.
         """
         if type(encoder).forward is not Encoder.forward:
             raise UserError(
-                f"exit heads run the layers themselves, and cannot stand on {type(encoder).__name__}, which does too"
+                f"exit heads cannot be used with {type(encoder).__name__}: both decide which layers run; use only one"
             )
         if self.layers[-1] != encoder.num_layers:
             raise UserError(
                 f"exit_layers: the last is {self.layers[-1]}, but must be the encoder's last layer, {encoder.num_layers}: "
-                "what cannot leave earlier leaves there"
+                "all remaining utterances exit there"
             )
 
     def read(
@@ -181,7 +183,7 @@ class ExitHeads(Part):
         only: Sequence[int] | None = None,
         train_encoder: bool = True,
     ) -> CTCOutput:
-        """Run an encoder layer by layer on `wavs` [batch, time] with `lengths` [batch], letting utterances leave.
+        """Run an encoder layer by layer on `wavs` [batch, time] with `lengths` [batch], with early exit.
 
         Arguments
         ---------
@@ -190,14 +192,14 @@ class ExitHeads(Part):
         wavs, lengths : torch.Tensor
             [batch, time] and real samples [batch].
         only : list of int, optional
-            For training: run all layers, and the heads on these, and let nobody leave.
+            For training: run all layers without early exit, and the heads on these layers.
         train_encoder : bool
-            With `only`: whether the encoder gets gradients.
+            With `only`: whether the encoder receives gradients.
 
         Returns
         -------
         CTCOutput
-            `exit_layer` in the details of every utterance. With `only`, logits are [heads, batch, frames, labels].
+            With `exit_layer` in the details of every utterance. With `only`, logits are [heads, batch, frames, labels].
         """
         if only is not None:
             return self._read_heads(encoder, wavs, lengths, only, train_encoder)
@@ -238,7 +240,7 @@ class ExitHeads(Part):
     def _read_heads(
         self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor, only: Sequence[int], train_encoder: bool
     ) -> CTCOutput:
-        """Run all layers; logits [heads, batch, frames, labels] of the heads on the layers `only`."""
+        """Run all layers; return logits [heads, batch, frames, labels] of the heads on the layers `only`."""
         with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
             encoded = encoder(wavs, lengths, output_hidden_states=True)
             ends = [encoder.end(EncoderState(encoded.hidden_states[layer], encoded.frame_lengths)) for layer in only]
@@ -249,22 +251,22 @@ class ExitHeads(Part):
     def trace(
         self, encoder: Encoder, wavs: torch.Tensor, lengths: torch.Tensor, run: Callable[..., Any]
     ) -> list[dict[str, Any]]:
-        """Compute one utterance to full depth, once, and note what every rule sees at every head.
+        """Run one utterance to full depth once, recording the score of every rule at every head.
 
         Arguments
         ---------
         encoder : Encoder
             The encoder.
         wavs, lengths : torch.Tensor
-            [1, time] and [1], as the encoder gets them.
+            Encoder inputs, [1, time] and [1].
         run : callable
-            `run(fn, *args)` returns the output of `fn(*args)` and its cost, which can be added up.
+            `run(fn, *args)` returns the output of `fn(*args)` and its cost; costs must support addition.
 
         Returns
         -------
         list of dict
-            For each head: `layer`, its greedy `labels`, the score of each rule, and the cost of the encoder up to there
-            (`encoder_cost`) and of this head (`head_cost`).
+            For each head: `layer`, its greedy `labels`, the score of each rule, the cost of the encoder up to this layer
+            (`encoder_cost`) and the cost of this head (`head_cost`).
         """
         state, cost = run(encoder.begin, wavs, lengths)
         found, labels = [], None
@@ -292,7 +294,7 @@ class ExitHeads(Part):
         return found
 
     def init_from(self, trained: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the weights to start with: of the trained head on the same layer, or else of the only or last one."""
+        """Return initial weights from the trained head on the same layer, or else from the only or last trained head."""
         same = dict(zip(trained.layers, trained.heads, strict=True)) if isinstance(trained, ExitHeads) else {}
         copies = [head.init_from(same.get(layer, trained)) for layer, head in zip(self.layers, self.heads, strict=True)]
         return {f"heads.{i}.{key}": value for i, weights in enumerate(copies) for key, value in weights.items()}
@@ -302,7 +304,7 @@ class ExitHeads(Part):
         return self.heads[-1]
 
     def to_config(self) -> dict[str, Any]:
-        """Return what `from_config` needs."""
+        """Return the arguments of `from_config`."""
         return {
             "head": self.config, "layers": self.layers, "rule": self.rule, "threshold": self.threshold,
             "patience": self.patience,
@@ -320,14 +322,14 @@ def _end(encoder: Encoder, head: nn.Module, state: EncoderState) -> tuple[torch.
 
 
 class _Decisions:
-    """Who leaves, heads before the present one remembered by utterance."""
+    """Exit decisions, with the state of each utterance over consecutive heads."""
 
     def __init__(self, rule: str, threshold: float, patience: int, batch: int) -> None:
         self.rule, self.threshold, self.patience = rule, threshold, patience
         self.content, self.labels = [0] * batch, [None] * batch
 
     def __call__(self, rows: torch.Tensor, scored: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return boolean [rows] for what `SCORES` takes, or log_probs and lengths for `agreement`."""
+        """Return boolean [rows] for the arguments of a function in `SCORES`; `agreement` uses log_probs and lengths."""
         if self.rule == "none":
             return torch.zeros_like(rows, dtype=torch.bool)
         names = rows.tolist()
@@ -354,7 +356,7 @@ SCORES: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def _put_together(parts: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]) -> CTCOutput:
-    """Put rows that left at different layers into one batch again."""
+    """Merge rows that exited at different layers back into one batch."""
     if len(parts) == 1:
         rows, layer, logits, frame_lengths = parts[0]
         return CTCOutput(logits, frame_lengths, [{"exit_layer": layer} for _ in rows])
@@ -372,7 +374,7 @@ def _put_together(parts: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tenso
 
 
 def exits(rule: str, scores: np.ndarray, threshold: float, patience: int = 1) -> np.ndarray:
-    """Return at which head utterances leave, [utterances], for scores [utterances, heads]."""
+    """Return the index of the head where each utterance exits, [utterances], for scores [utterances, heads]."""
     content = should_exit(rule, scores, threshold)
     content[:, -1] = False
     held = content.copy()

@@ -1,7 +1,7 @@
-"""Many exit thresholds from one pass over a trained early-exit model.
+"""Evaluate many exit thresholds from one inference run of a trained early-exit model.
 
-Every utterance is computed once, to full depth, and what each rule sees at each head is kept as a few numbers. Where an
-utterance would leave at a threshold, what it would say, and how many MACs it would have taken all follow from that, exactly.
+Every utterance is run once, to full depth, and the score of each rule at each head is recorded. For any threshold, the exit
+layer, the transcript and the MACs of each utterance then follow exactly, without running the model again.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from efficient_asr.models.encoders.base import Encoder
 from efficient_asr.techniques.early_exit.heads import NEVER, RULES, ExitHeads, exits
 from efficient_asr.utils.errors import UserError
 
-CALIBRATIONS = ("mean_layer", "wer_loss_percent")  # what a threshold can be calibrated for
-MOST_CANDIDATES = 1000  # thresholds that calibration tries
+CALIBRATIONS = ("mean_layer", "wer_loss_percent")  # calibration targets
+MOST_CANDIDATES = 1000  # upper limit on the thresholds that calibration tries
 
 
 @dataclass
 class Sweep:
-    """What one pass found.
+    """Results of one inference run to full depth.
 
     Attributes
     ----------
     layers : list of int
         The heads' layers.
     references : list of str
-        Normalised, [utterances].
+        Normalised references, [utterances].
     hypotheses : list of list of str
-        Normalised, of each head, [utterances][heads].
+        Normalised hypotheses of each head, [utterances][heads].
     errors : numpy.ndarray
         Word errors, [utterances, heads].
     words : int
         Reference words.
     scores : dict of str to numpy.ndarray
-        What each rule sees, [utterances, heads].
+        Scores of each rule, [utterances, heads].
     encoder_macs, head_macs : numpy.ndarray
-        Of everything up to a head's layer, and of the head, ours and by thop's rules, [utterances, heads, 2].
+        MACs of everything up to a head's layer, and of the head, by our rules and by thop's, [utterances, heads, 2].
     """
 
     layers: list[int]
@@ -60,22 +60,22 @@ class Sweep:
     head_macs: np.ndarray
 
     def exits(self, rule: str, threshold: float, patience: int = 1) -> np.ndarray:
-        """At which head each utterance leaves, [utterances]."""
+        """Index of the head where each utterance exits, [utterances]."""
         return exits(rule, self.scores[rule], threshold, patience)
 
     def macs(self, rule: str, out: np.ndarray) -> np.ndarray:
-        """MACs of each utterance that leaves at head `out` [utterances], ours and thop's, [utterances, 2]."""
+        """MACs of utterances that exit at heads `out` [utterances], by our rules and by thop's, [utterances, 2]."""
         rows = np.arange(len(out))
-        # Similarity looks at states only; the other rules compute every head on the way.
+        # Similarity uses hidden states only; the other rules compute every head up to the exit.
         heads = self.head_macs if rule in ("none", "similarity") else self.head_macs.cumsum(axis=1)
         return self.encoder_macs[rows, out] + heads[rows, out]
 
     def wer_percent(self, out: np.ndarray | int) -> float:
-        """WER where utterances leave at heads `out`."""
+        """WER in percent if utterances exit at heads `out`."""
         return 100 * float(self.errors[np.arange(len(self.errors)), out].sum()) / max(1, self.words)
 
     def mean_layer(self, out: np.ndarray) -> float:
-        """Mean exit layer."""
+        """Mean exit layer if utterances exit at heads `out`."""
         return float(np.asarray(self.layers)[out].mean())
 
     def details(self, out: np.ndarray) -> dict[str, Any]:
@@ -90,26 +90,26 @@ class Sweep:
     def choose_threshold(
         self, rule: str, mean_layer: float | None = None, wer_loss_percent: float | None = None, patience: int = 1
     ) -> float:
-        """Calibrate: the threshold that comes closest to a wanted depth, or the cheapest within a wanted loss.
+        """Calibrate the threshold: closest to a mean exit layer, or the earliest exits within a WER loss.
 
         Arguments
         ---------
         rule : str
             The rule.
         mean_layer : float, optional
-            Wanted mean exit layer.
+            Target mean exit layer.
         wer_loss_percent : float, optional
-            Wanted: at most so many points of WER more than at full depth.
+            Maximum WER increase over full depth, in percentage points.
         patience : int
-            Heads in a row that must be content.
+            Consecutive heads that must meet the threshold.
 
         Raises
         ------
         UserError
-            Where not exactly one of the two is wanted, or the rule has no threshold.
+            If not exactly one of the two targets is given, or the rule has no threshold.
         """
         if (mean_layer is None) == (wer_loss_percent is None):
-            raise UserError("calibrate to a mean layer or to a loss of WER: give exactly one of the two")
+            raise UserError("give exactly one calibration target: a mean exit layer or a WER loss")
         if rule == "none":
             raise UserError("exit_rule: 'none' has no threshold to calibrate; choose another rule")
         values = np.unique(self.scores[rule][:, :-1])
@@ -130,7 +130,7 @@ class Sweep:
         return best
 
     def records(self, benchmark: Benchmark, rule: str, out: np.ndarray) -> Records:
-        """Return what `score` would have found."""
+        """Return the records that `score` would give with exits at heads `out` [utterances]."""
         records, macs = Records(), self.macs(rule, out)
         for i, row in enumerate(benchmark.rows):
             records.append(
@@ -145,21 +145,21 @@ class Sweep:
 
 
 def sweep(model: CTCModel, benchmark: Benchmark, macs: bool = True) -> Sweep:
-    """Compute every utterance once.
+    """Run every utterance once, to full depth.
 
     Arguments
     ---------
     model : CTCModel
-        With exit heads, in evaluation mode.
+        Model with exit heads, in evaluation mode.
     benchmark : Benchmark
-        On what.
+        The utterances to run.
     macs : bool
-        Whether MACs are counted.
+        Whether to count MACs.
 
     Raises
     ------
     UserError
-        Where the model has no exit heads.
+        If the model has no exit heads.
     """
     heads = exit_heads(model)
     device = next(model.parameters()).device
@@ -201,7 +201,7 @@ def sweep(model: CTCModel, benchmark: Benchmark, macs: bool = True) -> Sweep:
 
 
 def plot_group(result: Result) -> str:
-    """Return what follows the technique's name in the legend of plots: each rule has a colour of its own."""
+    """Return the suffix of the technique's name in plot legends; each rule has its own colour."""
     rule = result.details.get("exit_rule")
     return {None: "", "none": ", full depth"}.get(rule, f", {rule}")
 
@@ -212,7 +212,7 @@ def exit_heads(model: Any) -> ExitHeads:
     Raises
     ------
     UserError
-        Where it has none.
+        If the model has none.
     """
     heads = model.head if isinstance(model, CTCModel) else None
     if not isinstance(heads, ExitHeads):
@@ -221,41 +221,40 @@ def exit_heads(model: Any) -> ExitHeads:
 
 
 def exit_layers_of(hparams: dict[str, Any], encoder: Encoder) -> list[int]:
-    """Return the layers that get a head, by default the upper half; refuse settings that would waste hours of training.
+    """Return the layers with a head, by default the upper half, and reject settings that would waste a training run.
 
     Raises
     ------
     UserError
-        Naming the key.
+        If a setting is invalid, naming the key.
     """
     for key in ("exit_layers", "exit_loss_weights"):
         value = hparams[key]
         if value is not None and not (
             isinstance(value, list) and all(type(i) in (int, float) and i >= 0 for i in value)
         ):
-            raise UserError(f"{key}: {value!r} is not a list of numbers")
+            raise UserError(f"{key}: expected a list of numbers, got {value!r}")
     if hparams["exit_training"] not in ("joint", "two_step"):
-        raise UserError(f"exit_training: '{hparams['exit_training']}' is not joint or two_step")
+        raise UserError(f"exit_training: expected joint or two_step, got '{hparams['exit_training']}'")
     first, epochs = hparams["first_step_epochs"], hparams["number_of_epochs"]
     if hparams["exit_training"] == "two_step" and first >= epochs:
         raise UserError(
-            f"first_step_epochs: {first} of {epochs} epochs (number_of_epochs) leave none for the second step"
+            f"first_step_epochs: {first} of {epochs} epochs (number_of_epochs) leave no epochs for the second step"
         )
     wanted = [key for key in CALIBRATIONS if hparams[f"calibrate_{key}"] is not None]
     if len(wanted) > 1 or (wanted and hparams["exit_threshold"] is not None):
         raise UserError(
-            "give only one of exit_threshold, calibrate_mean_layer and calibrate_wer_loss_percent; the others null"
+            "give only one of exit_threshold, calibrate_mean_layer and calibrate_wer_loss_percent; keep the others null"
         )
     if wanted and hparams["exit_rule"] == "none":
-        raise UserError(
-            f"calibrate_{wanted[0]}: the exit_rule 'none' has no threshold to calibrate; choose another rule"
-        )
+        raise UserError(f"calibrate_{wanted[0]}: exit_rule 'none' has no threshold to calibrate; choose another rule")
     if encoder.layerdrop:
-        raise UserError(
-            f"train_layerdrop: {encoder.layerdrop} leaves out layers whose heads are trained; set it to 0.0"
-        )
+        raise UserError(f"train_layerdrop: {encoder.layerdrop} skips layers whose heads are trained; set it to 0.0")
     layers = hparams["exit_layers"] or list(range(encoder.num_layers // 2 + 1, encoder.num_layers + 1))
     weights = hparams["exit_loss_weights"]
     if weights is not None and len(weights) != len(layers):
-        raise UserError(f"exit_loss_weights: {list(weights)} are not {len(layers)} weights, one a layer of {layers}")
+        raise UserError(
+            f"exit_loss_weights: expected {len(layers)} weights, one for each of exit_layers {layers}, "
+            f"got {list(weights)}"
+        )
     return layers

@@ -148,10 +148,10 @@ def test_damaged_folders_are_explained(models: list[Any], tiny_whispers: dict[st
     config = json.loads(path.read_text())
     for change, message in (
         ({"thresholds": ["high"]}, "is damaged"),
-        ({"routers": [{"type": "os.system", "config": {}}]}, "no technique here declares"),
+        ({"routers": [{"type": "os.system", "config": {}}]}, "no technique declares"),
         (
             {"routers": [{"type": "models.ctc.CTCHead", "config": {"input_size": 2, "n_labels": 3}}]},
-            "not every router is one",
+            "an entry of 'routers' is not a router",
         ),
         ({"routers": []}, "needs one router"),
         ({"version": 2}, "version 1"),

@@ -143,11 +143,11 @@ def test_losses_against_closed_forms() -> None:
     [
         (lambda: Decider(2, 4, router_input="encodr"), "Did you mean 'encoder'"),
         (lambda: Decider(2, 4, frames="all"), "not padded or unpadded"),
-        (lambda: Decider(2, 4, [8, 8], [2]), "as many positive numbers"),
+        (lambda: Decider(2, 4, [8, 8], [2]), "equally long lists of positive numbers"),
         (lambda: Rule("entropie"), "Did you mean 'entropy'"),
         (
             lambda: Rule("entropy")(RouterInput(torch.zeros(1, 0), torch.ones(1), None, ["a"], [{}])),
-            "does not say its entropy",
+            "does not report entropy",
         ),
     ],
 )

@@ -162,7 +162,7 @@ def test_pairs_are_read_and_mismatches_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="different utterances"):
         Pair.read(tmp_path / "small.jsonl", tmp_path / "large.jsonl")
     (tmp_path / "large.jsonl").write_text("{broken\n")
-    with pytest.raises(UserError, match="jsonl:1 is no record"):
+    with pytest.raises(UserError, match="jsonl:1 is not a record"):
         Pair.read(tmp_path / "small.jsonl", tmp_path / "large.jsonl")
 
 

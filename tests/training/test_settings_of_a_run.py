@@ -1,0 +1,139 @@
+"""What a run shows and keeps of its settings: the merged YAML, the help, where results go."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from efficient_asr.settings.yaml import load_hparams, merge_includes
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
+
+FAST = ["--device", "cpu", "--measure_runtime", "False"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_the_merged_yaml_of_a_run_gives_the_same_run(tiny_yaml: Path, tmp_path: Path) -> None:
+    options = ["--seed", "7", "--lr_head", "0.002", "--variant", "a: b #2", "--precision", "fp32"]
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, *options]) == 0
+    merged = tmp_path / "copy.yaml"
+    merged.write_bytes((tmp_path / "output" / "hyperparams.yaml").read_bytes())
+    tiny_yaml.unlink()  # it must not be needed
+    again = ["--output_folder", str(tmp_path / "again"), "--results_folder", str(tmp_path / "again" / "results")]
+    assert run(CTCBrain, [str(merged), *FAST, *again]) == 0
+    first, second = weights(tmp_path / "output"), weights(tmp_path / "again")
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    results = [json.loads((tmp_path / f / "tiny.json").read_text()) for f in ("results", "again/results")]
+    assert results[0]["variant"] == results[1]["variant"] == "a: b #2"
+    assert results[0]["wer_percent"] == results[1]["wer_percent"] and results[1]["hparams"]["seed"] == 7
+
+
+def test_print_yaml_runs_nothing_and_is_what_a_run_keeps(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [str(tiny_yaml), *FAST, "--lr_head", "0.002"]
+    assert run(CTCBrain, [*arguments, "--print_yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert "lr_head: 0.002" in printed and "base:" not in printed and not (tmp_path / "output").exists()
+    assert run(CTCBrain, arguments) == 0
+    assert (tmp_path / "output" / "hyperparams.yaml").read_text() == printed
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("hparams/*.yaml")), ids=lambda p: p.name)
+def test_a_printed_yaml_has_every_key_comment_and_value(
+    path: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    tree = merge_includes(path)
+    given = {k: "x" for k, v in tree.items() if "PLACEHOLDER" in str(getattr(v, "tag", ""))}
+    assert run(CTCBrain, [str(path), "--print_yaml", *(word for k, v in given.items() for word in (f"--{k}", v))]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = merge_includes(tmp_path / "printed.yaml")
+    assert list(printed) == list(tree)
+    for key, value in tree.items():
+        if key not in given and not getattr(value, "tag", None):
+            assert printed[key] == value, key
+    assert (tmp_path / "printed.yaml").read_text().count("#") > 40
+
+
+@pytest.mark.parametrize("recipe", sorted(p.parent.name for p in ROOT.glob("recipes/*/README.md")))
+def test_help_of_a_recipe_lists_options_keys_and_an_example(recipe: str, capsys: pytest.CaptureFixture) -> None:
+    assert run(CTCBrain, ["--help"], recipe=recipe) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "--device",
+        "--print_yaml",
+        "--number_of_epochs",
+        "seed of all random number generators",
+        "(must be given)",
+    ):
+        assert text in printed
+    example = printed.split("Example:")[1].split()
+    assert f"recipes/{recipe}/train.py" in example
+    yaml = next(word for word in example if word.endswith(".yaml"))
+    assert merge_includes(ROOT / yaml)["recipe"] == recipe
+
+
+def test_help_of_a_yaml_file_lists_its_keys(capsys: pytest.CaptureFixture) -> None:
+    assert run(CTCBrain, [str(ROOT / "hparams" / "mini" / "early_exit.yaml"), "--help"], recipe="early_exit") == 0
+    text = capsys.readouterr().out
+    assert (
+        "--exit_patience" in text
+        and re.search(r"--calibrate_wer_loss_percent +0\.5 ", text)
+        and "--epoch_counter" not in text
+    )
+
+
+def test_results_go_beside_the_run_and_seeds_do_not_overwrite_each_other(tiny_yaml: Path, tmp_path: Path) -> None:
+    text = tiny_yaml.read_text()
+    lines = [line for line in text.splitlines() if not line.startswith(("results_folder", "output_folder"))]
+    tiny_yaml.write_text("\n".join([*lines, f"output_folder: !ref {tmp_path}/runs/<experiment>/<seed>"]) + "\n")
+    for seed in ("1", "2"):
+        assert run(CTCBrain, [str(tiny_yaml), *FAST, "--number_of_epochs", "1", "--seed", seed]) == 0
+    found = [
+        json.loads(p.read_text())["provenance"]["seed"] for p in sorted(tmp_path.glob("runs/tiny/*/results/tiny.json"))
+    ]
+    assert found == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("hparams/**/*.yaml")), ids=lambda p: str(p.relative_to(ROOT / "hparams"))
+)
+def test_no_yaml_writes_to_the_committed_results(path: Path) -> None:
+    assert not str(merge_includes(path).get("results_folder", "")).startswith("results")
+
+
+def test_a_yaml_of_another_recipe_is_refused_wherever_it_is_run_from(
+    tiny_yaml: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(CTCBrain, [str(tiny_yaml), *FAST], recipe="lora") == 2
+    assert "belongs to recipes/finetune_ctc/train.py, not to recipes/lora" in capsys.readouterr().err
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, "--recipe", "lora", "--number_of_epochs", "1"], recipe="lora") == 0
+
+
+def test_nothing_of_a_run_stays_in_the_process(tiny_yaml: Path) -> None:
+    logger, stdout = logging.getLogger("speechbrain"), sys.stdout
+    before = list(logger.handlers)
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, "--number_of_epochs", "1"]) == 0
+    assert logger.handlers == before and sys.stdout is stdout
+
+
+def test_defaults_that_were_hidden_are_keys(tiny_yaml: Path) -> None:
+    hparams, _ = load_hparams(tiny_yaml, {"length_jitter": 0.0})
+    assert hparams["length_jitter"] == 0.0
+    keys = {key for p in (ROOT / "hparams" / "_base").glob("*.yaml") for key in merge_includes(p)}
+    assert keys >= {
+        "gate_dropout", "gate_noise", "gain_clip", "spec_augment_masks", "spec_augment_frames", "spec_augment_bands",
+        "length_jitter", "overlap_s", "long_audio_batch", "max_new_tokens", "suppress", "logprob_threshold",
+        "compression_ratio_threshold", "channels", "transcript_width", "train_layerdrop",
+    }  # fmt: skip
