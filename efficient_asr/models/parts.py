@@ -92,6 +92,10 @@ def stable_name(kind: type) -> str:
         for name, reference in technique.parts.items():
             module, _, attribute = reference.partition(":")
             if f"{technique.module}.{module}".rstrip(".") + f":{attribute}" == path:
+                if name in CORE_PARTS:
+                    raise UserError(
+                        f"{path} cannot be saved as '{name}', the name of a part that every model has; rename it"
+                    )
                 return name
     raise UserError(
         f"{path} cannot be saved: no technique declares it among its parts (see docs/adding_a_technique.md)"

@@ -7,10 +7,11 @@ Add your own by its dotted path: with the YAML key `techniques`, the environment
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,24 +150,46 @@ def add_technique(module: str) -> Technique:
     """
     technique = _declared(module, required=True)
     if module not in _added:
-        for other in techniques():
-            shared = other.module != module and ({other.name, *other.parts} & {technique.name, *technique.parts})
-            if shared:
-                raise UserError(
-                    f"techniques: {module} and {other.module} both declare '{sorted(shared)[0]}'; rename one"
-                )
+        _check_names(technique, techniques())
         _added.append(module)
     return technique
 
 
 def techniques() -> list[Technique]:
     """Return all known techniques, sorted by name, including those in the environment variable."""
+    return list(_known(tuple(_added), os.environ.get(VARIABLE, "")))
+
+
+@functools.cache
+def _known(added: tuple[str, ...], variable: str) -> tuple[Technique, ...]:
+    """Return the built-in techniques, those that were added, and those of the environment variable."""
     package = importlib.import_module(PACKAGE)
-    modules = [f"{PACKAGE}.{entry.name}" for entry in pkgutil.iter_modules(package.__path__)]
-    found = [_declared(module, required=False) for module in modules]
-    named = [path.strip() for path in os.environ.get(VARIABLE, "").split(",") if path.strip()]
-    found += [_declared(module, required=True) for module in dict.fromkeys([*_added, *named])]
-    return sorted(filter(None, found), key=lambda technique: technique.name)
+    built_in = [
+        _declared(f"{PACKAGE}.{entry.name}", required=False) for entry in pkgutil.iter_modules(package.__path__)
+    ]
+    named = [path.strip() for path in variable.split(",") if path.strip()]
+    known = [technique for technique in built_in if technique is not None]
+    for module in dict.fromkeys([*added, *named]):
+        technique = _declared(module, required=True)
+        _check_names(technique, known)
+        known.append(technique)
+    return tuple(sorted(known, key=lambda technique: technique.name))
+
+
+def _check_names(technique: Technique, others: Iterable[Technique]) -> None:
+    """Refuse a technique with a name that another one has.
+
+    Raises
+    ------
+    UserError
+        Naming both modules.
+    """
+    for other in others:
+        shared = {other.name, *other.parts} & {technique.name, *technique.parts}
+        if shared and other.module != technique.module:
+            raise UserError(
+                f"techniques: {technique.module} and {other.module} both declare '{sorted(shared)[0]}'; rename one"
+            )
 
 
 def _declared(module: str, required: bool) -> Technique | None:

@@ -136,8 +136,8 @@ def test_compression_ratio_is_high_for_repetitions() -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"beams": 2}, "not a decoding option"), ({"num_beams": 0}, "less than 1"),
     ({"task": "translation"}, "use transcribe or translate"),
-    ({"temperatures": []}, "between 0 and 2"), ({"language": "xx"}, "does not know 'xx'"), ({"long_audio": "cut"}, "invalid method 'cut'; use overlap"),
-    ({"lm_path": "x.arpa"}, "require a CTC model"),
+    ({"temperatures": []}, "between 0 and 2"), ({"language": "xx"}, "does not know 'xx'"),
+    ({"long_audio": "cut"}, "invalid method 'cut'; use overlap"), ({"lm_path": "x.arpa"}, "require a CTC model"),
 ])  # fmt: skip
 def test_mistakes_are_explained(options: dict, message: str, tiny_whispers: dict[str, str]) -> None:
     with pytest.raises(UserError, match=message):

@@ -419,7 +419,8 @@ def test_a_checkpoint_from_before_a_key_existed_goes_on_with_what_was_fixed_then
     then = {"go_on": "False", "encoder": "!apply:efficient_asr.models.load_encoder source: !ref <source>"}
     now = {
         "length_jitter": "0.05", "train_layerdrop": "null", "allow_changed_settings": "False",
-        "encoder": "!apply:efficient_asr.models.encoders.load.load_encoder source: !ref <source> layerdrop: !ref <train_layerdrop>",
+        "encoder": "!apply:efficient_asr.models.encoders.load.load_encoder source: !ref <source> layerdrop: !ref "
+        "<train_layerdrop>",
     }  # fmt: skip
     checkpoint = Checkpoint(tmp_path, {"settings": then})
     check_settings(checkpoint, now, allow_changed_settings=False)
