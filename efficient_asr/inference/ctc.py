@@ -51,16 +51,6 @@ class CTCTranscriber(Transcriber):
         return self
 
     @property
-    def technique(self) -> str:
-        """Techniques used in the model."""
-        return self.model.technique
-
-    @property
-    def label(self) -> str:
-        """Variant names of the techniques."""
-        return self.model.label
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Configuration of the model's parts."""
         return self.model.settings
@@ -68,7 +58,3 @@ class CTCTranscriber(Transcriber):
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """Return what the techniques did over a whole benchmark."""
         return self.model.summary(records)
-
-    def parameters_count(self) -> int:
-        """Number of parameters."""
-        return sum(parameter.numel() for parameter in self.model.parameters())

@@ -21,8 +21,6 @@ class Transcriber:
 
     Attributes
     ----------
-    technique, label : str
-        Technique and variant, for results and tables.
     batched : bool
         Whether several utterances can be processed in one batch; otherwise only batch size 1 is timed.
     takes_languages : bool
@@ -39,8 +37,6 @@ class Transcriber:
         The network with its labels, if there is one.
     """
 
-    technique: str = "none"
-    label: str = "baseline"
     batched: bool = True
     takes_languages: bool = False
     language: str | None = None
@@ -48,6 +44,16 @@ class Transcriber:
     window_s: float | None = None
     shows_encoder: bool = False
     model: Any = None
+
+    @property
+    def technique(self) -> str:
+        """Technique of `model`, for Results and tables; `none` without one."""
+        return "none" if self.model is None else self.model.technique
+
+    @property
+    def label(self) -> str:
+        """Variant of `model`, for Results and tables; `baseline` without one."""
+        return "baseline" if self.model is None else self.model.label
 
     def transcribe(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
@@ -107,8 +113,10 @@ class Transcriber:
         return self
 
     def parameters_count(self) -> int | None:
-        """Number of parameters; None if unknown."""
-        return None
+        """Return the number of weights of `model`; None if it is unknown."""
+        if not isinstance(self.model, torch.nn.Module):
+            return None
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -121,16 +121,6 @@ class WhisperTranscriber(Transcriber):
         return (tokens, self.language is None) if greedy and tokens is not None else None
 
     @property
-    def technique(self) -> str:
-        """Technique used in the model."""
-        return self.model.technique
-
-    @property
-    def label(self) -> str:
-        """Variant of the model."""
-        return self.model.label
-
-    @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the model supports; empty for a monolingual model."""
         return tuple(self.model.labels.languages)
@@ -216,7 +206,3 @@ class WhisperTranscriber(Transcriber):
         """Move to a device and return self."""
         self.model.to(device)
         return self
-
-    def parameters_count(self) -> int:
-        """Number of parameters; the tied output layer is counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
