@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from conftest import TEXTS
 from safetensors.torch import load_file, save_file
 
 from efficient_asr.data import pad_wavs
+from efficient_asr.inference.ctc import CTCTranscriber
 from efficient_asr.models.ctc import CTCHead, CTCModel, greedy_texts
 from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.parts import Part
 from efficient_asr.techniques.downsampling import Downsampler
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.utils.errors import UserError
@@ -220,3 +224,20 @@ def test_head_refuses_nonsense() -> None:
         CTCHead(4, 3, "lstm")
     with pytest.raises(UserError, match="less than 1"):
         CTCHead(4, 3, frames_per_state=0)
+
+
+def test_parts_sum_up_what_they_did(tiny_ctc: CTCModel) -> None:
+    class Counted(Part):
+        technique = "counted"
+
+        def forward(self, wavs_and_lengths: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            return wavs_and_lengths
+
+        def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+            return {"utterances_seen": len(list(records))}
+
+    assert CTCTranscriber(tiny_ctc).summary([{}, {}]) == {}
+    model = CTCModel(Counted(), tiny_ctc.encoder, tiny_ctc.head, tiny_ctc.labels)
+    assert CTCTranscriber(model).summary([{}, {}]) == {"utterances_seen": 2} and model.technique == "counted"
+    with pytest.raises(UserError, match="no technique declares it"):
+        model.settings  # noqa: B018
