@@ -60,7 +60,7 @@ def train(place: Path, tiny_whispers: dict[str, str], out: Path, *extra: str) ->
         "small": tiny_whispers["small"], "large": tiny_whispers["large"], "small_name": "small", "large_name": "large",
         "corpus_options": "{}", "data_folder": place, "prepared_folder": out / "prepared", "output_folder": out / "output",
         "results_folder": out / "results", "labels_folder": place / "labels", "states_folder": place / "states",
-        "test_splits": "[test]", "channels": "[8]", "strides": "[2]", "frames": "window", "number_of_epochs": 2, "batch_size": 4,
+        "test_splits": "[test]", "channels": "[8]", "strides": "[2]", "frames": "padded", "number_of_epochs": 2, "batch_size": 4,
         "test_normaliser": "plain",
     } | dict(zip([key.removeprefix("--") for key in extra[::2]], extra[1::2], strict=True))  # fmt: skip
     pairs = [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -77,7 +77,7 @@ def test_passes_hold_states_costs_and_confidence(place: Path, tiny_whispers: dic
     transcriber = load_transcriber(tiny_whispers["small"], language="en", long_audio=None)
     wav = load_audio(str(place / "dev3.wav"))
     hidden = transcriber.encode(wav[None], torch.ones(1), hidden_states=True).hidden_states
-    assert torch.equal(store.read("dev3"), torch.stack(hidden, dim=2)[0].half())
+    assert torch.equal(store.read("dev3")["states"], torch.stack(hidden, dim=2)[0].half())
 
 
 def test_states_can_be_added_to_a_pass(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
