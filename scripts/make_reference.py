@@ -17,7 +17,7 @@ from pathlib import Path
 from efficient_asr.evaluation.result import Result
 from efficient_asr.reporting.tables import markdown_table
 from efficient_asr.settings.help import described_keys
-from efficient_asr.settings.limits import is_eval_only, known_limits
+from efficient_asr.settings.limits import known_keys
 from efficient_asr.utils.errors import UserError, exit_code
 from efficient_asr.utils.technique import techniques
 
@@ -77,7 +77,7 @@ def attributes_of(kind: type) -> dict[str, tuple[str, str]]:
 
 def yaml_keys() -> str:
     """Return the page of the YAML keys, by the file in which they first appear."""
-    limits, technique_keys = known_limits(), {key.name: t.name for t in techniques() for key in t.keys}
+    known, technique_keys = known_keys(), {key.name: t.name for t in techniques() for key in t.keys}
     parts = [
         "# YAML keys", "", GENERATED, "",
         "Every key can be given on the command line as `--key value`. *Measuring only*: the key may change between "
@@ -94,10 +94,10 @@ def yaml_keys() -> str:
             if key in seen:
                 continue
             seen.add(key)
-            limit = limits.get(key)
+            limit = known.get(key)
             bounds = (
                 ""
-                if limit is None
+                if limit is None or limit.least is None
                 else f">= {limit.least:g}" + (f", <= {limit.most:g}" if limit.most is not None else "")
             )
             rows.append(
@@ -106,7 +106,7 @@ def yaml_keys() -> str:
                     f"`{default}`",
                     comment,
                     bounds,
-                    "yes" if is_eval_only(key) else "",
+                    "yes" if limit is not None and limit.eval_only else "",
                     technique_keys.get(key, ""),
                 ]
             )

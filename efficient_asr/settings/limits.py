@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,9 @@ _EVAL_ONLY = (
     "experiment output_folder results_folder test_only train_only allow_changed_settings skip_bad check_audio corpus_name "
     "prepared_folder test_splits test_normaliser threads measure_macs measure_runtime time_lm lm_path lm_alpha lm_beta lm_case "
     "tensorboard data_folder epoch_counter recipe variant techniques language task length_penalty max_new_tokens suppress "
-    "timestamps temperatures compression_ratio_threshold logprob_threshold no_speech_threshold long_audio keep_checkpoints"
+    "timestamps temperatures compression_ratio_threshold logprob_threshold no_speech_threshold long_audio keep_checkpoints "
+    "test_batch_size num_workers number_of_epochs nonfinite_patience ckpt_interval_minutes runtime_repeats lm_beam_size "
+    "num_beams overlap_s long_audio_batch"
 ).split()
 _TEXT = (
     "experiment recipe variant corpus corpus_name data_folder prepared_folder output_folder results_folder lm_path source "
@@ -23,60 +26,42 @@ _TEXT = (
 _NUMBERS: dict[str, Key] = {
     key.name: key
     for key in (
-        Key("batch_size", 1), Key("test_batch_size", 1, eval_only=True), Key("num_workers", 0, eval_only=True),
-        Key("number_of_epochs", 1, eval_only=True), Key("grad_accumulation_factor", 1), Key("max_grad_norm", 1e-9),
-        Key("nonfinite_patience", 0, eval_only=True), Key("ckpt_interval_minutes", 0.0, eval_only=True),
+        Key("batch_size", 1), Key("test_batch_size", 1), Key("num_workers", 0),
+        Key("number_of_epochs", 1), Key("grad_accumulation_factor", 1), Key("max_grad_norm", 1e-9),
+        Key("nonfinite_patience", 0), Key("ckpt_interval_minutes", 0.0),
         Key("max_batch_length_s", 1e-3), Key("length_jitter", 0.0, 0.5, former="0.05"), Key("max_duration_s", 1e-3),
-        Key("threads", 0, eval_only=True), Key("runtime_repeats", 0, eval_only=True), Key("lm_beam_size", 1, eval_only=True),
+        Key("threads", 0), Key("runtime_repeats", 0), Key("lm_beam_size", 1),
         Key("lr", 0.0), Key("lr_encoder", 0.0), Key("lr_head", 0.0), Key("weight_decay", 0.0), Key("warmup_ratio", 0.0),
         Key("label_smoothing", 0.0, 1.0), Key("augment_probability", 0.0, 1.0),
         Key("train_layerdrop", 0.0, 0.99, former="null"),
         Key("spec_augment_masks", 0, former="2"), Key("spec_augment_frames", 0, former="40"),
         Key("spec_augment_bands", 0, former="15"),
         Key("frames_per_state", 1), Key("head_neurons", 1), Key("head_layers", 1), Key("head_dropout", 0.0, 1.0),
-        Key("num_beams", 1, eval_only=True), Key("max_new_tokens", 1, eval_only=True),
-        Key("overlap_s", 0.0, eval_only=True), Key("long_audio_batch", 1, eval_only=True),
+        Key("num_beams", 1), Key("max_new_tokens", 1),
+        Key("overlap_s", 0.0), Key("long_audio_batch", 1),
     )
 }  # fmt: skip
 
 
-def _all_keys() -> dict[str, Key]:
-    """Return the properties of each key, by name."""
-    plain = {name: Key(name, eval_only=name in _EVAL_ONLY, text=name in _TEXT) for name in (*_EVAL_ONLY, *_TEXT)}
-    declared = {key.name: key for technique in techniques() for key in technique.keys}
-    both = {
-        name: Key(name, k.least, k.most, name in _EVAL_ONLY or k.eval_only, former=k.former)
-        for name, k in _NUMBERS.items()
-    }
-    return plain | both | declared
+CORE_KEYS: dict[str, Key] = {
+    name: dataclasses.replace(_NUMBERS.get(name, Key(name)), eval_only=name in _EVAL_ONLY, text=name in _TEXT)
+    for name in (*_NUMBERS, *_EVAL_ONLY, *_TEXT)
+}
 
 
-def is_eval_only(name: str) -> bool:
-    """Whether a key affects evaluation only, so that it may change between the start and the end of training."""
-    key = _all_keys().get(name)
-    return key is not None and key.eval_only
+def known_keys() -> dict[str, Key]:
+    """Return the properties of all keys that have any, by name."""
+    return CORE_KEYS | {key.name: key for technique in techniques() for key in technique.keys}
 
 
-def is_untyped(name: str) -> bool:
-    """Whether a key accepts values of several types."""
-    key = _all_keys().get(name)
-    return key is not None and key.untyped
-
-
-def is_text_key(name: str) -> bool:
-    """Whether the value of a key is a string even if it is null in the YAML files."""
-    key = _all_keys().get(name)
-    return key is not None and key.text
+def key_of(name: str) -> Key:
+    """Return the properties of a key."""
+    return known_keys().get(name, Key(name))
 
 
 def former_values() -> dict[str, str]:
     """Return the values that were fixed before their keys existed, by key."""
-    return {name: key.former for name, key in _all_keys().items() if key.former is not None}
-
-
-def known_limits() -> dict[str, Key]:
-    """Return the numeric keys with limits, by name."""
-    return {name: key for name, key in _all_keys().items() if key.least is not None}
+    return {name: key.former for name, key in known_keys().items() if key.former is not None}
 
 
 def check_limit(name: str, value: Any) -> None:
@@ -87,8 +72,8 @@ def check_limit(name: str, value: Any) -> None:
     UserError
         Naming the key and its limits.
     """
-    key = known_limits().get(name)
-    if key is None or value is None or isinstance(value, (TaggedScalar, CommentedMap)):
+    key = key_of(name)
+    if key.least is None or value is None or isinstance(value, (TaggedScalar, CommentedMap)):
         return
     whole = isinstance(key.least, int)
     number = not isinstance(value, bool) and isinstance(value, int if whole else (int, float))

@@ -21,7 +21,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.run_opts import RunOptions
 
 from efficient_asr.settings.command_line import Overrides, key_hint
-from efficient_asr.settings.limits import check_limit, is_eval_only, is_text_key, is_untyped
+from efficient_asr.settings.limits import check_limit, key_of, known_keys
 from efficient_asr.settings.renamed import current_key, renamed_keys, with_current_names
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.technique import add_technique, current_value
@@ -139,10 +139,7 @@ def complete_yaml(path: Path, overrides: dict[str, Any], run_opts: RunOptions | 
     UserError
         See `overridden`.
     """
-    tree = overridden(path, overrides)
-    for key in run_opts.overridden_args if run_opts is not None else ():  # options consumed by SpeechBrain
-        if key in tree:
-            tree[key] = getattr(run_opts, key)
+    tree = _with_run_options(overridden(path, overrides), run_opts)
     return f"# {path}, with its includes and command line overrides.\n{to_text(tree)}"
 
 
@@ -176,18 +173,21 @@ def load_hparams(
         raise UserError(f"{path}: {error}") from error
     plain = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, dict, type(None)))}
     plain |= {k: _words(v) for k, v in tree.items() if k not in plain and not k.startswith("__")}  # objects
-    for key in run_opts.overridden_args if run_opts is not None else ():  # options consumed by SpeechBrain
-        if key in plain:
-            plain[key] = getattr(run_opts, key)
-    return hparams, plain
+    return hparams, _with_run_options(plain, run_opts)
 
 
 def training_settings(path: Path, overrides: dict[str, Any], run_opts: RunOptions) -> dict[str, str]:
     """Return the settings that training depends on, by key, as written in YAML, including objects."""
-    tree = overridden(path, overrides)
-    # command line options consumed by SpeechBrain
-    tree.update({key: getattr(run_opts, key) for key in run_opts.overridden_args if key in tree})
-    return {key: _words(value) for key, value in tree.items() if not is_eval_only(key)}
+    tree, known = _with_run_options(overridden(path, overrides), run_opts), known_keys()
+    return {key: _words(value) for key, value in tree.items() if not (key in known and known[key].eval_only)}
+
+
+def _with_run_options(settings: Any, run_opts: RunOptions | None) -> Any:
+    """Return settings by key, in place, with the command line options that SpeechBrain consumes."""
+    for key in run_opts.overridden_args if run_opts is not None else ():
+        if key in settings:
+            settings[key] = getattr(run_opts, key)
+    return settings
 
 
 def _words(value: Any) -> str:
@@ -223,7 +223,7 @@ def overridden(path: Path, overrides: dict[str, Any]) -> CommentedMap:
     text = overrides.text if isinstance(overrides, Overrides) else {}
     renamed = renamed_keys()
     for given, value in overrides.items():
-        key, value = current_key(given, tree, renamed), value
+        key = current_key(given, tree, renamed)
         if key not in tree:
             raise UserError(f"--{key}: {_unknown(key, path, tree)}")
         value = current_value(key, value)
@@ -252,7 +252,7 @@ def _is_text(key: str, default: Any) -> bool:
     tag = _tag(default)
     if tag == "!ref":  # a reference to a single key has that key's type
         return re.fullmatch(r"<[^<>]*>", str(default.value)) is None
-    return (not tag and isinstance(default, str) and not is_untyped(key)) or is_text_key(key)
+    return (not tag and isinstance(default, str) and not key_of(key).untyped) or key_of(key).text
 
 
 def _unknown(key: str, path: Path, tree: CommentedMap) -> str:
@@ -300,7 +300,7 @@ def _check_type(key: str, default: Any, value: Any) -> None:
             f"--{key}: the value is an object ({tag}); change its settings, or pass another !new: or !name: object"
         )
     for kind in (bool, (int, float), str, CommentedSeq, CommentedMap):
-        if isinstance(default, kind) and not tag and not is_untyped(key):
+        if isinstance(default, kind) and not tag and not key_of(key).untyped:
             fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
             fits = fits or (kind is str and value is None) or (kind is CommentedSeq and isinstance(value, str))
             if not fits:
