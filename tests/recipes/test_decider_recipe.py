@@ -168,7 +168,7 @@ MISTAKES = [
     (["--states_folder", "/nowhere"], "encoder states: no feature store at"), (["--labels_folder", "/nowhere"], "no records at"),
     (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
     (["--router_input", "transcripts"], "is not audio, encoder, transcript"), (["--target", "labels"], "is not label or gain"),
-    (["--calibrate_large_share", "30"], "is not a share"),
+    (["--calibrate_large_share", "30"], "expected a number from 0 to 1"),
 ]  # fmt: skip
 
 

@@ -269,7 +269,7 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
     process.join(120)
     assert process.exitcode == 130
     text = console.read_text()
-    assert "The same command goes on from there" in text and "Traceback" not in text
+    assert "Rerun the command to resume" in text and "Traceback" not in text
     code, text = train(yaml, tmp_path, None, never)
     assert code == 0 and "0 epochs and " + ("4 batches" if where == "validation" else "") in text
     code, _ = train(yaml, tmp_path / "alone", None, never)

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from efficient_asr.brains import CTCBrain
-from efficient_asr.experiment import run
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
 marker, original, calls = Path(sys.argv.pop(1)), CTCBrain.compute_objectives, [0]
 def compute_objectives(self, predictions, batch, stage):
     calls[0] += 1
@@ -131,8 +131,8 @@ def test_another_number_of_processes_is_a_change_of_settings(yaml: Path, uninter
 VANDAL = """
 import sys
 from pathlib import Path
-from efficient_asr.brains import CTCBrain
-from efficient_asr.experiment import run
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
 audio, original = Path(sys.argv.pop(1)), CTCBrain.on_fit_start
 def on_fit_start(self):
     original(self)
@@ -157,8 +157,8 @@ def test_a_batch_that_one_process_cannot_read_stops_none(tmp_path: Path) -> None
 # In place of the recipe: SIGTERM to both processes in the validation, which one of them has finished already.
 STOPPER = """
 import os, signal, sys, time
-from efficient_asr.brains import CTCBrain
-from efficient_asr.experiment import run
+from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.run import run
 original = CTCBrain.evaluate_batch
 def evaluate_batch(self, batch, stage):
     if os.environ["RANK"] == "1":
