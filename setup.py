@@ -22,6 +22,8 @@ CORE = [
     "scipy>=1.10",  # resampling between rates that share few factors; SpeechBrain brings it anyway
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.8",  # plots of WER against cost
+    "adjustText>=1.3",  # labels of plots that do not overlap
+    "pysubs2>=1.7",  # subtitles in SRT and WebVTT
     "espeakng-loader>=0.2.4",  # the synthetic mini corpus needs no download
     "whisper-normalizer==0.1.15",  # the spelling table of Whisper's English normaliser, which transformers lacks
     "num2words>=0.5.13",  # "42" -> "forty two" in training texts of character models
@@ -37,12 +39,14 @@ EXTRAS = {
     "lora": ["peft==0.21.2"],  # LoRA, the baseline of language experts
     "translation": ["sacrebleu>=2.4"],  # BLEU of translations into English
     "asterisk": [],  # what it needs, PyAV, is part of the core now
+    "ctranslate2": ["ctranslate2>=4.5", "faster-whisper>=1.1"],  # export to faster-whisper, and running it
     "hub": ["datasets==5.2.0"],  # fetches FLEURS
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": [
         "peft==0.21.2",
         "sacrebleu>=2.4",
         "pytest>=8",
+        "pytest-xdist>=3.6",  # tests on all cores
         "ruff==0.17.5",
         "pre-commit>=4",
         "tensorboard>=2.16",
@@ -61,4 +65,5 @@ setup(
     package_data={"efficient_asr": ["assets/*", "assets/*/*", "py.typed"]},
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["efficient-asr = efficient_asr.commands:main"]},
 )

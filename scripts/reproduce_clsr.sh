@@ -57,7 +57,7 @@ PY
         out="$results/$name-fleurs-$task.json"
         if [ -f "$out" ] || { [ "$task" = translate ] && [ ! -f "$FLEURS/en_us/test.tsv" ]; }; then continue; fi
         "$PYTHON" scripts/evaluate.py "output/$name/$SEED/model" --manifest "$manifests/test.jsonl" --language manifest --task "$task" \
-            --normaliser multilingual --out "$out"
+            --normaliser multilingual --runtime_devices all --out "$out"
     done
 }
 

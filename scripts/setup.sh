@@ -55,7 +55,7 @@ fi
 PYTHON=$VENV/bin/python
 
 # run <experiment> <recipe> <yaml> [--key value ...]: train and evaluate, unless the result exists (with several test splits, the one of
-# LAST_SPLIT). Interrupted runs resume.
+# LAST_SPLIT). Interrupted runs resume. Runtimes are measured on the CPU and, if there is one, on the GPU.
 run() {
     local experiment=$1 recipe=$2 yaml=$3 results=${RESULTS:-results/runs}
     shift 3
@@ -64,5 +64,5 @@ run() {
         return
     fi
     echo "== $experiment"
-    "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --results_folder "$results" "$@"
+    "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --results_folder "$results" --runtime_devices all "$@"
 }

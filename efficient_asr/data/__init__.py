@@ -1,6 +1,14 @@
 """Manifests, audio, datasets and batches: the only entry point for data."""
 
-from efficient_asr.data.audio import SAMPLE_RATE, inspect_audio, load_audio, load_row, silence
+from efficient_asr.data.audio import (
+    SAMPLE_RATE,
+    from_samples,
+    inspect_audio,
+    load_audio,
+    load_channels,
+    load_row,
+    silence,
+)
 from efficient_asr.data.batches import iterate_batches, make_loader, normalise_texts
 from efficient_asr.data.feature_store import FeatureStore
 from efficient_asr.data.manifest import (
@@ -34,11 +42,13 @@ __all__ = [
     "absolute_lengths",
     "check_columns",
     "check_wavs",
+    "from_samples",
     "in_parallel",
     "inspect_audio",
     "iterate_batches",
     "lines_of",
     "load_audio",
+    "load_channels",
     "load_row",
     "make_loader",
     "normalise_texts",

@@ -8,12 +8,15 @@ libsndfile reads the formats it handles exactly (WAV, FLAC, Ogg, AIFF). FFmpeg's
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -21,6 +24,7 @@ import torch
 import torchaudio.functional
 
 from efficient_asr.data.ffmpeg import LONGEST_S, bad_rate, check_chunks, ffmpeg_blocks, packet_duration, reason_of
+from efficient_asr.data.padding import check_wavs
 from efficient_asr.utils.errors import UserError
 
 SAMPLE_RATE = 16000
@@ -90,13 +94,15 @@ def inspect_audio(
         return AudioReport(0.0, str(error))
 
 
-def load_audio(path: str | Path, offset_s: float | None = None, duration_s: float | None = None) -> torch.Tensor:
-    """Load an audio file as mono [time] at 16 kHz, in any format supported by libsndfile or FFmpeg.
+def load_audio(
+    source: str | Path | BinaryIO, offset_s: float | None = None, duration_s: float | None = None
+) -> torch.Tensor:
+    """Load audio as mono [time] at 16 kHz, in any format supported by libsndfile or FFmpeg; channels are averaged.
 
     Arguments
     ---------
-    path : str or Path
-        The file.
+    source : str, Path or binary file object
+        The file. A file object, such as `io.BytesIO` or an upload, is read from its current position to its end.
     offset_s, duration_s : float, optional
         Start reading at `offset_s` (None: read the whole file) and read at most `duration_s` seconds. In WAV, FLAC and
         similar files the reader seeks to the offset; in MP3 and other streams it decodes and drops everything before it.
@@ -106,10 +112,67 @@ def load_audio(path: str | Path, offset_s: float | None = None, duration_s: floa
     UserError
         If the file is missing, cannot be decoded completely, has non-finite samples, or ends before the segment does.
     """
-    try:
-        return _decode(str(path), offset_s, duration_s).wav
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    with _named_file(source) as path:
+        try:
+            return _decode(path, offset_s, duration_s).wav
+        except ValueError as error:
+            raise UserError(_with_name(str(error), path, source)) from None
+
+
+def load_channels(source: str | Path | BinaryIO) -> torch.Tensor:
+    """Load audio as [channels, time] at 16 kHz, without mixing the channels; see `load_audio`."""
+    with _named_file(source) as path:
+        try:
+            return _decode(path, mix=False).wav
+        except ValueError as error:
+            raise UserError(_with_name(str(error), path, source)) from None
+
+
+def from_samples(samples: np.ndarray | torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """Return samples as mono [time] at 16 kHz.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray or torch.Tensor
+        [time], [time, channels] or [channels, time] (the shorter dimension is taken as channels); floats from -1 to 1, or
+        integers, which are scaled.
+    sample_rate : int
+        Samples per second.
+
+    Raises
+    ------
+    UserError
+        If the shape, the values or the sample rate are invalid.
+    """
+    wav = torch.as_tensor(samples)
+    problem = bad_rate("the audio", sample_rate)
+    if problem:
+        raise UserError(problem)
+    if wav.dim() not in (1, 2) or not wav.numel():
+        raise UserError(f"samples must be [time], [time, channels] or [channels, time], not {list(wav.shape)}")
+    if wav.dim() == 1:
+        wav = wav[None]
+    wav = wav if wav.shape[0] <= wav.shape[1] else wav.T
+    wav, _ = check_wavs(wav, torch.ones(len(wav)))
+    return _resample(wav.mean(dim=0), sample_rate)
+
+
+@contextlib.contextmanager
+def _named_file(source: str | Path | BinaryIO) -> Iterator[str]:
+    """Yield the path of a source; a file object is copied to a temporary file, since the readers need to seek and reopen."""
+    if isinstance(source, (str, os.PathLike)):
+        yield os.fspath(source)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".audio") as copy:
+        shutil.copyfileobj(source, copy)
+        copy.flush()
+        yield copy.name
+
+
+def _with_name(message: str, path: str, source: str | Path | BinaryIO) -> str:
+    """Name the file object instead of its temporary copy in an error message."""
+    is_path = isinstance(source, (str, os.PathLike))
+    return message if is_path else message.replace(path, str(getattr(source, "name", "the file object")))
 
 
 def load_row(row: dict[str, Any]) -> torch.Tensor:
@@ -127,8 +190,11 @@ def silence(path: str | Path, cancelled: bool) -> str:
 # ------------------------------------------------------------ decoding
 
 
-def _decode(path: str, offset_s: float | None = None, duration_s: float | None = None) -> _Audio:
-    """Decode a file, or a segment of it, to model input; raises ValueError if the file is unusable."""
+def _decode(path: str, offset_s: float | None = None, duration_s: float | None = None, mix: bool = True) -> _Audio:
+    """Decode a file, or a segment of it, to model input; raises ValueError if the file is unusable.
+
+    Without `mix`, the samples are [channels, time].
+    """
     start_s, end_s = offset_s or 0.0, math.inf
     if offset_s is not None and duration_s is not None:
         end_s = start_s + duration_s
@@ -142,15 +208,18 @@ def _decode(path: str, offset_s: float | None = None, duration_s: float | None =
         clipped, count = clipped + int((levels >= CLIPPED_LEVEL).sum()), count + levels.size
         if not pieces or pieces[-1][0] != rate:
             pieces.append((rate, []))
-        pieces[-1][1].append(block.mean(axis=1))
+        pieces[-1][1].append(block.mean(axis=1) if mix else block)
     found_s = sum(sum(map(len, blocks)) / rate for rate, blocks in pieces)
     if offset_s is not None:
         _segment(path, start_s + found_s if count else _stated_duration(path), offset_s, duration_s)
     if not count:
         raise ValueError(f"no samples in {path}")
-    parts = [_resample(torch.from_numpy(np.concatenate(blocks)), rate) for rate, blocks in pieces]
-    wav = parts[0] if len(parts) == 1 else torch.cat(parts)
-    silent = not len(wav) or float(wav.abs().max()) < SILENT_PEAK
+    if len({block.shape[1:] for _, blocks in pieces for block in blocks}) > 1:
+        raise ValueError(f"{path} contains recordings with different numbers of channels")
+    # [time] or [channels, time]
+    parts = [_resample(torch.from_numpy(np.concatenate(blocks).T), rate) for rate, blocks in pieces]
+    wav = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    silent = not wav.numel() or float(wav.abs().max()) < SILENT_PEAK
     return _Audio(wav, found_s, silent, clipped > CLIPPED_SHARE * count, silent and peak >= SILENT_PEAK)
 
 
@@ -270,4 +339,5 @@ def _resample(wav: torch.Tensor, rate: int) -> torch.Tensor:
         return torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
     from scipy.signal import resample_poly
 
-    return torch.from_numpy(resample_poly(wav.numpy(), SAMPLE_RATE // common, rate // common).astype(np.float32))
+    resampled = resample_poly(wav.numpy(), SAMPLE_RATE // common, rate // common, axis=-1)
+    return torch.from_numpy(resampled.astype(np.float32))

@@ -20,10 +20,13 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor) -> torch.Tensor
     return (wav_lens.to(torch.float64) * wavs.shape[1]).round().long().clamp(max=wavs.shape[1])
 
 
-def check_wavs(wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def check_wavs(
+    wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor | np.ndarray | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return waveforms in the format models expect: float [batch, time], with relative lengths [batch].
 
-    Integer samples, as some libraries return them, are scaled to the range from -1 to 1.
+    A single waveform [time] becomes a batch of one. Without `wav_lens`, nothing is padded. Integer samples, as some libraries
+    return them, are scaled to the range from -1 to 1.
 
     Raises
     ------
@@ -31,16 +34,18 @@ def check_wavs(wavs: torch.Tensor | np.ndarray, wav_lens: torch.Tensor) -> tuple
         If the samples or the lengths have an invalid shape, type or range.
     """
     wavs = torch.as_tensor(wavs)
-    wav_lens = torch.as_tensor(wav_lens, device=wavs.device)
     if wavs.dim() == 1:
-        wavs, wav_lens = wavs[None], wav_lens.reshape(1)
+        wavs = wavs[None]
+        wav_lens = None if wav_lens is None else torch.as_tensor(wav_lens).reshape(-1)
+    wav_lens = torch.as_tensor(torch.ones(len(wavs)) if wav_lens is None else wav_lens, device=wavs.device)
     if wavs.dim() != 2 or wav_lens.shape != wavs.shape[:1]:
         raise UserError(
             f"wavs must be [batch, time] and wav_lens [batch], not {list(wavs.shape)} and {list(wav_lens.shape)}"
         )
     if len(wav_lens) and (float(wav_lens.max()) > 1.0 + 1e-6 or float(wav_lens.min()) < 0):
         raise UserError(
-            f"wav_lens must be relative lengths from 0 to 1, not {float(wav_lens.max()):g}; divide them by {wavs.shape[1]}"
+            f"wav_lens must be relative lengths from 0 to 1, not {float(wav_lens.max()):g}; if they are lengths in samples, "
+            f"divide them by {wavs.shape[1]}"
         )
     if not wavs.is_floating_point():
         if wavs.dtype == torch.uint8:

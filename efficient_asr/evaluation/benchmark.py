@@ -12,7 +12,7 @@ from typing import Any
 from efficient_asr.data import Row, Rows, read_manifest
 from efficient_asr.inference.transcriber import MANIFEST
 from efficient_asr.text.languages import normalise_or_keep
-from efficient_asr.text.normalise import get_normaliser
+from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError
 
 
@@ -27,7 +27,8 @@ class Benchmark:
     rows : Rows
         Utterances with `text` as in the manifest; a list of dicts is also accepted.
     normaliser : str
-        Normaliser for both references and hypotheses.
+        Normaliser for both references and hypotheses. None for Whisper's own: `whisper` if everything is English, otherwise
+        `multilingual`.
     language : str
         Language of utterances without a `language`.
     task : str
@@ -38,7 +39,7 @@ class Benchmark:
     corpus: str
     split: str
     rows: Rows
-    normaliser: str = "plain"
+    normaliser: str | None = "plain"
     language: str = "en"
     task: str = "transcribe"
 
@@ -60,6 +61,9 @@ class Benchmark:
                     f"{self.corpus}/{self.split}: {without} of {len(self.rows)} utterances have no `translation`; skipped"
                 )
                 self.rows = self.rows.select(known)
+        if self.normaliser is None:
+            languages = (row.get("language") or self.language for row in self.rows)
+            self.normaliser = "whisper" if self.task == "translate" else whisper_normaliser(languages)
 
     @classmethod
     def from_manifest(
@@ -67,7 +71,7 @@ class Benchmark:
         path: Path,
         corpus: str | None = None,
         split: str | None = None,
-        normaliser: str = "plain",
+        normaliser: str | None = "plain",
         columns: dict[str, Any] | None = None,
         skip_bad: bool = False,
         skipped_file: Path | None = None,
@@ -77,7 +81,8 @@ class Benchmark:
         task: str = "transcribe",
     ) -> Benchmark:
         """Read a manifest (see `read_manifest`); `corpus` and `split` default to the names of its folder and file."""
-        get_normaliser(normaliser)
+        if normaliser is not None:
+            get_normaliser(normaliser)
         path = Path(path)
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, cache=cache)
         unnamed = "en" if language in (None, MANIFEST) else normalise_or_keep(language)

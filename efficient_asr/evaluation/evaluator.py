@@ -8,7 +8,7 @@ Memory grows by only a few numbers per utterance.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.text.normalise import join_signs
 from efficient_asr.utils import distributed
+from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError
 
 
@@ -48,6 +49,7 @@ def evaluate(
     lm: dict[str, Any] | None = None,
     time_lm: bool = True,
     records: Records | None = None,
+    devices: Sequence[str] | None = None,
 ) -> Result:
     """Measure a transcriber on a benchmark.
 
@@ -71,6 +73,9 @@ def evaluate(
         Whether to also time decoding with the language model.
     records : Records, optional
         Output of `score`, if it has already run.
+    devices : list of str, optional
+        Devices on which runtimes are measured; the first one is also used for scoring. None for the GPU if there is one,
+        otherwise the CPU.
 
     Returns
     -------
@@ -79,12 +84,13 @@ def evaluate(
     """
     if not len(benchmark.rows):
         raise UserError(f"{benchmark.corpus}/{benchmark.split} has no utterances")
+    devices = devices or [choose_device()]
     if records is None:
-        records = score(transcriber, benchmark, lm_transcriber, measure_macs)
+        records = score(transcriber, benchmark, lm_transcriber, measure_macs, device=devices[0])
         records.discard_parts()
     errors = _count(records, "hypothesis")
     character_errors = _count(records, "hypothesis", characters=True)
-    runtimes = _runtimes(transcriber, lm_transcriber if time_lm else None, benchmark, batch_size, repeats)
+    runtimes = _runtimes(transcriber, lm_transcriber if time_lm else None, benchmark, batch_size, repeats, devices)
     found = transcriber.summary(records) | by_language(benchmark, errors, character_errors) | bleu(benchmark, records)
     notes = {} if thop_available() else {"note": "thop cannot be imported here"}
     return Result(
@@ -130,11 +136,16 @@ def _macs(records: Records, benchmark: Benchmark, measured: bool) -> dict[str, f
 
 
 def _runtimes(
-    transcriber: Transcriber, lm_transcriber: Transcriber | None, benchmark: Benchmark, batch_size: int, repeats: int
+    transcriber: Transcriber,
+    lm_transcriber: Transcriber | None,
+    benchmark: Benchmark,
+    batch_size: int,
+    repeats: int,
+    devices: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Time both transcribers on every device, at batch size 1 and at `batch_size`."""
+    """Time both transcribers on the given devices, at batch size 1 and at `batch_size`."""
     runtimes = []
-    for device in _devices() if repeats else []:
+    for device in devices if repeats else ():
         for with_lm, candidate in ((False, transcriber), (True, lm_transcriber)):
             if candidate is None:
                 continue
@@ -145,10 +156,6 @@ def _runtimes(
     return runtimes
 
 
-def _devices() -> list[str]:
-    return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-
-
 def score(
     transcriber: Transcriber,
     benchmark: Benchmark,
@@ -156,6 +163,7 @@ def score(
     measure_macs: bool = True,
     stem: Path | None = None,
     key: str = "",
+    device: str | None = None,
 ) -> Records | None:
     """Transcribe every utterance once at batch size 1, and count errors and MACs; the work is split across processes.
 
@@ -171,6 +179,8 @@ def score(
         Records are kept in `<stem>.part-*` until `Records.discard_parts`, so that an interrupted run can resume.
     key : str
         Identifies the models; records of other models or of another benchmark are ignored.
+    device : str, optional
+        Device to run on; None for the GPU if there is one, otherwise the CPU.
 
     Returns
     -------
@@ -180,7 +190,7 @@ def score(
     """
     for candidate in (transcriber, lm_transcriber):
         if candidate is not None:
-            candidate.to(_devices()[-1])
+            candidate.to(choose_device(device))
     transcriber.check_rows(benchmark.rows, benchmark.split)
     with_lm = lm_transcriber is not None
     parts = PartFiles(stem, hashlib.sha256(f"{benchmark.hash} {with_lm} {measure_macs} {key}".encode()).hexdigest())

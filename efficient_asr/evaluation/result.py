@@ -173,6 +173,15 @@ class Result:
             raise UserError(f"{path} is not a result: {', '.join(missing)} missing")
         return cls(**{key: value for key, value in data.items() if key in known}, path=Path(path))
 
+    @property
+    def model_name(self) -> str | None:
+        """Name of the model that was trained or evaluated: the last part of its path or hub id; None if it is not recorded."""
+        for key in ("source", "model"):
+            source = self.hparams.get(key)
+            if isinstance(source, str) and source not in ("None", ""):
+                return source.rstrip("/").split("/")[-1].removeprefix("efficient_asr:")
+        return None
+
     def load_utterances(self) -> list[dict[str, Any]]:
         """Read the utterances file next to the result."""
         path = self.path.with_suffix(".utterances.jsonl")
@@ -196,7 +205,7 @@ class Result:
         measured = [
             "WER undefined (no words in the references)"
             if self.wer_percent is None
-            else f"WER {self.wer_percent:.2f} %",
+            else f"WER {self.wer_percent:.2f} % (normaliser {self.normaliser})",
             f"with LM {self.wer_lm_percent:.2f} %" if self.wer_lm_percent is not None else "",
             f"{self.macs_g:.3f} GMACs per utterance" if self.macs_g is not None else "",
             f"CPU {cpu['runtime_s']:.2f} s" if cpu else "",

@@ -23,6 +23,7 @@ from efficient_asr.data import Rows, iterate_batches
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 
 WARM_UP_BATCHES = 2
+LONG_S = 20.0  # announce timings that are expected to take longer
 MANY, CACHE_VARIABLE = 500, "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
@@ -105,11 +106,16 @@ def measure_runtime(
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    label = f"timing {device}, batch {batch_size}{', LM' if lm else ''}"
+    rate = 0.0
     for chunk, wavs, wav_lens in iterate_batches(rows[-batch_size * WARM_UP_BATCHES :], batch_size):
+        start = clock()
         transcribe_rows(transcriber, chunk, wavs.to(device), wav_lens)
+        rate = (clock() - start) / sum(row["duration"] for row in chunk)
+    if (estimate_s := rate * audio_s * repeats) > LONG_S:
+        print(f"{label}: {repeats} runs of {len(rows)} utterances, about {estimate_s / 60:.1f} min", file=sys.stderr)
     _reset_peak_memory(device)
     times = []
-    label = f"timing {device}, batch {batch_size}{', LM' if lm else ''}"
     with tqdm(total=repeats * len(rows), desc=label, unit="utt", leave=False, mininterval=1) as progress:
         for _ in range(repeats):
             total = 0.0

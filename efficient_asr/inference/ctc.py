@@ -30,7 +30,7 @@ class CTCTranscriber(Transcriber):
         self.device = "cpu"
 
     def transcribe(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None
     ) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
         wavs, wav_lens = check_wavs(wavs, wav_lens)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib.util
 import itertools
 import mmap
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +27,23 @@ WHY_NOT = (
 def kenlm_is_here() -> bool:
     """Whether the packages for language models are installed."""
     return importlib.util.find_spec("kenlm") is not None and importlib.util.find_spec("pygtrie") is not None
+
+
+@contextlib.contextmanager
+def _quiet_native_stderr() -> Iterator[None]:
+    """Discard what native code writes to standard error: kenlm prints a banner and a line of stars for every ARPA file.
+
+    kenlm's errors are raised as exceptions, and are not affected.
+    """
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def words_of(path: str) -> Iterator[str]:
@@ -113,17 +133,18 @@ class LanguageModel:
         from speechbrain.decoders.ctc import CTCBeamSearcher
 
         try:
-            self.searcher = CTCBeamSearcher(
-                blank_index=0,
-                vocab_list=written,
-                space_token=" ",
-                kenlm_model_path=path,
-                alpha=alpha,
-                beta=beta,
-                beam_size=beam_size,
-                # SpeechBrain does not scale the penalty for unknown words by alpha, so it is disabled separately.
-                unk_score_offset=-10.0 if alpha else 0.0,
-            )
+            with _quiet_native_stderr():
+                self.searcher = CTCBeamSearcher(
+                    blank_index=0,
+                    vocab_list=written,
+                    space_token=" ",
+                    kenlm_model_path=path,
+                    alpha=alpha,
+                    beta=beta,
+                    beam_size=beam_size,
+                    # SpeechBrain does not scale the penalty for unknown words by alpha, so it is disabled separately.
+                    unk_score_offset=-10.0 if alpha else 0.0,
+                )
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise UserError(f"lm_path: {path} is not a language model that kenlm can read ({error})") from None
         # Maps the searcher's output back to the model's own characters.

@@ -83,6 +83,11 @@ class LongAudio(Transcriber):
         return self.transcriber.takes_languages
 
     @property
+    def normaliser(self) -> str | None:
+        """Default normaliser for scoring the wrapped transcriber."""
+        return self.transcriber.normaliser
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """Languages that the wrapped transcriber supports."""
         return self.transcriber.languages
@@ -110,7 +115,7 @@ class LongAudio(Transcriber):
     def encode(
         self,
         wavs: torch.Tensor,
-        wav_lens: torch.Tensor,
+        wav_lens: torch.Tensor | None = None,
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Any:
@@ -120,6 +125,11 @@ class LongAudio(Transcriber):
     def decode(self, encoded: Any, languages: list[str | None] | None = None) -> list[Transcript]:
         """Decode the output of `encode` to text (second of two steps)."""
         return self.transcriber.decode(encoded, languages)
+
+    def with_times(self) -> LongAudio | None:
+        """Return a transcriber whose transcripts have timed segments; None if the wrapped one cannot predict times."""
+        timed = self.transcriber.with_times()
+        return None if timed is None else LongAudio(timed, self.method, self.batch_size, self.overlap_s)
 
     def encoder_shape(self) -> tuple[int, int, int]:
         """Return the encoder shape of the wrapped transcriber."""
@@ -147,7 +157,7 @@ class LongAudio(Transcriber):
         return self.transcriber.summary(records)
 
     def transcribe(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None
     ) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], of any length.
 
@@ -175,27 +185,38 @@ class LongAudio(Transcriber):
         if self.method == "sequential":
             found = transcriber.transcribe_sequentially(wav, **known)
             segments = in_order(found.details["segments"], len(wav) / SAMPLE_RATE)
-            return Transcript(_text_of(segments), found.details | {"segments": segments})
+            return Transcript(text_of(segments), found.details | {"segments": segments})
         overlap = min(round(self.overlap_s * SAMPLE_RATE), self.window // 3)
         if self.method == "overlap":
             spans = list(overlapping(len(wav), self.window, overlap))
         else:
             spans = speech_spans(wav, self.window)
-        parts: list[Transcript] = []
-        for i in range(0, len(spans), self.batch_size):
-            pieces = [wav[start:end] for start, end in spans[i : i + self.batch_size]]
-            each = {"languages": [language] * len(pieces)} if language else {}
-            parts += transcriber.transcribe(*pad_wavs(pieces), **each)
-        pieces = [_segments_of(part, start, end) for part, (start, end) in zip(parts, spans, strict=True)]
+        pieces = transcribe_spans(transcriber, wav, spans, self.batch_size, language)
         if self.method == "overlap":
-            texts = [_text_of(segments) for segments in pieces]
+            texts = [text_of(segments) for segments in pieces]
             kept = kept_words(texts, [overlap / (end - start) for start, end in spans])
             pieces = [
                 _cut_to_seams(segments, words, *seams)
                 for segments, words, seams in zip(pieces, kept, _seams(spans), strict=True)
             ]
         segments = in_order([segment for piece in pieces for segment in piece], len(wav) / SAMPLE_RATE)
-        return Transcript(_text_of(segments), {"windows": len(spans), "long_audio": self.method, "segments": segments})
+        return Transcript(text_of(segments), {"windows": len(spans), "long_audio": self.method, "segments": segments})
+
+
+def transcribe_spans(
+    transcriber: Transcriber,
+    wav: torch.Tensor,
+    spans: list[tuple[int, int]],
+    batch_size: int,
+    language: str | None = None,
+) -> list[list[dict[str, Any]]]:
+    """Transcribe parts of a recording [time], given by start and end in samples; return the segments of each part."""
+    parts: list[Transcript] = []
+    for i in range(0, len(spans), batch_size):
+        pieces = [wav[start:end] for start, end in spans[i : i + batch_size]]
+        each = {"languages": [language] * len(pieces)} if language else {}
+        parts += transcriber.transcribe(*pad_wavs(pieces), **each)
+    return [_segments_of(part, start, end) for part, (start, end) in zip(parts, spans, strict=True)]
 
 
 def _segments_of(part: Transcript, start: int, end: int) -> list[dict[str, Any]]:
@@ -212,7 +233,8 @@ def _segments_of(part: Transcript, start: int, end: int) -> list[dict[str, Any]]
     return found
 
 
-def _text_of(segments: list[dict[str, Any]]) -> str:
+def text_of(segments: list[dict[str, Any]]) -> str:
+    """Return the texts of segments, joined."""
     return " ".join(" ".join(segment["text"].split()) for segment in segments if segment["text"].strip())
 
 
@@ -316,11 +338,11 @@ def _key(word: str) -> str:
     return re.sub(r"\W", "", word.lower()) or word
 
 
-def speech_spans(wav: torch.Tensor, window: int) -> list[tuple[int, int]]:
-    """Split a recording [time] at pauses into pieces of at most `window` samples, dropping long silence."""
+def speech_spans(wav: torch.Tensor, window: int, pause_s: float = 2.0) -> list[tuple[int, int]]:
+    """Split a recording [time] at pauses into pieces of at most `window` samples; pauses longer than `pause_s` are dropped."""
     spans: list[tuple[int, int]] = []
     for start, end in voice_activity(wav):
-        if spans and end - spans[-1][0] <= window and start - spans[-1][1] <= 2 * SAMPLE_RATE:
+        if spans and end - spans[-1][0] <= window and start - spans[-1][1] <= pause_s * SAMPLE_RATE:
             spans[-1] = (spans[-1][0], end)
             continue
         while end - start > window:  # speech without a pause: cut at the quietest point of the last third

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
-from efficient_asr.data import Row
+from efficient_asr.data import Row, from_samples, load_audio, pad_wavs
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.utils.errors import UserError
 
@@ -31,6 +33,8 @@ class Transcriber:
         Codes of the supported languages; empty if there is no choice.
     window_s : float or None
         Maximum duration that `transcribe` accepts, in seconds; None if there is no limit.
+    normaliser : str or None
+        Normaliser for scoring, if none is chosen; None for Whisper's own, which depends on the language (see `Benchmark`).
     shows_encoder : bool
         Whether `encode` and `decode` are available.
     model : Any
@@ -42,6 +46,7 @@ class Transcriber:
     language: str | None = None
     languages: tuple[str, ...] = ()
     window_s: float | None = None
+    normaliser: str | None = "plain"
     shows_encoder: bool = False
     model: Any = None
 
@@ -56,20 +61,59 @@ class Transcriber:
         return "baseline" if self.model is None else self.model.label
 
     def transcribe(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None
     ) -> list[Transcript]:
         """Transcribe a batch.
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            [batch, time] at 16 kHz, on any device.
-        wav_lens : torch.Tensor
-            Relative lengths, [batch].
+        wavs : torch.Tensor or numpy.ndarray
+            [batch, time] or [time] at 16 kHz, on any device.
+        wav_lens : torch.Tensor, optional
+            Relative lengths from 0 to 1, [batch]; None if nothing is padded.
         languages : list of str or None, optional
             Language of each utterance, if `takes_languages`.
         """
         raise NotImplementedError
+
+    def transcribe_files(
+        self,
+        sources: Iterable[Any],
+        sample_rate: int | None = None,
+        batch_size: int = 1,
+        languages: list[str | None] | None = None,
+    ) -> list[Transcript]:
+        """Transcribe recordings of any length; channels are averaged.
+
+        Arguments
+        ---------
+        sources : iterable
+            Paths, binary file objects, arrays (with `sample_rate`), or pairs of an array and its sample rate. For the shape of
+            arrays, see `efficient_asr.data.from_samples`.
+        sample_rate : int, optional
+            Sample rate of arrays without one, in Hz.
+        batch_size : int
+            Recordings transcribed together.
+        languages : list of str or None, optional
+            Language of each recording, if `takes_languages`.
+
+        Returns
+        -------
+        list of Transcript
+            One for each source, in order.
+
+        Raises
+        ------
+        UserError
+            If a source cannot be read, naming it.
+        """
+        sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+        found: list[Transcript] = []
+        for start in range(0, len(sources), batch_size):
+            wavs = [_read_source(source, sample_rate) for source in sources[start : start + batch_size]]
+            more = {"languages": languages[start : start + batch_size]} if languages else {}
+            found += self.transcribe(*pad_wavs(wavs), **more)
+        return found
 
     def encode(
         self,
@@ -104,6 +148,10 @@ class Transcriber:
         """Whether `transcribe_sequentially` is implemented."""
         return type(self).transcribe_sequentially is not Transcriber.transcribe_sequentially
 
+    def with_times(self) -> Transcriber | None:
+        """Return a transcriber of the same model whose transcripts have timed `segments`; None if the model predicts no times."""
+        return None
+
     def for_long_audio(self) -> Transcriber:
         """Return a transcriber of the same model for the pieces of long audio."""
         return self
@@ -133,6 +181,19 @@ class Transcriber:
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """Summarise the technique's decisions over a whole benchmark, for `details` of the Result."""
         return {}
+
+
+def _read_source(source: Any, sample_rate: int | None) -> torch.Tensor:
+    """Return the audio [time] of a source of `transcribe_files`."""
+    if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
+        return load_audio(source)
+    if isinstance(source, tuple) and len(source) == 2:
+        return from_samples(*source)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        if sample_rate is None:
+            raise UserError("sample_rate: give the sample rate of arrays, or pairs of an array and its sample rate")
+        return from_samples(source, sample_rate)
+    raise UserError(f"cannot transcribe a {type(source).__name__}; use a path, a binary file object or an array")
 
 
 def transcribe_rows(

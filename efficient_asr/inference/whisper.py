@@ -7,6 +7,7 @@ batch.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,6 +44,7 @@ class WhisperTranscriber(Transcriber):
     """
 
     shows_encoder = True
+    normaliser = None
 
     def __init__(self, model: Whisper, language: str | None = None, options: DecodingOptions | None = None) -> None:
         self.takes_languages = language == MANIFEST
@@ -80,7 +82,7 @@ class WhisperTranscriber(Transcriber):
     def encode(
         self,
         wavs: torch.Tensor,
-        wav_lens: torch.Tensor,
+        wav_lens: torch.Tensor | None = None,
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Encoded:
@@ -99,7 +101,7 @@ class WhisperTranscriber(Transcriber):
         return [Transcript(hypothesis.text, self._details(hypothesis)) for hypothesis in hypotheses]
 
     def transcribe(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None
     ) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch], at most one window each.
 
@@ -107,6 +109,14 @@ class WhisperTranscriber(Transcriber):
         """
         languages = languages and [normalise_or_keep(language) for language in languages]
         return self.decode(self.encode(wavs, wav_lens, languages=languages), languages)
+
+    def with_times(self) -> WhisperTranscriber | None:
+        """Return a transcriber that also predicts timestamps; None if the model has no timestamp tokens."""
+        if not self.model.labels.timestamp_tokens:
+            return None
+        timed = copy.copy(self)
+        timed.options = dataclasses.replace(self.options, timestamps=True)
+        return timed
 
     def for_long_audio(self) -> WhisperTranscriber:
         """Return a transcriber of the same model for the pieces of long audio; see `DecodingOptions.for_long_audio`."""

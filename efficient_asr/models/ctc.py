@@ -246,8 +246,11 @@ class CTCModel(nn.Module):
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write a self-contained model folder: `config.json` (with `about`, for the record) and `model.safetensors`."""
-        rest = {"labels": self.labels.characters, "history": self.history, "about": about or {}}
-        save_folder(folder, FORMAT | self.settings | rest, self.state_dict())
+        save_folder(folder, self.to_config() | {"about": about or {}}, self.state_dict())
+
+    def to_config(self) -> dict[str, Any]:
+        """Return everything but the weights, as plain data."""
+        return FORMAT | self.settings | {"labels": self.labels.characters, "history": self.history}
 
     @classmethod
     def load(cls, folder: Path | str) -> CTCModel:
@@ -258,20 +261,7 @@ class CTCModel(nn.Module):
         UserError
             If the folder is damaged or contains another kind of model.
         """
-        config = read_config(str(folder))
-        if {key: config.get(key) for key in FORMAT} != FORMAT:
-            raise UserError(f"{folder}/config.json does not describe a CTC model of efficient_asr (version 1)")
-        frontend, encoder, head = (
-            build(config.get(key), f"{folder}/config.json, {key}") for key in ("frontend", "encoder", "head")
-        )
-        characters = config.get("labels")
-        if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
-            raise UserError(f"{folder}/config.json: the alphabet does not match the head; the folder is damaged")
-        head.check(encoder)
-        model = cls(frontend, encoder, head, CharacterLabels(characters))
-        history = config.get("history")
-        if isinstance(history, dict) and all(isinstance(entries, dict) for entries in history.values()):
-            model.history = history
+        model = cls.from_config(read_config(str(folder)), f"{folder}/config.json")
         try:
             missing, unexpected = model.load_state_dict(load_weights(Path(folder)), strict=False)
         except RuntimeError as error:  # shapes
@@ -283,6 +273,28 @@ class CTCModel(nn.Module):
                 f"{folder}: the weights do not match config.json ({len(missing)} missing, {len(unexpected)} unexpected: {names})"
             )
         return model.eval()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], what: str) -> CTCModel:
+        """Build the model of `to_config` with random weights; `what` names the configuration in error messages.
+
+        Raises
+        ------
+        UserError
+            If the configuration is damaged or describes another kind of model.
+        """
+        if {key: config.get(key) for key in FORMAT} != FORMAT:
+            raise UserError(f"{what} does not describe a CTC model of efficient_asr (version 1)")
+        frontend, encoder, head = (build(config.get(key), f"{what}, {key}") for key in ("frontend", "encoder", "head"))
+        characters = config.get("labels")
+        if not isinstance(characters, list) or len(characters) + 1 != head.config["n_labels"]:
+            raise UserError(f"{what}: the alphabet does not match the head; the folder is damaged")
+        head.check(encoder)
+        model = cls(frontend, encoder, head, CharacterLabels(characters))
+        history = config.get("history")
+        if isinstance(history, dict) and all(isinstance(entries, dict) for entries in history.values()):
+            model.history = history
+        return model
 
     def start_from(self, folder: Path | str) -> list[str]:
         """Load the weights of a trained model if name and shape match; its head is repeated for `frames_per_state`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ from efficient_asr.utils.errors import UserError
 _LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, AttributeError, StrictDataclassError,
 )  # fmt: skip
+HUB_TIMEOUT_S = 5.0
 # Prefixes that wrappers add to all weight names: DataParallel, torch.compile, Lightning and other training code.
 PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.model.", "network.")
 # Weights that may be missing: this embedding replaces masked features and is learned when training with spec_augment.
@@ -43,6 +46,38 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@functools.cache
+def _hub_problem() -> str | None:
+    """Return why the Hugging Face Hub cannot be reached, None if it can; asked once, without the hub client's retries."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # whatever the HTTP client raises
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return None
+
+
+def hub_options(source: str) -> dict[str, Any]:
+    """Return options for `from_pretrained`: for a hub id without a connection, only files that were downloaded before."""
+    return {} if os.path.isdir(source) or _hub_problem() is None else {"local_files_only": True}
+
+
+def not_found(source: str, what: str, reason: str) -> UserError:
+    """Return the error for a source that is neither a local directory nor a downloaded or reachable hub id."""
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return UserError(
+            f"'{source}' is not a {what} ({'damaged: ' + reason if os.path.isdir(source) else 'no such folder'})"
+        )
+    if os.path.isdir(source) or _hub_problem() is None:
+        return UserError(f"'{source}' is neither a {what} nor a reachable hub id, or it is damaged ({reason})")
+    return UserError(
+        f"'{source}' is neither a {what} nor a hub id that was downloaded before, and the Hugging Face Hub cannot be reached "
+        f"({_hub_problem()}). Where there is a network, run: hf download {source} --local-dir FOLDER; copy FOLDER here and use "
+        "its path"
+    )
 
 
 def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
@@ -89,6 +124,7 @@ def _load(kind: type, source: str, **options: Any) -> tuple[torch.nn.Module, dic
     """Call `from_pretrained` and convert its errors to UserError."""
     try:
         with quiet_transformers():
+            options |= hub_options(source)
             return kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
     except pickle.UnpicklingError:
         raise UserError(
@@ -99,9 +135,7 @@ def _load(kind: type, source: str, **options: Any) -> tuple[torch.nn.Module, dic
         raise UserError(f"'{source}' cannot be loaded here ({str(error).splitlines()[0]})") from None
     except _LOADING_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"'{source}' is neither a local model directory nor a reachable hub id, or it is damaged ({reason})"
-        ) from None
+        raise not_found(source, "local model directory", reason) from None
 
 
 def _missing(found: dict[str, Any]) -> list[str]:
@@ -166,10 +200,10 @@ def load_config(source: str, kind: type = AutoConfig, what: str = "model directo
     """
     try:
         with quiet_transformers():
-            config = kind.from_pretrained(source)
+            config = kind.from_pretrained(source, **hub_options(source))
     except _LOADING_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"'{source}' is neither a {what} nor a reachable hub id ({reason})") from None
+        raise not_found(source, what, reason) from None
     if kind is AutoConfig:
         refuse_quantised(source, config.to_dict())
     return config

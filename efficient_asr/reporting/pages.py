@@ -22,7 +22,9 @@ def fill_markers(text: str, runs: list[Result], published: list[Published], resu
     """Fill every `<!-- KIND NAME -->` ... `<!-- /KIND -->` of a Markdown text.
 
     `<!-- table corpus/split -->` is a table of results. Techniques listed after the name select rows in addition to the baseline:
-    `<!-- table corpus/split x x+y -->`. Techniques declare other kinds (`page_markers`); undeclared kinds are left unchanged.
+    `<!-- table corpus/split x x+y -->`. `<!-- published 2303.06740 x -->` is the table of a paper,
+    of its baseline and the listed techniques.
+    Techniques declare other kinds (`page_markers`); undeclared kinds are left unchanged.
 
     Arguments
     ---------
@@ -41,6 +43,8 @@ def fill_markers(text: str, runs: list[Result], published: list[Published], resu
     groups = group_runs(runs)
 
     def fill(match: re.Match) -> str:
+        if match["kind"] == "published":
+            return match[1] + _published(match["name"], match["words"].split(), published) + "\n" + match["end"]
         if match["kind"] == "table":
             return match[1] + _table(match["name"], match["words"].split(), groups, published) + "\n" + match["end"]
         content = find("page_markers", match["kind"])
@@ -58,6 +62,20 @@ def _table(name: str, words: list[str], groups: dict[str, list[Result]], publish
     return make_table(name, [r for r in groups[name] if len(wanted) == 1 or r.technique in wanted], published)
 
 
+def _published(arxiv: str, words: list[str], published: list[Published]) -> str:
+    """Return the table of a paper, with its setting and the places that the numbers were read from."""
+    kinds = [word.replace("+", " + ") for word in words]
+    rows = [
+        row
+        for row in published
+        if arxiv in row.paper and (not kinds or row.technique in kinds or row.variant == "baseline")
+    ]
+    if not rows:
+        raise UserError(f"published table '{arxiv}' is requested, but there is none in results/published")
+    title = f"Published, not measured here: {rows[0].paper}; {rows[0].setting}."
+    return f"{title}\n\n{published_table(rows)}"
+
+
 def results_page(runs: list[Result], published: list[Published], plots: str = "plots") -> str:
     """Return the text of results/README.md with all tables and plots."""
     parts = [
@@ -71,5 +89,5 @@ def results_page(runs: list[Result], published: list[Published], plots: str = "p
         parts.append(f"![WER against cost on {name}]({plots}/{plot_name(name)})")
     for paper in sorted({p.paper for p in published}):
         parts += ["", f"## Published: {paper}", "", next(p.setting for p in published if p.paper == paper), ""]
-        parts.append(published_table(published, paper))
+        parts.append(published_table([p for p in published if p.paper == paper]))
     return "\n".join(parts) + "\n"

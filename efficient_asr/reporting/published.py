@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from efficient_asr.evaluation.result import Result
 from efficient_asr.utils.errors import UserError
 
 
@@ -25,6 +26,8 @@ class Published:
         Model, training and test data of the source.
     name : str
         Name of the row in the source.
+    corpus, split, model : str
+        Data and model of the source, as our results name them: rows of other data or models are not comparable.
     """
 
     technique: str
@@ -34,6 +37,15 @@ class Published:
     source: str
     setting: str
     name: str
+    corpus: str
+    split: str
+    model: str
+
+    def matches(self, result: Result) -> bool:
+        """Whether this row and a result are the same technique at the same setting, with the same model on the same data."""
+        same_row = (self.technique, self.variant) == (result.technique, result.variant)
+        same_data = (self.corpus, self.split) == (result.corpus, result.split)
+        return same_row and same_data and result.model_name == self.model
 
 
 def load_published(folder: Path) -> list[Published]:
@@ -47,7 +59,7 @@ def load_published(folder: Path) -> list[Published]:
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("paper", "source", "setting", "rows"):
+        for key in ("paper", "source", "setting", "corpus", "split", "model", "rows"):
             if not table.get(key):
                 raise UserError(f"{path}: '{key}' is missing; published numbers need their source")
         for row in table["rows"]:
@@ -55,7 +67,16 @@ def load_published(folder: Path) -> list[Published]:
             source = row.get("source", table["source"])
             rows.append(
                 Published(
-                    row["technique"], row["variant"], values, table["paper"], source, table["setting"], row["name"]
+                    row["technique"],
+                    row["variant"],
+                    values,
+                    table["paper"],
+                    source,
+                    table["setting"],
+                    row["name"],
+                    table["corpus"],
+                    table["split"],
+                    row.get("model", table["model"]),
                 )
             )
     return rows

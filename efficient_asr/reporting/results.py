@@ -15,16 +15,22 @@ def load_runs(folder: Path) -> list[Result]:
 
 
 def group_runs(results: list[Result]) -> dict[str, list[Result]]:
-    """Group results by `corpus/split`.
+    """Group results by `corpus/split`; results of one split under several normalisers are groups of their own.
+
+    Such groups are named `corpus/split (normaliser)`.
 
     Raises
     ------
     UserError
-        If two results name the same split but were measured on different utterances or with different normalisers.
+        If two results of a group were measured on different utterances.
     """
+    normalisers: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        normalisers[f"{result.corpus}/{result.split}"].add(result.normaliser)
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        groups[f"{result.corpus}/{result.split}"].append(result)
+        name = f"{result.corpus}/{result.split}"
+        groups[name if len(normalisers[name]) == 1 else f"{name} ({result.normaliser})"].append(result)
     for name, members in groups.items():
         check_comparable(name, members)
         members.sort(key=lambda r: (r.technique != "none", r.technique, r.variant))

@@ -44,7 +44,7 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
     results : list of Result
         Results of one benchmark.
     published : list of Published
-        Published rows, matched by technique and variant.
+        Published rows; only those of the same corpus, split and model are shown, beside ours.
 
     Raises
     ------
@@ -53,12 +53,12 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
     """
     check_comparable(name, results)
     first = results[0]
-    by_row = {(p.technique, p.variant): p for p in published}
-    matches = [by_row.get((r.technique, r.variant)) for r in results]
+    matches = [next((p for p in published if p.matches(r)), None) for r in results]
     found = [match for match in matches if match]
     kind = "**synthetic speech**" if first.synthetic else "real speech"
     title = (
-        f"`{name}`: {kind}, {first.utterances} utterances, {first.audio_s / 60:.1f} min, {first.reference_words} words."
+        f"`{name}`: {kind}, {first.utterances} utterances, {first.audio_s / 60:.1f} min, {first.reference_words} words, "
+        f"normaliser `{first.normaliser}`."
     )
     columns = _columns(results)
     if found:
@@ -85,7 +85,7 @@ def _columns(results: list[Result]) -> list[tuple[str, list[str]]]:
         if any(column.entry in result.details for result in results)
     ]
     return [
-        ("variant", [_row_name(r) for r in results]),
+        ("variant", [row_name(r) for r in results]),
         *added,
         ("WER % [95 %]", [_wer(r) for r in results]),
         ("WER % LM", [show(r.wer_lm_percent) for r in results]),
@@ -115,8 +115,13 @@ def _published_columns(matches: list[Published | None]) -> list[tuple[str, list[
     ]
 
 
-def _row_name(result: Result) -> str:
-    return f"{result.technique} {result.variant}" if result.technique != "none" else result.variant
+def row_name(result: Result, short: bool = False) -> str:
+    """Return the name of a row: technique and variant (only the variant if `short`); a baseline is named by its model."""
+    if result.technique != "none":
+        return result.variant if short else f"{result.technique} {result.variant}"
+    if result.model_name and result.variant in ("baseline", result.hparams.get("model")):
+        return f"baseline {result.model_name}"
+    return result.variant
 
 
 def _wer(result: Result) -> str:
@@ -124,11 +129,10 @@ def _wer(result: Result) -> str:
     return show(result.wer_percent) + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
 
 
-def published_table(published: list[Published], paper: str) -> str:
-    """Format the table of all published results of one paper."""
+def published_table(rows: list[Published]) -> str:
+    """Format a table of published results."""
     columns = ("wer_percent", "wer_lm_percent", "macs_g", "cpu_s", "cpu_lm_s", "gpu_s", "gpu_lm_s")
     head = ["row", "WER %", "WER % LM", "GMACs", "CPU s", "CPU s, LM", "GPU s", "GPU s, LM", "read from"]
-    rows = [row for row in published if row.paper == paper]
     return markdown_table(
         head, [[row.name, *(show(row.values.get(key), 2) for key in columns), row.source] for row in rows]
     )

@@ -19,6 +19,7 @@ import ruamel.yaml
 import torch
 from speechbrain.utils.run_opts import RunOptions
 
+from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 _OBJECTS = ("!new:", "!name:", "!apply:", "!ref ", "!copy ")
@@ -91,7 +92,7 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, Overrides]:
             overrides[key] = True if given is None else read_value(given)
             overrides.text[key] = given
     run_opts = _run_options(options)
-    _check_device(run_opts.device)
+    choose_device(run_opts.device)
     if "distributed_backend" not in run_opts.overridden_args and (
         run_opts.device == "cpu" or not torch.cuda.is_available()
     ):
@@ -123,18 +124,6 @@ def read_value(text: str) -> Any:
     if _SCALAR.fullmatch(text) and not isinstance(value, (bool, int, float, type(None))):
         return text  # a date, for example
     return str(value) if isinstance(value, str) else value
-
-
-def _check_device(device: str | None) -> None:
-    """Reject an invalid or unavailable device."""
-    if device is None:
-        return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UserError(f"--device: invalid device '{device}'; use 'cpu' or 'cuda'") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: no usable GPU; use --device cpu")
 
 
 def key_hint(name: str, known: Iterable[str]) -> str:

@@ -27,9 +27,16 @@ def measuring_parser(description: str, repeats: int | None) -> argparse.Argument
     parser.add_argument("--manifest", type=Path, required=True, help="JSON lines: id, audio, duration, text")
     parser.add_argument("--columns", default="{}", help="custom column names, e.g. '{audio: path, text: sentence}'")
     parser.add_argument(
-        "--normaliser", default="plain", choices=sorted(NORMALISERS), help="normaliser of references and hypotheses"
+        "--normaliser",
+        choices=sorted(NORMALISERS),
+        help="normaliser of references and hypotheses (default: plain for CTC models; "
+        "for Whisper its own: whisper if the audio is English, otherwise multilingual)",
     )
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
     if repeats is not None:
+        parser.add_argument(
+            "--runtime_devices", nargs="+", help="devices to time: cpu, cuda, or all (default: that of --device)"
+        )
         parser.add_argument(
             "--batch_size", type=at_least(1), default=8, help="runtimes are measured at batch size 1 and at this size"
         )

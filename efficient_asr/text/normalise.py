@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 
@@ -177,6 +177,11 @@ def join_signs(text: str) -> str:
         joined = _UNSPACED.match(before) is not None and _UNSPACED.match(word) is not None
         parts.append(word if joined else f" {word}")
     return "".join(parts)
+
+
+def whisper_normaliser(languages: Iterable[str | None]) -> str:
+    """Return the name of the normaliser for Whisper's transcripts: `whisper` if all are English, otherwise `multilingual`."""
+    return "whisper" if {normalise_or_keep(language) for language in languages} <= {"en"} else "multilingual"
 
 
 Normaliser = Callable[[str, str], str]

@@ -14,6 +14,11 @@ from torch import nn
 from efficient_asr.data import SAMPLE_RATE, Rows
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.models.encoders.base import Encoder
+from efficient_asr.models.interchange.speechbrain import (
+    is_speechbrain_checkpoint,
+    read_labels,
+    start_from_speechbrain,
+)
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.training.brain import RecipeBrain, leave_out
@@ -32,18 +37,21 @@ class CTCBrain(RecipeBrain):
     def build(cls, hparams: dict[str, Any], rows: Rows) -> CTCModel:
         """Build the model described by a YAML file, with an alphabet derived from the training texts.
 
-        If `pretrained_model` names a model folder, the alphabet and the weights are loaded from it.
+        If `pretrained_model` names a model folder, or a CTC checkpoint of SpeechBrain, the alphabet and the weights are loaded
+        from it.
         """
-        folder = hparams["pretrained_model"]
-        labels = (
-            CTCModel.load(resolve_source(folder)).labels
-            if folder
-            else CharacterLabels.from_texts(row["text"] for row in rows)
-        )
+        folder = hparams["pretrained_model"] and resolve_source(hparams["pretrained_model"])
+        by_speechbrain = bool(folder) and is_speechbrain_checkpoint(folder)
+        if by_speechbrain:
+            labels, _ = read_labels(folder)
+        elif folder:
+            labels = CTCModel.load(folder).labels
+        else:
+            labels = CharacterLabels.from_texts(row["text"] for row in rows)
         encoder = hparams["encoder"]
         model = CTCModel(hparams["frontend"], encoder, cls.make_head(hparams, encoder, len(labels)), labels)
         if folder:
-            new = model.start_from(resolve_source(folder))
+            new = start_from_speechbrain(model, folder) if by_speechbrain else model.start_from(folder)
             print(f"started from {folder}" + (f"; new: {', '.join(new)}" if new else ""))
         return model
 

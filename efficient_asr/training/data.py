@@ -70,7 +70,11 @@ def read_benchmarks(hparams: dict[str, Any], splits: dict[str, Path], output_fol
             task=hparams.get("task") or "transcribe",
         )
 
-    return [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
+    benchmarks = [main_first(lambda name=name: read(name)) for name in ([names] if isinstance(names, str) else names)]
+    if hparams["test_normaliser"] is None:  # for validation
+        chosen = {benchmark.normaliser for benchmark in benchmarks}
+        hparams["test_normaliser"] = chosen.pop() if len(chosen) == 1 else "multilingual"
+    return benchmarks
 
 
 def read_language_model(hparams: dict[str, Any], vocabulary: list[str], check: bool = True) -> LanguageModel:

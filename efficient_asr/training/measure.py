@@ -13,10 +13,9 @@ from efficient_asr.evaluation.result import Result
 from efficient_asr.inference.ctc import CTCTranscriber
 from efficient_asr.models.sources import fingerprint
 from efficient_asr.training.brain import RecipeBrain
-from efficient_asr.training.data import (
-    read_language_model,
-)
+from efficient_asr.training.data import read_language_model
 from efficient_asr.utils import distributed
+from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.seeding import seed_everything  # noqa: F401  YAML files refer to it here
 
 
@@ -27,13 +26,18 @@ def measure(
     model: str,
     output_folder: Path,
     brain_class: type[RecipeBrain],
+    device: str | None = None,
 ) -> list[Result]:
-    """Measure the saved model on every test split: WER, MACs, and runtime on each device, with and without a language model.
+    """Measure the saved model on every test split: WER, MACs, and runtimes, with and without a language model.
+
+    It runs on `device` (None: the GPU if there is one), and is timed on `runtime_devices`.
 
     Each process scores its share of the utterances. The main process then measures the runtime while the others are idle.
     """
     if hparams["threads"]:
         torch.set_num_threads(hparams["threads"])
+    device = choose_device(device)
+    devices = devices_to_time(hparams["runtime_devices"], device)
     transcriber = brain_class.load(model, hparams)
     brain_class.apply_eval_settings(transcriber, hparams)
     network = transcriber if transcriber.model is None else transcriber.model
@@ -43,7 +47,7 @@ def measure(
     scored = [
         score(
             transcriber, benchmark, lm_transcriber, hparams["measure_macs"],
-            output_folder / "scores" / benchmark.split, key,
+            output_folder / "scores" / benchmark.split, key, device,
         )
         for benchmark in benchmarks
     ]  # fmt: skip
@@ -68,6 +72,7 @@ def measure(
             lm=lm.config if lm else None,
             time_lm=hparams["time_lm"],
             records=records,
+            devices=devices,
         )
         result.save(Path(hparams["results_folder"]))
         results.append(result)

@@ -50,6 +50,7 @@ from efficient_asr.training.data import (
 from efficient_asr.training.loop import Loop
 from efficient_asr.training.measure import measure
 from efficient_asr.utils import distributed
+from efficient_asr.utils.devices import devices_to_time
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
 from efficient_asr.utils.locks import FolderLock
@@ -167,6 +168,7 @@ def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) ->
 def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
     """Prepare, train, and evaluate."""
     hparams, output_folder = this.hparams, this.output_folder
+    devices_to_time(hparams["runtime_devices"], "cpu")  # an unavailable device is reported before the training
     model = _model_to_measure(this, brain_class)
     _check_language_model(this, brain_class)
     check_writable(Path(hparams["results_folder"]), "results_folder")
@@ -185,7 +187,10 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
         if not this.test_only:
             _train_and_save(this, brain_class, splits, benchmarks)
         train_only = hparams["train_only"] and not this.test_only
-        results = [] if train_only else measure(hparams, this.plain, benchmarks, model, output_folder, brain_class)
+        results = []
+        if not train_only:
+            device = this.run_opts.device
+            results = measure(hparams, this.plain, benchmarks, model, output_folder, brain_class, device)
     print(f"model: {model}")
     if distributed.if_main_process() and not this.test_only and not this.run_opts.debug:
         _report_checkpoints(output_folder / "save", hparams.get("keep_checkpoints", True))

@@ -33,6 +33,7 @@ from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.sources import fingerprint, resolve_source
 from efficient_asr.settings.options import add_whisper_options, measuring_parser, parse_columns, whisper_options
 from efficient_asr.techniques.decider.data import open_states
+from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import LineStore, atomic_write_text
 from efficient_asr.utils.locks import FolderLock
@@ -129,13 +130,14 @@ def main() -> None:
     add_whisper_options(parser)
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
+    device = choose_device(args.device)
+    source = resolve_source(args.model)
+    transcriber = load_transcriber(source, **whisper_options(args)).to(device)
+    normaliser = args.normaliser or transcriber.normaliser
     benchmark = Benchmark.from_manifest(
-        args.manifest, normaliser=args.normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
+        args.manifest, normaliser=normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
         skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
     )  # fmt: skip
-    source = resolve_source(args.model)
-    transcriber = load_transcriber(source, **whisper_options(args))
-    transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
     key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
     costs_file = args.out.with_name(f"costs-{sum_of_key}.json")

@@ -21,11 +21,12 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import evaluate
 from efficient_asr.evaluation.result import Result
 from efficient_asr.inference.ctc import CTCTranscriber
-from efficient_asr.reporting.figures import pyplot
+from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
 from efficient_asr.reporting.tables import markdown_table
 from efficient_asr.settings.options import at_least, measuring_parser, parse_columns
 from efficient_asr.techniques.early_exit.heads import NEVER, RULES
 from efficient_asr.techniques.early_exit.sweep import Sweep, exit_heads, sweep
+from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 
 
@@ -58,6 +59,8 @@ def main() -> None:
     if bool(args.thresholds) == calibrating:
         raise UserError("give either --thresholds or one of --calibrate_mean_layer and --calibrate_wer_loss_percent")
     check_writable(args.out, "--out")
+    device = choose_device(args.device)
+    args.runtime_devices = devices_to_time(args.runtime_devices, device, "--runtime_devices")
     transcriber = load_transcriber(args.model)
     heads = exit_heads(transcriber.model if isinstance(transcriber, CTCTranscriber) else None)
     heads.set_rule(args.rule, NEVER[args.rule], args.patience)
@@ -66,13 +69,13 @@ def main() -> None:
         args.manifest,
         args.corpus,
         args.split,
-        args.normaliser,
+        args.normaliser or transcriber.normaliser,
         columns,
         args.skip_bad,
         args.out / f"{args.experiment}.skipped.jsonl",
         check_audio="samples",
     )
-    transcriber.to("cuda" if torch.cuda.is_available() else "cpu")
+    transcriber.to(device)
     found = sweep(transcriber.model, benchmark)
     if calibrating:
         wanted = {"mean_layer": args.calibrate_mean_layer, "wer_loss_percent": args.calibrate_wer_loss_percent}
@@ -108,7 +111,7 @@ def measure(
         experiment=f"{args.experiment}_{transcriber.model.head.label.replace(' ', '_')}-{benchmark.split}",
         technique=transcriber.model.technique, variant=name,
         details=rule | found.details(out), hparams={key: str(value) for key, value in vars(args).items()},
-        records=found.records(benchmark, args.rule, out),
+        records=found.records(benchmark, args.rule, out), devices=args.runtime_devices,
     )  # fmt: skip
 
 
@@ -138,7 +141,7 @@ def draw(results: list[Result], rule: str, path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(costs), figsize=(4.2 * len(costs), 4), sharey=True, squeeze=False)
     for ax, (label, values) in zip(axes[0], costs.items(), strict=True):
         order = sorted(range(len(values)), key=values.__getitem__)
-        ax.plot([values[i] for i in order], [results[i].wer_percent for i in order], "o-")
+        ax.plot([values[i] for i in order], [results[i].wer_percent for i in order], "o-", color=COLOURS[1])
         for value, result in zip(values, results, strict=True):
             ax.annotate(
                 row(result)["threshold"],
@@ -153,8 +156,7 @@ def draw(results: list[Result], rule: str, path: Path) -> None:
     kind = "synthetic speech" if results[0].synthetic else "real speech"
     figure.suptitle(f"{results[0].corpus}/{results[0].split} ({kind}), early exit by {rule}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -12,5 +12,5 @@ sweep() {
     fi
     echo "== $experiment, $rule on $split"
     "$PYTHON" recipes/early_exit/sweep.py "$model" --manifest "$manifest" --rule "$rule" --out "$results" --experiment "$experiment" \
-        --thresholds "$@"
+        --runtime_devices all --thresholds "$@"
 }

@@ -111,7 +111,7 @@ def test_whisper_refuses_audio_beyond_its_positions() -> None:
     [
         ("efficient_asr:nothing", "has no asset"),
         ("$SURELY_NOT_SET/x", "environment variable"),
-        ("org/name-that-is-nowhere", "neither a local directory nor a reachable hub id"),
+        ("org/name-that-is-nowhere", "HF_HUB_OFFLINE is set"),
     ],
 )
 def test_sources_that_are_none(source: str, message: str) -> None:

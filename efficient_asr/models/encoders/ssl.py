@@ -25,7 +25,7 @@ from efficient_asr.models.encoders.base import (
     plain_network_config,
 )
 from efficient_asr.models.encoders.fbank import FilterbankExtractor
-from efficient_asr.models.loading import load_network
+from efficient_asr.models.loading import hub_options, load_network
 from efficient_asr.utils.errors import UserError
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
@@ -209,7 +209,7 @@ def _reads_normalised(source: str, config: Any) -> bool:
 
     if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
         return config.feat_extract_norm == "layer"
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(source)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(source, **hub_options(source))
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(f"{source} expects audio at {extractor.sampling_rate} Hz; only {SAMPLE_RATE} Hz is supported")
     return extractor.do_normalize

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from efficient_asr.evaluation.result import Result
-from efficient_asr.reporting.figures import pyplot
+from efficient_asr.reporting.figures import pyplot, save_figure
 from efficient_asr.reporting.results import check_comparable, load_runs
 from efficient_asr.reporting.tables import markdown_table
 from efficient_asr.techniques.clsr.experts import SIDES
@@ -110,19 +111,24 @@ def _place(layer: str) -> tuple[int, int]:
 
 
 def draw_gates(runs: list[Result], path: Path) -> Path | None:
-    """Plot the share of frames and tokens handled by experts, by layer and method; return None if no run has experts."""
+    """Plot the share of frames and tokens handled by experts, by layer and method.
+
+    Methods whose experts handled everything are named in a sentence instead. Return None if nothing is left to draw.
+    """
     usage: dict[str, dict[str, float]] = {}
     for variant, splits in methods_of(runs).items():
         inside = [run for split in BY_LANGUAGE for run in splits.get(split, [])]
         found: list[dict[str, Any]] = [run.details["gate_usage"] for run in inside if "gate_usage" in run.details]
         for run, shares in enumerate(found):
             usage[variant + (f", run {run + 1}" if len(found) > 1 else "")] = shares
+    layers = sorted({layer for shares in usage.values() for layer in shares}, key=_place)
+    full = [name for name, shares in usage.items() if min(shares.values()) > 0.995]
+    usage = {name: shares for name, shares in usage.items() if name not in full}
     if not usage:
         return None
-    layers = sorted({layer for shares in usage.values() for layer in shares}, key=_place)
     values = [[100 * shares.get(layer, math.nan) for layer in layers] for shares in usage.values()]
-    figure, ax = pyplot.subplots(figsize=(1.5 + 1.0 * len(layers), 1.8 + 0.42 * len(usage)), layout="constrained")
-    image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    figure, ax = pyplot.subplots(figsize=(3.2 + 0.8 * len(layers), 2.6 + 0.42 * len(usage)), layout="constrained")
+    image = ax.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             text, colour = ("–", "black") if math.isnan(value) else (f"{value:.0f}", "white" if value < 60 else "black")
@@ -131,8 +137,8 @@ def draw_gates(runs: list[Result], path: Path) -> Path | None:
     ax.set_xticks(range(len(layers)), names, rotation=30, ha="right")
     ax.set_yticks(range(len(usage)), list(usage))
     figure.colorbar(image, label="% of frames or tokens")
-    ax.set_title("Share of real speech that experts answered for, by layer", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    ax.set_title("Share of real speech handled by experts, by layer", fontsize=11)
+    if full:
+        said = "Not drawn, since experts handled every frame and token in all layers: " + "; ".join(full) + "."
+        ax.set_xlabel("\n".join(textwrap.wrap(said, 10 * len(layers) + 20)), fontsize=8, loc="left")
+    return save_figure(figure, path)

@@ -86,6 +86,8 @@ class CascadeTranscriber(Transcriber):
                     f"but '{self.names[needed]}' is not a Whisper"
                 )
         self.batched = all(t.batched for t in self.transcribers)
+        normalisers = {t.normaliser for t in self.transcribers}
+        self.normaliser = None if None in normalisers else normalisers.pop()
         windows = [t.window_s for t in self.transcribers if t.window_s is not None]
         self.window_s = min(windows) if windows else None
         self.history: dict[str, Any] = {}
@@ -102,7 +104,7 @@ class CascadeTranscriber(Transcriber):
         return {"routers": [describe(r) for r in self.routers], "thresholds": self.thresholds, "models": models}
 
     def transcribe(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str | None] | None = None
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None
     ) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
         wavs, wav_lens = check_wavs(wavs, wav_lens)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.reporting.figures import pyplot
+from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
 from efficient_asr.reporting.tables import markdown_table, show
 from efficient_asr.utils.errors import UserError
 
@@ -104,12 +104,19 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         ax.plot(*zip(*every["oracle"]["curves"][key], strict=True), "-", color="black", linewidth=1.5, label="oracle")
         for i, (name, router) in enumerate(by_merit(result)):
             style = ":" if name.startswith("rule") else "-"
+            colour = COLOURS[1 + i % (len(COLOURS) - 1)]  # black is the oracle's
             closed = "" if router["pgr"] is None else f" ({100 * router['pgr']:.0f} %)"
             points = router["curves"][key]
-            ax.plot(*zip(*points, strict=True), style, color=f"C{i % 10}", label=name + closed, linewidth=1.6)
-        for (x, y), name, place in zip(ends, (f"always {small}", f"always {large}"), ((6, 4), (-8, -14)), strict=True):
-            ax.plot(x, y, "o", color="0.2")
-            ax.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=9)
+            ax.plot(*zip(*points, strict=True), style, color=colour, label=name + closed, linewidth=1.6)
+        for (x, y), name, below in zip(ends, (f"always {small}", f"always {large}"), (False, True), strict=True):
+            ax.plot(x, y, "o", color="0.2", zorder=5)
+            ax.annotate(
+                name, (x, y), xytext=(0, -26 if below else 30), textcoords="offset points", fontsize=9, zorder=6,
+                ha="center" if below else "left", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
+                arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7},
+            )  # fmt: skip
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.09 * (high - low))
         ax.set_xlabel(label)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("WER % over all test sets")
@@ -120,6 +127,4 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         f"{result['corpus']}: {small} or {large}, chosen for each utterance ({kind}, {every['utterances']} utterances)",
         fontsize=10,
     )
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    return save_figure(figure, path)

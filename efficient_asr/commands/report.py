@@ -1,0 +1,109 @@
+"""Generate tables and plots from results.
+
+efficient-asr report --runs FOLDER                 # print the tables of a folder of results and draw its plots there
+efficient-asr report --compare A.json B.json       # WER and cost of two results, and whether the difference is significant
+python scripts/report.py                           # in a checkout: README tables, results/README.md, results/plots
+python scripts/report.py --check                   # fail if the tables in the READMEs are out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import efficient_asr
+from efficient_asr.evaluation.result import Result
+from efficient_asr.evaluation.wer import count_errors, paired_bootstrap
+from efficient_asr.reporting.pages import fill_markers, results_page
+from efficient_asr.reporting.plots import plot, plot_name
+from efficient_asr.reporting.published import load_published
+from efficient_asr.reporting.results import check_comparable, group_runs, load_runs
+from efficient_asr.reporting.tables import make_table, markdown_table, row_name, show
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.technique import techniques
+
+ROOT = Path(efficient_asr.__file__).parent.parent  # of a checkout; an installed package has no results
+SAMPLES = 10000
+
+
+def compare(path_a: str, path_b: str) -> str:
+    """Compare two results on the same utterances.
+
+    Returns
+    -------
+    str
+        A table with WER and costs of both, and the difference of their WERs with its 95 % interval and p-value.
+
+    Raises
+    ------
+    UserError
+        If the results were not measured on the same utterances with the same normaliser.
+    """
+    results = [Result.load(Path(path)) for path in (path_a, path_b)]
+    check_comparable("the two results", results)
+    errors = []
+    for result in results:
+        rows = sorted(result.load_utterances(), key=lambda row: row["id"])
+        errors.append(count_errors([row["reference"] for row in rows], [row["hypothesis"] for row in rows]))
+    test = paired_bootstrap(*errors, samples=SAMPLES)
+    seconds = [(device, lm) for device in ("cpu", "cuda") for lm in (False, True)]
+    seconds = [key for key in seconds if any(result.runtime(key[0], lm=key[1]) for result in results)]
+    names = {"cpu": "CPU", "cuda": "GPU"}
+    head = [
+        "",
+        "result",
+        "row",
+        "WER %",
+        "GMACs",
+        *(f"{names[device]} s{', LM' if lm else ''}" for device, lm in seconds),
+    ]
+    rows = [
+        [
+            letter, result.experiment, row_name(result), show(result.wer_percent), show(result.macs_g, 3),
+            *(show((result.runtime(device, lm=lm) or {}).get("runtime_s")) for device, lm in seconds),
+        ]
+        for letter, result in zip("AB", results, strict=True)
+    ]  # fmt: skip
+    p_value = f"p < {2 / SAMPLES:g}" if test["p_value"] < 2 / SAMPLES else f"p = {test['p_value']:.4f}"
+    return (
+        f"{markdown_table(head, rows)}\n\nB minus A: {test['difference_percent']:+.2f} points of WER, 95 % interval "
+        f"[{test['low_percent']:+.2f}, {test['high_percent']:+.2f}], {p_value} (paired bootstrap, {len(errors[0])} "
+        f"utterances, normaliser {results[0].normaliser})"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder of results")
+    parser.add_argument("--check", action="store_true", help="fail if the tables in the READMEs are out of date")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two results on the same utterances")
+    args = parser.parse_args(argv)
+    if args.compare:
+        print(compare(*args.compare))
+        return
+    runs, published = load_runs(args.runs), load_published(ROOT / "results" / "published")
+    if not runs:
+        raise UserError(f"no results in {args.runs}; name their folder with --runs")
+    own = args.runs.resolve() == (ROOT / "results" / "runs").resolve()
+    if own:
+        pages = {ROOT / "results" / "README.md": results_page(runs, published)}
+        for path in [ROOT / "README.md", *ROOT.glob("recipes/*/README.md")]:
+            pages[path] = fill_markers(path.read_text(encoding="utf-8"), runs, published, ROOT / "results")
+        for path, text in pages.items():
+            if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+                raise UserError(f"{path} is out of date; run python scripts/report.py")
+            if not args.check:
+                path.write_text(text, encoding="utf-8")
+    if args.check:
+        return
+    plots = ROOT / "results" / "plots" if own else args.runs.parent / "plots"
+    for name, results in group_runs(runs).items():
+        if not own:
+            print(make_table(name, results, published) + "\n")
+        print(f"plot: {plot(name, results, plots / plot_name(name))}")
+    for technique in techniques() if own else ():
+        for picture in technique.load(technique.pictures)(ROOT / "results") if technique.pictures else ():
+            print(f"plot: {picture}")

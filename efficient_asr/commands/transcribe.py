@@ -1,0 +1,234 @@
+"""Transcribe audio files of any length and format.
+
+    efficient-asr transcribe MODEL a.wav b.flac                             # one JSON line per recording
+    efficient-asr transcribe MODEL recordings/ --out transcripts.csv        # a folder, into one table
+    efficient-asr transcribe WHISPER 'talks/*.m4a' --out subtitles/ --format srt --language en
+    efficient-asr transcribe MODEL calls/ --channels split --names agent customer --out calls.json
+    efficient-asr transcribe CTC_MODEL a.wav --lm 4gram.arpa --lm_case upper
+
+MODEL is the model folder written by a recipe, or a Whisper directory or hub id. Recordings that cannot be read are reported on
+standard error; the others are still transcribed. With --out, rerun an interrupted command to resume it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr import load_transcriber
+from efficient_asr.data import SAMPLE_RATE, inspect_audio, load_audio, load_channels, pad_wavs, silence
+from efficient_asr.data.audio import SILENT_PEAK
+from efficient_asr.inference.formats import (
+    COLLECTED,
+    FORMATS,
+    SEPARATE,
+    TIMED,
+    format_record,
+    format_records,
+    rounded,
+)
+from efficient_asr.inference.recordings import find_audio, transcribe_parties, transcribe_timed
+from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.inference.transcript import Transcript
+from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.settings.options import add_lm_options, add_whisper_options, at_least, lm_options, whisper_options
+from efficient_asr.utils.devices import choose_device
+from efficient_asr.utils.errors import UserError, check_writable, print_json
+from efficient_asr.utils.files import LineStore, atomic_write_text, file_state
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the options."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "audio", nargs="+", metavar="AUDIO",
+        help="files in any format that libsndfile or FFmpeg can read, folders (searched recursively), or patterns in quotes",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="file, or folder for one file per recording (default: print)")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="default: that of the ending of --out, otherwise jsonl; txt, srt and vtt are one "
+        "file per recording"
+    )  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
+    parser.add_argument("--batch_size", type=at_least(1), default=1, help="recordings transcribed together (default 1)")
+    parser.add_argument(
+        "--channels", default="mix", help="mix: average all channels (default); split: transcribe each channel on its own, as "
+        "for a call with one party per channel; or the number of one channel, counted from 0"
+    )  # fmt: skip
+    parser.add_argument(
+        "--names", nargs="+", default=[], help="with --channels split: names of the parties, such as agent customer"
+    )
+    add_lm_options(parser)
+    add_whisper_options(parser)
+    args = parser.parse_args(argv)
+    if args.language == "manifest":
+        raise UserError("--language manifest: audio files have no manifest; give the language, or omit --language")
+    if args.channels not in ("mix", "split") and not args.channels.isdecimal():
+        raise UserError(f"--channels: '{args.channels}' is not mix, split or the number of a channel")
+    if args.names and args.channels != "split":
+        raise UserError("--names requires --channels split")
+    args.device = choose_device(args.device)
+    if args.format is None:
+        ending = args.out.suffix.lower()[1:] if args.out else ""
+        args.format = ending if ending in FORMATS else "jsonl"
+    return args
+
+
+class Output:
+    """Where transcripts go: printed, one file, or one file for each recording.
+
+    Arguments
+    ---------
+    args : argparse.Namespace
+        The options.
+    recordings : list of tuple of Path
+        Recordings with their relative paths.
+    key : str
+        Identifies the model and the options; transcripts of an interrupted command with the same key are kept.
+    """
+
+    def __init__(self, args: argparse.Namespace, recordings: list[tuple[Path, Path]], key: str) -> None:
+        self.format, self.out = args.format, args.out
+        self.by_segment = bool(args.timestamps) or args.channels == "split"
+        self.records: dict[str, dict[str, Any]] = {}
+        self.targets = self._targets(recordings) if self.out and self.format in SEPARATE else {}
+        if not self.out:
+            if self.format in TIMED and len(recordings) > 1:
+                raise UserError(f"--format {self.format}: give a folder for {len(recordings)} recordings with --out")
+            return
+        if self.format in COLLECTED and (self.out.is_dir() or not self.out.suffix):
+            self.out = self.out / f"transcripts.{self.format}"
+        check_writable(self.out.parent, "--out")
+        store = self.out.with_name(f"{self.out.name}.partial.jsonl")
+        self.store = LineStore(store, {"key": key}, self._known)
+
+    def _targets(self, recordings: list[tuple[Path, Path]]) -> dict[Path, Path]:
+        """Return the file of each recording; recordings that differ only in their ending keep it."""
+        if len(recordings) == 1 and self.out.suffix.lower() == f".{self.format}":
+            return {recordings[0][0]: self.out}
+        if self.out.suffix.lower()[1:] in FORMATS:
+            raise UserError(f"--out: {self.out} is one file, but {len(recordings)} recordings need a folder")
+        count = Counter(relative.with_suffix("") for _, relative in recordings)
+        names = {
+            path: relative.with_suffix("") if count[relative.with_suffix("")] == 1 else relative
+            for path, relative in recordings
+        }
+        if len({*names.values()}) < len(names):
+            raise UserError("--out: several recordings have the same name; give the folder that contains them")
+        return {path: self.out / f"{name}.{self.format}" for path, name in names.items()}
+
+    def _known(self, line: dict[str, Any], *_: int) -> None:
+        if Path(line["record"]["audio"]).is_file() and file_state(line["record"]["audio"]) == line["file"]:
+            self.records[line["record"]["audio"]] = line["record"]
+
+    def add(self, path: Path, record: dict[str, Any]) -> None:
+        """Keep a transcript, or print it."""
+        self.records[record["audio"]] = record
+        if self.out:
+            self.store.append({"record": record, "file": file_state(path)})
+        elif self.format == "jsonl":
+            print_json(record)
+        elif self.format in SEPARATE:
+            print(format_record(record, self.format), end="", flush=True)
+
+    def finish(self, order: list[Path]) -> None:
+        """Write the files, in the order of the recordings."""
+        records = [self.records[str(path)] for path in order if str(path) in self.records]
+        if not self.out:
+            if self.format in ("json", "csv"):
+                print(format_records(records, self.format, self.by_segment), end="")
+            return
+        if self.format in COLLECTED:
+            atomic_write_text(self.out, format_records(records, self.format, self.by_segment))
+        for record in records if self.format in SEPARATE else ():
+            target = self.targets[Path(record["audio"])]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(target, format_record(record, self.format))
+        self.store.close()
+        self.store.path.unlink(missing_ok=True)
+        print(f"{len(records)} transcripts: {self.out}", file=sys.stderr)
+
+
+def read(path: Path, channels: str) -> torch.Tensor:
+    """Read a recording: [time], or [channels, time] with `split`; warn if it is silent."""
+    if channels == "mix":
+        wav = load_audio(path)
+    else:
+        wav = load_channels(path)
+        if channels != "split" and int(channels) >= len(wav):
+            raise UserError(f"there is no channel {channels}: the file has {len(wav)}, counted from 0")
+        wav = wav if channels == "split" else wav[int(channels)]
+    if not wav.numel() or float(wav.abs().max()) < SILENT_PEAK:
+        cancelled = channels == "mix" and inspect_audio(path, samples=True).cancelled
+        print(f"warning: {silence(path, cancelled)}", file=sys.stderr)
+    return wav
+
+
+def transcribe(transcriber: Transcriber, args: argparse.Namespace, wavs: list[torch.Tensor]) -> list[Transcript]:
+    """Transcribe recordings, each [time] or [channels, time]."""
+    if args.channels == "split":
+        return [transcribe_parties(transcriber, wav, args.names) for wav in wavs]
+    if args.timestamps or args.format in TIMED:
+        return [transcribe_timed(transcriber, wav) for wav in wavs]
+    return transcriber.transcribe(*pad_wavs(wavs))
+
+
+def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path], output: Output) -> int:
+    """Transcribe some recordings together; return the number of those that could not be read or transcribed."""
+    wavs: dict[Path, torch.Tensor] = {}
+    failed = 0
+    for path in paths:
+        try:
+            wavs[path] = read(path, args.channels)
+        except UserError as error:
+            failed += 1
+            tqdm.write(f"error: {path}: {error}", file=sys.stderr)
+    try:
+        transcripts = transcribe(transcriber, args, list(wavs.values())) if wavs else []
+    except UserError as error:
+        if len(wavs) > 1:  # find out which one it is
+            return failed + sum(process(transcriber, args, [path], output) for path in wavs)
+        tqdm.write(f"error: {next(iter(wavs))}: {error}", file=sys.stderr)
+        return failed + 1
+    for (path, wav), transcript in zip(wavs.items(), transcripts, strict=True):
+        length = {"duration_s": wav.shape[-1] / SAMPLE_RATE}
+        output.add(path, rounded({"audio": str(path), "text": transcript.text, **length, **transcript.details}))
+    return failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    args = parse(argv)
+    recordings = find_audio(args.audio)
+    decoding = {key: value for key, value in whisper_options(args).items() if key != "timestamps"} | lm_options(args)
+    source = resolve_source(args.model)
+    timed = args.timestamps or args.format in TIMED
+    key = [fingerprint(source), sorted(decoding.items(), key=str), args.channels, args.names, timed]
+    output = Output(args, recordings, hashlib.sha256(repr(key).encode()).hexdigest())
+    missing = [path for path, _ in recordings if str(path) not in output.records]
+    if len(missing) < len(recordings):
+        print(f"{len(recordings) - len(missing)} of {len(recordings)} are already transcribed", file=sys.stderr)
+    transcriber = load_transcriber(source, **decoding).to(args.device)
+    failed = 0
+    lengths_s = [inspect_audio(path, samples=False).duration_s for path in missing] if len(missing) > 1 else [0.0]
+    bar = tqdm(
+        total=round(sum(lengths_s), 1), desc="transcribing", unit="s of audio", leave=False, mininterval=1, disable=None,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]",
+    )  # fmt: skip
+    with bar:
+        for start in range(0, len(missing), args.batch_size):
+            failed += process(transcriber, args, missing[start : start + args.batch_size], output)
+            bar.update(sum(lengths_s[start : start + args.batch_size]))
+    output.finish([path for path, _ in recordings])
+    if failed:
+        raise UserError(f"{failed} of {len(recordings)} files could not be transcribed")

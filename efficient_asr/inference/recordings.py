@@ -1,0 +1,116 @@
+"""Recordings: find audio files, transcribe them with times, and transcribe the parties of a call separately.
+
+Whisper predicts timestamps. Other models (CTC, cascades) do not: their recordings are split at pauses, and every piece gets the
+time of its audio.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.inference.long_audio import in_order, speech_spans, text_of, transcribe_spans
+from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.inference.transcript import Transcript
+from efficient_asr.utils.errors import UserError
+
+# Endings of the files that are transcribed when a folder is given; a file given by its name may have any ending.
+AUDIO_SUFFIXES = (
+    ".wav", ".flac", ".mp3", ".m4a", ".mp4", ".ogg", ".opus", ".webm", ".aac", ".aiff", ".aif", ".amr", ".wma", ".mkv", ".mov",
+    ".3gp", ".caf", ".au", ".mka", ".sph",
+)  # fmt: skip
+LONGEST_PIECE_S, PAUSE_S = 20.0, 0.8
+
+
+def find_audio(patterns: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
+    """Return the recordings named by files, folders (searched recursively) and glob patterns.
+
+    Arguments
+    ---------
+    patterns : list of str
+        File names, folders, or patterns such as `calls/**/*.wav`. A file that does not exist is returned as it is.
+
+    Returns
+    -------
+    list of tuple of Path
+        Each recording, and its path relative to the folder that was given (its name, if it was given directly), each recording
+        once.
+
+    Raises
+    ------
+    UserError
+        If a folder contains no audio, or nothing matches a pattern.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in map(os.fspath, patterns):
+        path = Path(os.path.expanduser(pattern))
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            if not inside:
+                raise UserError(f"{path} contains no audio files ({' '.join(AUDIO_SUFFIXES)})")
+            found |= {p: p.relative_to(path) for p in inside if p not in found}
+        elif path.exists() or not glob.has_magic(pattern):
+            found.setdefault(path, Path(path.name))
+        else:
+            matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+            if not matching:
+                raise UserError(f"no file matches '{pattern}'")
+            found |= {p: Path(p.name) for p in matching if p not in found}
+    return list(found.items())
+
+
+def transcribe_timed(transcriber: Transcriber, wav: torch.Tensor, batch_size: int = 8) -> Transcript:
+    """Transcribe a recording [time] with timed `segments`, each with `start_s`, `end_s` and `text`.
+
+    Models without timestamps transcribe the pieces between pauses.
+    """
+    timed = transcriber.with_times()
+    if timed is not None:
+        return timed.transcribe(wav)[0]
+    segments = transcribe_turns(transcriber, wav, batch_size)
+    return Transcript(text_of(segments), {"segments": segments})
+
+
+def transcribe_turns(transcriber: Transcriber, wav: torch.Tensor, batch_size: int = 8) -> list[dict[str, Any]]:
+    """Split a recording [time] at pauses and return one segment for each piece in which something was said."""
+    longest_s = min(LONGEST_PIECE_S, transcriber.window_s or LONGEST_PIECE_S)
+    spans = speech_spans(wav, round(longest_s * SAMPLE_RATE), PAUSE_S)
+    pieces = transcribe_spans(transcriber.for_long_audio(), wav, spans, batch_size)
+    return in_order([segment for piece in pieces for segment in piece], len(wav) / SAMPLE_RATE)
+
+
+def transcribe_parties(
+    transcriber: Transcriber, channels: torch.Tensor, names: Sequence[str], batch_size: int = 8
+) -> Transcript:
+    """Transcribe a call with one party per channel.
+
+    Arguments
+    ---------
+    transcriber : Transcriber
+        The transcriber; every channel is split at its own pauses.
+    channels : torch.Tensor
+        [channels, time] at 16 kHz.
+    names : list of str
+        Name of the party on each channel, such as `agent` and `customer`; missing ones are called `channel 2` and so on.
+    batch_size : int
+        Pieces transcribed together.
+
+    Returns
+    -------
+    Transcript
+        `segments` are the turns of all parties by their start, each with its `speaker`; the text consists of the turns.
+    """
+    names = [*names, *(f"channel {i}" for i in range(len(names), len(channels)))]
+    turns = [
+        {"speaker": name} | segment
+        for name, wav in zip(names, channels, strict=False)
+        for segment in transcribe_turns(transcriber, wav, batch_size)
+    ]
+    turns.sort(key=lambda turn: (turn["start_s"], turn["end_s"]))
+    return Transcript(text_of(turns), {"segments": turns})
