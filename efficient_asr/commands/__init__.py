@@ -11,6 +11,7 @@ from efficient_asr.utils.errors import UserError, did_you_mean, exit_code
 COMMANDS = {
     "transcribe": "audio files, folders and calls to text, subtitles or tables",
     "evaluate": "WER, MACs and runtime of a model on a manifest",
+    "time": "runtimes only, added to a result: on another device, for example",
     "report": "tables and plots of results; is a difference significant?",
     "export": "a trained model for transformers, SpeechBrain or faster-whisper",
 }

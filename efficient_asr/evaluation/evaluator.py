@@ -90,7 +90,9 @@ def evaluate(
         records.discard_parts()
     errors = _count(records, "hypothesis")
     character_errors = _count(records, "hypothesis", characters=True)
-    runtimes = _runtimes(transcriber, lm_transcriber if time_lm else None, benchmark, batch_size, repeats, devices)
+    runtimes = measure_runtimes(
+        transcriber, lm_transcriber if time_lm else None, benchmark, batch_size, repeats, devices
+    )
     found = transcriber.summary(records) | by_language(benchmark, errors, character_errors) | bleu(benchmark, records)
     notes = {} if thop_available() else {"note": "thop cannot be imported here"}
     return Result(
@@ -135,7 +137,7 @@ def _macs(records: Records, benchmark: Benchmark, measured: bool) -> dict[str, f
     }
 
 
-def _runtimes(
+def measure_runtimes(
     transcriber: Transcriber,
     lm_transcriber: Transcriber | None,
     benchmark: Benchmark,
@@ -202,14 +204,46 @@ def score(
         iterate_batches(mine, 1), total=len(mine), desc=f"scoring {benchmark.split}", unit="utt", leave=False, mininterval=1,
         disable=not distributed.if_main_process(),
     )  # fmt: skip
+    costs = Costs(transcriber) if measure_macs else None
     with parts.open() as file:
         for (row,), wavs, wav_lens in progress:
-            record = score_utterance(transcriber, lm_transcriber, benchmark, row, wavs, wav_lens, measure_macs)
+            record = score_utterance(transcriber, lm_transcriber, benchmark, row, wavs, wav_lens, costs)
             file.append(record)
     distributed.ddp_barrier()
     if not distributed.if_main_process():
         return None
     return parts.merge(row["id"] for row in benchmark.rows)
+
+
+class Costs:
+    """Counts MACs, once for all utterances of equal `Transcriber.cost_key`, since counting takes longer than transcribing.
+
+    Arguments
+    ---------
+    transcriber : Transcriber
+        The transcriber whose MACs are counted.
+    """
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self.transcriber = transcriber
+        self._known: dict[tuple, tuple[float, float | None]] = {}
+        self._has_keys = False
+
+    def transcribe(
+        self, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor
+    ) -> tuple[Transcript, float, float | None]:
+        """Return transcript, GMACs, and GMACs by thop (None if thop is not available) of one utterance."""
+        if self._has_keys:
+            transcript = _transcribe_one(self.transcriber, row, wavs, wav_lens)
+            key = self.transcriber.cost_key(transcript)
+            if key in self._known:
+                return transcript, *self._known[key]
+        counted = count_macs(_transcribe_one, self.transcriber, row, wavs, wav_lens)
+        cost = (counted.macs / 1e9, counted.macs_thop / 1e9 if thop_available() else None)
+        key = self.transcriber.cost_key(counted.output)
+        if key is not None:
+            self._has_keys, self._known[key] = True, cost
+        return counted.output, *cost
 
 
 def score_utterance(
@@ -219,14 +253,12 @@ def score_utterance(
     row: Row,
     wavs: torch.Tensor,
     wav_lens: torch.Tensor,
-    measure_macs: bool,
+    costs: Costs | None,
 ) -> dict[str, Any]:
-    """Return the record of one utterance."""
+    """Return the record of one utterance; MACs are counted if `costs` are given."""
     macs_g = macs_thop_g = None
-    if measure_macs:
-        counted = count_macs(_transcribe_one, transcriber, row, wavs, wav_lens)
-        transcript, macs_g = counted.output, counted.macs / 1e9
-        macs_thop_g = counted.macs_thop / 1e9 if thop_available() else None
+    if costs is not None:
+        transcript, macs_g, macs_thop_g = costs.transcribe(row, wavs, wav_lens)
     else:
         transcript = _transcribe_one(transcriber, row, wavs, wav_lens)
     reference, hypothesis = (benchmark.normalise(text, row) for text in (benchmark.reference(row), transcript.text))

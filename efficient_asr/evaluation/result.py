@@ -147,9 +147,13 @@ class Result:
         utterances = path.with_suffix(".utterances.jsonl")
         with atomic_write(utterances, shared=True) as partial:
             self.rows.write(partial)
-        atomic_write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
         self.path = path
+        self.save_fields()
         return path
+
+    def save_fields(self) -> None:
+        """Write the file again, without the utterances."""
+        atomic_write_text(self.path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Result:

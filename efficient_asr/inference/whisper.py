@@ -125,7 +125,12 @@ class WhisperTranscriber(Transcriber):
         return pieces
 
     def cost_key(self, transcript: Transcript) -> tuple | None:
-        """Return a key that determines MACs: with greedy decoding of one window, the token count; None if unknown."""
+        """Return a key that determines MACs: with greedy decoding of one window, the token count; None if unknown.
+
+        With languages from the manifest, it is unknown whether the language was detected.
+        """
+        if self.takes_languages:
+            return None
         greedy = self.options.num_beams == 1 and len(self.options.schedule) == 1 and self.model.cost_is_fixed
         tokens = transcript.details.get("tokens")  # of a single window
         return (tokens, self.language is None) if greedy and tokens is not None else None

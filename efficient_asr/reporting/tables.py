@@ -118,7 +118,8 @@ def _published_columns(matches: list[Published | None]) -> list[tuple[str, list[
 def row_name(result: Result, short: bool = False) -> str:
     """Return the name of a row: technique and variant (only the variant if `short`); a baseline is named by its model."""
     if result.technique != "none":
-        return result.variant if short else f"{result.technique} {result.variant}"
+        named = short or result.variant.startswith(result.technique)
+        return result.variant if named else f"{result.technique} {result.variant}"
     if result.model_name and result.variant in ("baseline", result.hparams.get("model")):
         return f"baseline {result.model_name}"
     return result.variant

@@ -1,6 +1,6 @@
-"""Convert the model trained by hparams/mini/pretrain.yaml to the asset efficient_asr:mini_encoder (half precision).
+"""Convert a trained CTC model to an asset in half precision, by default that of hparams/mini/pretrain.yaml to mini_encoder.
 
-python scripts/assets/make_mini_encoder.py [MODEL_FOLDER]
+python scripts/assets/make_mini_encoder.py [MODEL_FOLDER [ASSET]]
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from efficient_asr.utils.errors import exit_code
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "output/mini_pretrain/1986/model")
+    name = sys.argv[2] if len(sys.argv) > 2 else "mini_encoder"
     config = read_config(str(folder))
     state = {key: value.half() for key, value in load_weights(folder).items()}
-    save_folder(ASSETS / "mini_encoder", config, state)
-    size = (ASSETS / "mini_encoder" / "model.safetensors").stat().st_size
-    print(f"{ASSETS / 'mini_encoder'}: {size / 1e6:.1f} MB")
+    save_folder(ASSETS / name, config, state)
+    size = (ASSETS / name / "model.safetensors").stat().st_size
+    print(f"{ASSETS / name}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from conftest import ROOT
 
 from efficient_asr.evaluation.result import Result
 from efficient_asr.reporting.pages import fill_markers
-from efficient_asr.reporting.plots import pareto_front, plot
+from efficient_asr.reporting.plots import pareto_front, plot, plot_name
 from efficient_asr.reporting.published import load_published
 from efficient_asr.reporting.results import check_comparable, group_runs, load_runs
 from efficient_asr.reporting.tables import make_table
@@ -35,13 +36,18 @@ def result(variant: str, wer: float | None, macs: float, cpu_s: float, **changes
 
 def test_table_shows_ours_beside_the_paper_and_dashes() -> None:
     published = load_published(ROOT / "results" / "published")
-    table = make_table("toy/test", [result("baseline", 10, 4, 8), result("signal x2", 12.3456, 2, 4)], published)
+    same = {"corpus": "librispeech", "split": "test-clean", "hparams": {"source": "microsoft/wavlm-large"}}
+    ours = [result("baseline", 10, 4, 8, **same), result("signal x2", 12.3456, 2, 4, **same)]
+    table = make_table("librispeech/test-clean", ours, published)
     row = next(line for line in table.splitlines() if "signal x2" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "downsampling signal x2" and cells[1] == "12.35 [11.3, 13.3]"
     assert cells[2] == "–" and cells[4] == "–"  # no LM, no thop: a dash, never a number
     assert cells[6] == "2.00×"
     assert cells[-4:] == ["4.85", "3.58", "193.0", "569"]
+    assert "| baseline wavlm-large |" in table and "normaliser `plain`" in table
+    for other in ({"split": "test-other"}, {"corpus": "fleurs"}, {"hparams": {"source": "openai/whisper-tiny"}}):
+        assert "paper" not in make_table("x/y", [result("baseline", 10, 4, 8, **same | other)], published)
     assert "real speech" in table and "2303.06740" in table and "speeding_inferences" in table
     synthetic = make_table("toy/test", [result("baseline", 10, 4, 8, synthetic=True)], [])
     assert "**synthetic speech**" in synthetic and "paper" not in synthetic
@@ -54,6 +60,14 @@ def test_results_of_different_benchmarks_never_share_a_table() -> None:
             call()
 
 
+def test_normalisers_have_tables_of_their_own() -> None:
+    mixed = [result("baseline", 10, 4, 8), result("signal x2", 12, 2, 4, benchmark_hash="h2", normaliser="whisper")]
+    assert {name: len(members) for name, members in group_runs(mixed).items()} == {
+        "toy/test (plain)": 1, "toy/test (whisper)": 1,
+    }  # fmt: skip
+    assert [*group_runs(mixed[:1])] == ["toy/test"] and plot_name("toy/test (plain)") == "toy_test_plain.png"
+
+
 def test_pareto_front() -> None:
     points = [(4.0, 10.0), (2.0, 12.0), (3.0, 11.0), (3.5, 13.0), (2.0, 15.0), (5.0, 10.0)]
     assert pareto_front(points) == [1, 2, 0]
@@ -62,6 +76,20 @@ def test_pareto_front() -> None:
 def test_plot_is_drawn(tmp_path: Path) -> None:
     path = plot("toy/test", [result("baseline", 10, 4, 8), result("signal x2", 12, 2, 4)], tmp_path / "plots" / "a.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 10000
+    picture = path.with_suffix(".svg").read_text()
+    assert "signal x2" in picture and "12.00 %" in picture and path.with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
+    assert picture.count("GMACs per utterance") == 1 and "GPU" not in picture  # one panel for each measured cost
+    again = plot("toy/test", [result("baseline", 10, 4, 8), result("signal x2", 12, 2, 4)], tmp_path / "b.png")
+    assert again.with_suffix(".svg").read_text() == picture
+
+
+def test_many_rows_keep_their_numbers_in_all_panels(tmp_path: Path) -> None:
+    rows = [result(f"signal x{i}", 10 + i, 30 - i, 40 - i) for i in range(25)]
+    picture = (
+        plot("toy/test", [result("baseline", 9, 40, 50), *rows], tmp_path / "a.png").with_suffix(".svg").read_text()
+    )
+    for number in range(1, 27):
+        assert len(re.findall(rf">{number}</text>", picture)) >= 3  # two panels and the list
 
 
 def test_render_fills_markers_and_refuses_unknown_ones() -> None:

@@ -1,0 +1,196 @@
+"""The console script: transcripts in every form, evaluation with fitting defaults, comparison, timing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import TEXTS, chirp, make_corpus
+
+from efficient_asr import commands
+from efficient_asr.commands import evaluate, report, time, transcribe
+from efficient_asr.data import load_channels
+from efficient_asr.evaluation import runtime
+from efficient_asr.evaluation.result import Result
+from efficient_asr.models.ctc import CTCModel
+from efficient_asr.utils.devices import choose_device, devices_to_time
+from efficient_asr.utils.errors import UserError
+
+
+@pytest.fixture
+def model(tiny_ctc: CTCModel, tmp_path: Path) -> str:
+    torch.nn.init.normal_(tiny_ctc.head.linear.weight, std=2.0)
+    tiny_ctc.save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    folder = tmp_path / "recordings"
+    (folder / "sub").mkdir(parents=True)
+    soundfile.write(folder / "a.wav", chirp(1.0, 100, 500), 16000)
+    soundfile.write(folder / "sub" / "b.flac", chirp(0.7, 100, 1500), 16000)
+    call = np.stack([chirp(1.0, 100, 500), np.roll(chirp(1.0, 3000, 300), 3000)], axis=1)
+    soundfile.write(folder / "sub" / "call.wav", call, 16000)
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return commands.main([str(argument) for argument in arguments])
+
+
+def test_usage_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in commands.COMMANDS)
+    assert commands.main([]) == 2
+    assert run("transcrbe", "x") == 2 and "Did you mean 'transcribe'?" in capsys.readouterr().err
+
+
+def test_a_folder_becomes_one_table_or_a_file_for_each(model: str, recordings: Path, tmp_path: Path) -> None:
+    assert run("transcribe", model, recordings, "--out", tmp_path / "t.csv", "--batch_size", 2) == 0
+    rows = list(csv.DictReader(open(tmp_path / "t.csv", encoding="utf-8")))
+    assert [Path(row["audio"]).name for row in rows] == ["a.wav", "b.flac", "call.wav"] and rows[1][
+        "duration_s"
+    ] == "0.7"
+    assert run("transcribe", model, recordings, "--out", tmp_path / "t.json") == 0
+    records = json.loads((tmp_path / "t.json").read_text())
+    assert [record["text"] for record in records] == [row["text"] for row in rows]  # whatever the batch size
+    assert run("transcribe", model, recordings, "--out", tmp_path / "srt", "--format", "srt") == 0
+    assert sorted(str(p.relative_to(tmp_path / "srt")) for p in (tmp_path / "srt").rglob("*.srt")) == [
+        "a.srt", "sub/b.srt", "sub/call.srt",
+    ]  # fmt: skip
+    assert "-->" in (tmp_path / "srt" / "a.srt").read_text()
+    assert not list(tmp_path.rglob("*.partial*"))
+    assert run("transcribe", model, recordings / "a.wav", "--out", tmp_path / "one.txt") == 0
+    assert (tmp_path / "one.txt").read_text() == records[0]["text"] + "\n"
+
+
+def test_calls_are_split_into_parties(model: str, recordings: Path, capsys: pytest.CaptureFixture) -> None:
+    call = recordings / "sub" / "call.wav"
+    assert run("transcribe", model, call, "--channels", "split", "--names", "agent", "customer") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {turn["speaker"] for turn in record["segments"]} == {"agent", "customer"}
+    assert run("transcribe", model, call, "--channels", 1) == 0
+    assert json.loads(capsys.readouterr().out)["text"]
+    channels = load_channels(call)
+    assert torch.equal(transcribe.read(call, "1"), channels[1]) and not torch.equal(channels[0], channels[1])
+    assert torch.equal(transcribe.read(call, "split"), channels)
+    assert run("transcribe", model, call, recordings / "a.wav", "--channels", 1) == 2
+    assert "there is no channel 1: the file has 1" in capsys.readouterr().err
+    assert run("transcribe", model, call, "--channels", "left") == 2
+    assert run("transcribe", model, call, "--names", "agent") == 2 and "--channels split" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_goes_on(
+    model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole = tmp_path / "whole.jsonl"
+    assert run("transcribe", model, recordings, "--out", whole) == 0
+    read, calls = transcribe.read, []
+
+    def interrupt(path: Path, channels: str) -> torch.Tensor:
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(path, channels)
+
+    monkeypatch.setattr(transcribe, "read", interrupt)
+    out = tmp_path / "t.jsonl"
+    assert run("transcribe", model, recordings, "--out", out) == 130 and not out.exists()
+    assert run("transcribe", model, recordings, "--out", out) == 0 and len(calls) == 4
+    assert out.read_text() == whole.read_text() and "2 of 3 are already transcribed" in capsys.readouterr().err
+    # A recording that has changed is transcribed again, and other options start over.
+    monkeypatch.setattr(transcribe, "read", read)
+    assert run("transcribe", model, recordings, "--out", tmp_path / "t.csv", "--channels", 0) == 0
+
+
+def test_bad_recordings_do_not_stop_the_others(
+    model: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (recordings / "broken.wav").write_text("no audio")
+    assert run("transcribe", model, recordings, "--out", tmp_path / "t.jsonl", "--batch_size", 4) == 2
+    said = capsys.readouterr().err
+    assert "broken.wav" in said and "1 of 4 files could not be transcribed" in said
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 3
+    assert run("transcribe", model, recordings, "--format", "srt") == 2 and "--out" in capsys.readouterr().err
+    assert run("transcribe", model, recordings, "--out", tmp_path / "t.srt") == 2
+    assert "need a folder" in capsys.readouterr().err
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == "cpu" and choose_device() in ("cpu", "cuda")
+    assert devices_to_time(None, "cpu") == ["cpu"] and devices_to_time("cpu", "cpu") == ["cpu"]
+    assert devices_to_time("all", "cpu")[0] == "cpu" and devices_to_time(["cpu", "cpu"], "cpu") == ["cpu"]
+    with pytest.raises(UserError, match="--device: invalid device 'gpu'"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="runtime_devices: no usable GPU"):
+            devices_to_time(["cpu", "cuda"], "cpu")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return make_corpus(tmp_path / "corpus")
+
+
+def evaluate_into(out: Path, model: str, place: Path, *options: str) -> Result:
+    evaluate.main([model, "--manifest", str(place / "test.jsonl"), "--out", str(out), "--device", "cpu", *options])
+    return Result.load(out)
+
+
+def test_the_normaliser_fits_the_model_and_the_language(
+    model: str, tiny_whispers: dict[str, str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    quick = ["--repeats", "0", "--no_macs"]
+    assert evaluate_into(tmp_path / "a.json", model, place, *quick).normaliser == "plain"
+    whisper = evaluate_into(tmp_path / "b.json", tiny_whispers["small"], place, *quick, "--language", "en")
+    assert whisper.normaliser == "whisper" and "(normaliser whisper)" in capsys.readouterr().out
+    rows = [json.loads(line) | {"language": "de"} for line in (place / "test.jsonl").read_text().splitlines()]
+    (place / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate_into(tmp_path / "c.json", tiny_whispers["small"], place, *quick).normaliser == "multilingual"
+    given = evaluate_into(tmp_path / "d.json", tiny_whispers["small"], place, *quick, "--normaliser", "plain")
+    assert given.normaliser == "plain" and given.model_name == "small"
+
+
+def test_runtimes_can_be_added_later(
+    model: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "a.json"
+    before = evaluate_into(out, model, place, "--repeats", "0")
+    monkeypatch.setattr(runtime, "LONG_S", 0.0)
+    manifest = ["--manifest", str(place / "test.jsonl"), "--device", "cpu"]
+    time.main([model, str(out), *manifest, "--repeats", "2", "--batch_size", "4"])
+    assert "2 runs of 4 utterances, about" in capsys.readouterr().err  # the estimate
+    after = Result.load(out)
+    assert [(r["device"], r["batch_size"], r["repeats"]) for r in after.runtimes] == [("cpu", 1, 2), ("cpu", 4, 2)]
+    assert {**after.to_dict(), "runtimes": []} == {**before.to_dict(), "runtimes": []}
+    time.main([model, str(out), *manifest, "--repeats", "1", "--batch_size", "1"])
+    assert [(r["batch_size"], r["repeats"]) for r in Result.load(out).runtimes] == [(1, 1), (4, 2)]
+    lines = (place / "test.jsonl").read_text().splitlines()
+    (place / "test.jsonl").write_text("\n".join(lines[:2]))
+    with pytest.raises(UserError, match="was not measured on the utterances"):
+        time.main([model, str(out), *manifest])
+
+
+def test_a_comparison_shows_both_and_never_a_p_value_of_zero(
+    model: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first = evaluate_into(tmp_path / "a.json", model, place, "--repeats", "1")
+    rows = first.load_utterances()
+    perfect = Result.load(tmp_path / "a.json")
+    perfect.experiment, perfect.wer_percent = "b", 0.0
+    for row in rows:
+        perfect.rows.append(row | {"hypothesis": row["reference"], "errors": 0})
+    perfect.save(tmp_path / "b.json")
+    capsys.readouterr()
+    report.main(["--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    said = capsys.readouterr().out
+    assert f"| {first.wer_percent:.2f} | {first.macs_g:.3f} |" in said and "| 0.00 |" in said and "CPU s" in said
+    assert "p < 0.0002" in said and "p = 0.0000" not in said and f"{len(TEXTS)} utterances" in said
+    assert f"{-first.wer_percent:+.2f} points" in said
