@@ -42,6 +42,7 @@ from efficient_asr.settings.options import add_lm_options, add_whisper_options, 
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, print_json
 from efficient_asr.utils.files import LineStore, atomic_write_text, file_state
+from efficient_asr.utils.progress import AudioProgress
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -183,6 +184,11 @@ def transcribe(transcriber: Transcriber, args: argparse.Namespace, wavs: list[to
     return transcriber.transcribe(*pad_wavs(wavs))
 
 
+def report(path: Path, error: UserError) -> None:
+    """Print the error of one recording, above the progress bar."""
+    tqdm.write(f"error: {error}" if str(path) in str(error) else f"error: {path}: {error}", file=sys.stderr)
+
+
 def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path], output: Output) -> int:
     """Transcribe some recordings together; return the number of those that could not be read or transcribed."""
     wavs: dict[Path, torch.Tensor] = {}
@@ -192,13 +198,13 @@ def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path
             wavs[path] = read(path, args.channels)
         except UserError as error:
             failed += 1
-            tqdm.write(f"error: {path}: {error}", file=sys.stderr)
+            report(path, error)
     try:
         transcripts = transcribe(transcriber, args, list(wavs.values())) if wavs else []
     except UserError as error:
         if len(wavs) > 1:  # find out which one it is
             return failed + sum(process(transcriber, args, [path], output) for path in wavs)
-        tqdm.write(f"error: {next(iter(wavs))}: {error}", file=sys.stderr)
+        report(next(iter(wavs)), error)
         return failed + 1
     for (path, wav), transcript in zip(wavs.items(), transcripts, strict=True):
         length = {"duration_s": wav.shape[-1] / SAMPLE_RATE}
@@ -221,14 +227,10 @@ def main(argv: list[str] | None = None) -> None:
     transcriber = load_transcriber(source, **decoding).to(args.device)
     failed = 0
     lengths_s = [inspect_audio(path, samples=False).duration_s for path in missing] if len(missing) > 1 else [0.0]
-    bar = tqdm(
-        total=round(sum(lengths_s), 1), desc="transcribing", unit="s of audio", leave=False, mininterval=1, disable=None,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]",
-    )  # fmt: skip
-    with bar:
+    with AudioProgress(sum(lengths_s), "transcribing", leave=False, disable=None) as progress:
         for start in range(0, len(missing), args.batch_size):
             failed += process(transcriber, args, missing[start : start + args.batch_size], output)
-            bar.update(sum(lengths_s[start : start + args.batch_size]))
+            progress.advance(sum(lengths_s[start : start + args.batch_size]))
     output.finish([path for path, _ in recordings])
     if failed:
         raise UserError(f"{failed} of {len(recordings)} files could not be transcribed")

@@ -19,10 +19,10 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio.functional
-from tqdm import tqdm
 
 from efficient_asr.data import SAMPLE_RATE, write_manifest
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.progress import AudioProgress
 
 ACCENTS = ["en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029"]
 VOICES = {  # espeak-ng variants that sound human; splits share neither voices nor similar ones such as steph and steph2
@@ -213,7 +213,7 @@ def prepare(
     marker.unlink(missing_ok=True)  # an interrupted synthesis must not look complete
     (out_folder / "audio").mkdir(parents=True, exist_ok=True)
     espeak = Espeak(corpus_seed)
-    with tqdm(total=round(60 * minutes), unit="s", desc="synthesising mini (espeak-ng)") as progress:
+    with AudioProgress(60 * minutes, "synthesising mini (espeak-ng)") as progress:
         for split, voices in VOICES.items():
             rng = random.Random(f"{corpus_seed}/{split}")
             noise_rng = np.random.default_rng([corpus_seed, *split.encode()])
@@ -231,7 +231,7 @@ def prepare(
                      "speaker": f"{accent}+{variant}", "snr_db": snr_db, "synthetic": True}
                 )  # fmt: skip
                 total_s += duration
-                progress.update(round(duration, 1))
+                progress.advance(duration)
             write_manifest(manifests[split], rows)
     marker.write_text(json.dumps(wanted))
     return manifests

@@ -105,13 +105,8 @@ def evaluate(
         benchmark_hash=benchmark.hash,
         utterances=len(records),
         audio_s=float(benchmark.rows.durations.sum()),
-        reference_words=sum(e.reference_length for e in errors),
-        wer_percent=error_rate_percent(errors),
-        wer_ci95_percent=bootstrap_ci95(errors),
         cer_percent=error_rate_percent(character_errors),
-        substitutions=sum(e.substitutions for e in errors),
-        deletions=sum(e.deletions for e in errors),
-        insertions=sum(e.insertions for e in errors),
+        **_word_errors(errors),
         wer_lm_percent=error_rate_percent(_count(records, "hypothesis_lm")) if lm_transcriber is not None else None,
         parameters=transcriber.parameters_count(),
         **_macs(records, benchmark, measure_macs),
@@ -124,6 +119,16 @@ def evaluate(
         lm=lm,
         rows=records,
     )
+
+
+def _word_errors(errors: list[Errors]) -> dict[str, Any]:
+    """Return the fields of a Result that follow from the word errors."""
+    return {
+        "reference_words": sum(e.reference_length for e in errors),
+        "wer_percent": error_rate_percent(errors),
+        "wer_ci95_percent": bootstrap_ci95(errors),
+        **{name: sum(getattr(e, name) for e in errors) for name in ("substitutions", "deletions", "insertions")},
+    }
 
 
 def _macs(records: Records, benchmark: Benchmark, measured: bool) -> dict[str, float | None]:

@@ -54,7 +54,7 @@ def test_result_holds_every_field_and_the_right_numbers(corpus: Path, tmp_path: 
     benchmark = Benchmark.from_manifest(corpus / "test.jsonl", corpus="toy")
     parrot = Parrot([TEXTS[0], "turn off the light", "", TEXTS[3] + " now"])
     assert isinstance(parrot, Transcriber)
-    result = evaluate(parrot, benchmark, batch_size=2, repeats=2, experiment="x", seed=5)
+    result = evaluate(parrot, benchmark, batch_size=2, repeats=2, experiment="x", seed=5, devices=["cpu"])
     data = json.loads(result.save(tmp_path).read_text())
     assert not set(FIELDS) - set(data)
     assert data["reference_words"] == 11 and data["utterances"] == 4

@@ -43,7 +43,9 @@ def test_lengths_and_padding(technique: str, factor: float, samples: int) -> Non
     assert out.tolist() == downsampler.output_lengths(lengths).tolist()
     assert together.shape[1] == out[0] and single[0] == out[1]
     length = int(out[1])
-    torch.testing.assert_close(together[1, :length], alone[0, :length], rtol=0, atol=1e-6)
+    # The same sums of at most 161 products, accumulated in another order on some CPUs: a few units in the last place.
+    tolerance = 16 * torch.finfo(torch.float32).eps * max(1.0, float(alone.abs().max()) if alone.numel() else 1.0)
+    torch.testing.assert_close(together[1, :length], alone[0, :length], rtol=0, atol=tolerance)
     assert (together[1, length:] == 0).all()
     assert abs(float(out[0]) - 17000 / factor) <= 1 + (161 / factor if technique != "signal" else 0)
 
