@@ -95,6 +95,12 @@ def environment_folder(name: str) -> Path:
     return Path(os.environ[name])
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random weights do not depend on which tests ran before in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def real_data() -> Path:
     return environment_folder("EFFICIENT_ASR_DATA")
