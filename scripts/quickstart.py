@@ -2,7 +2,7 @@
 
 A CTC baseline, the same with half the audio frames, the same with early exit, and two tiny Whispers of which a decider chooses
 one for each utterance. Models are trained two at a time, each with half of the cores; afterwards they are timed one by one.
-Without a GPU, all processes are forked from one that has imported everything. Rerun the command to resume; finished steps are
+All processes are forked from one that has imported everything. Rerun the command to resume; finished steps are
 skipped.
 """
 
@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,9 +44,10 @@ WHISPERS = {
     f"quick_whisper_{size}": ("finetune_whisper", "mini/whisper", ["--whisper", size, "--test_only", "True", *WHISPER])
     for size in ("small", "large")
 }  # fmt: skip
-# CUDA does not survive a fork.
-CONTEXT = multiprocessing.get_context("spawn" if shutil.which("nvidia-smi") else "forkserver")
-multiprocessing.set_forkserver_preload(
+# CUDA does not survive a fork: while the modules are imported, torch must not ask the driver whether there is a GPU.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     [
         "efficient_asr.training.run",
         "efficient_asr.training.ctc",

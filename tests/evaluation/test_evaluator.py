@@ -67,7 +67,8 @@ def test_result_holds_every_field_and_the_right_numbers(corpus: Path, tmp_path: 
     assert data["macs_g_per_audio_s"] == pytest.approx(4 * 30e-9 / data["audio_s"])
     assert {r["batch_size"] for r in data["runtimes"] if r["device"] == "cpu"} == {1, 2}
     assert all(set(r) == set(RUNTIME_FIELDS) for r in data["runtimes"])
-    assert data["provenance"]["seed"] == 5 and data["provenance"]["versions"]["torch"] == torch.__version__
+    assert data["provenance"]["seed"] == 5
+    assert torch.__version__.startswith(data["provenance"]["versions"]["torch"].partition("+")[0])  # the local part may differ
     rows = [json.loads(line) for line in (tmp_path / "x.utterances.jsonl").read_text().splitlines()]
     assert [row["errors"] for row in rows] == [0, 1, 1, 1] and rows[1]["route"] == 1
     assert {"id", "duration", "reference", "hypothesis", "errors", "macs_g"} <= set(rows[0])
