@@ -68,7 +68,9 @@ def test_result_holds_every_field_and_the_right_numbers(corpus: Path, tmp_path: 
     assert {r["batch_size"] for r in data["runtimes"] if r["device"] == "cpu"} == {1, 2}
     assert all(set(r) == set(RUNTIME_FIELDS) for r in data["runtimes"])
     assert data["provenance"]["seed"] == 5
-    assert torch.__version__.startswith(data["provenance"]["versions"]["torch"].partition("+")[0])  # the local part may differ
+    assert torch.__version__.startswith(
+        data["provenance"]["versions"]["torch"].partition("+")[0]
+    )  # the local part may differ
     rows = [json.loads(line) for line in (tmp_path / "x.utterances.jsonl").read_text().splitlines()]
     assert [row["errors"] for row in rows] == [0, 1, 1, 1] and rows[1]["route"] == 1
     assert {"id", "duration", "reference", "hypothesis", "errors", "macs_g"} <= set(rows[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT
 from speechbrain.utils.run_opts import RunOptions
 
+from efficient_asr.commands import COMMANDS
 from efficient_asr.settings.yaml import merge_includes
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
@@ -20,7 +22,7 @@ def commands(page: Path) -> list[list[str]]:
     """Indented shell commands, continuation lines joined, comments dropped."""
     text = page.read_text().replace("\\\n", " ")
     found = []
-    for line in re.findall(r"^    ((?:python|torchrun|bash|OMP\S+) .*)$", text, re.MULTILINE):
+    for line in re.findall(r"^    ((?:python|torchrun|bash|efficient-asr|OMP\S+) .*)$", text, re.MULTILINE):
         if "<exp>" not in line:
             found.append(shlex.split(line.replace("|", " ").replace("{", "").replace("}", ""), comments=True))
     return found
@@ -38,6 +40,17 @@ def test_commands_name_existing_files_and_keys(page: Path) -> None:
             for word in words[words.index(yamls[0]) :]:
                 if word.startswith("--"):
                     assert word[2:].split("=")[0] in keys, f"{page.name}: {word}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_of_the_console_script_have_the_documented_options(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"efficient_asr.commands.{name}").main(["--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    shown = [words for page in PAGES for words in commands(page) if words[:2] == ["efficient-asr", name]]
+    assert shown
+    for words in shown:
+        assert {word for word in words if word.startswith("--")} <= known, " ".join(words)
 
 
 def test_readme_has_the_two_commands() -> None:
