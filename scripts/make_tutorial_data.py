@@ -26,7 +26,7 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise UserError("name one folder: python scripts/make_tutorial_data.py my_data")
     folder = Path(sys.argv[1])
-    manifests = mini.prepare(None, folder, minutes=8.0, corpus_seed=5, sentences="words")
+    manifests = mini.prepare(None, folder, minutes=5.0, corpus_seed=5, sentences="words")
     for split, manifest in manifests.items():
         rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
         cells = [(row["audio"], row["text"]) for row in rows]

@@ -453,6 +453,7 @@ def test_mini_recipes_as_a_user_calls_them(recipe: str, yaml: str, tmp_path: Pat
     command = [
         sys.executable, "scripts/evaluate.py", str(tmp_path / "out" / "model"), "--manifest",
         str(tmp_path / "data" / "test.jsonl"), "--language", "en", "--repeats", "0", "--out", str(tmp_path / "again.json"),
+        "--normaliser", result["normaliser"],
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
