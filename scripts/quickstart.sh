@@ -2,7 +2,7 @@
 # A first result in about three minutes on 2 CPU cores, after the installation: one model of each kind on the synthetic mini corpus, a
 # table and a picture (scripts/quickstart.py).
 #
-# With --all, everything in miniature, in about fifteen minutes more: fine-tune a small encoder with CTC, downsample its input in three
+# With --all, everything in miniature, in about twenty minutes more: fine-tune a small encoder with CTC, downsample its input in three
 # ways, remove layers in two ways, let easy utterances exit early, route each utterance to a small or a large Whisper, adapt the small
 # one with experts and LoRA; all with language models and three timed runs. RESULTS=folder writes these results to another folder.
 #

@@ -10,6 +10,7 @@ A Whisper fine-tuned here needs no export for transformers: its model folder is 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from efficient_asr.models.ctc import CTCModel
@@ -17,6 +18,7 @@ from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.utils.errors import UserError, check_writable
 
+MOST_DIFFERENT = 1e-3  # logits of an exported model, which differ by rounding
 TARGETS = ("transformers", "speechbrain", "faster-whisper")
 
 
@@ -52,5 +54,11 @@ def main(argv: list[str] | None = None) -> None:
             from efficient_asr.models.interchange.transformers import export_to_transformers, largest_difference
 
             export_to_transformers(model, args.out)
-            print(f"largest difference of the logits: {largest_difference(model, args.out):.1e}")
+            difference = largest_difference(model, args.out)
+            print(f"largest difference of the logits: {difference:.1e}")
+            if difference > MOST_DIFFERENT:
+                shutil.rmtree(args.out)
+                raise UserError(
+                    f"the exported model differs from {args.model}; the folder was removed. This is a bug, please report it"
+                )
     print(f"exported for {args.to}: {args.out}")

@@ -1,6 +1,6 @@
 """Generate tables and plots from results.
 
-efficient-asr report --runs FOLDER                 # print the tables of a folder of results and draw its plots there
+efficient-asr report --runs FOLDER                 # print the tables of a folder of results; plots go beside it
 efficient-asr report --compare A.json B.json       # WER and cost of two results, and whether the difference is significant
 python scripts/report.py                           # in a checkout: README tables, results/README.md, results/plots
 python scripts/report.py --check                   # fail if the tables in the READMEs are out of date
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     runs, published = load_runs(args.runs), load_published(ROOT / "results" / "published")
     if not runs:
         raise UserError(f"no results in {args.runs}; name their folder with --runs")
+    if args.check and args.runs.resolve() != (ROOT / "results" / "runs").resolve():
+        raise UserError("--check compares the READMEs with the committed results; leave out --runs")
     own = args.runs.resolve() == (ROOT / "results" / "runs").resolve()
     if own:
         pages = {ROOT / "results" / "README.md": results_page(runs, published)}

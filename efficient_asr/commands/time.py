@@ -15,8 +15,9 @@ import torch
 from efficient_asr import load_transcriber
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import measure_runtimes
-from efficient_asr.evaluation.result import Result
+from efficient_asr.evaluation.result import Result, digest_of_settings
 from efficient_asr.evaluation.runtime import limit_convolution_cache
+from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.settings.options import (
     add_lm_options,
     add_whisper_options,
@@ -28,6 +29,23 @@ from efficient_asr.settings.options import (
 )
 from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError
+
+
+def check_same(result: Result, path: Path, transcriber: Transcriber, with_lm: Transcriber | None) -> None:
+    """Reject a model or options other than those of the result.
+
+    Raises
+    ------
+    UserError
+        Saying what differs.
+    """
+    settings = result.provenance.get("settings")  # absent in results of former versions
+    if result.parameters != transcriber.parameters_count():
+        raise UserError(f"{path} was measured with another model (it has {result.parameters} parameters)")
+    if settings is not None and settings != digest_of_settings(transcriber.settings):
+        raise UserError(f"{path} was measured with another model or other decoding options, such as --language")
+    if with_lm is not None and result.lm != with_lm.language_model.config:
+        raise UserError(f"{path} was measured with another language model: {result.lm}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     result = Result.load(args.result)
     benchmark = Benchmark.from_manifest(
         args.manifest, result.corpus, result.split, args.normaliser or result.normaliser, parse_columns(args.columns),
-        args.skip_bad, language=args.language, task=args.task or "transcribe",
+        args.skip_bad, check_audio="samples", language=args.language, task=args.task or "transcribe",
     )  # fmt: skip
     if benchmark.hash != result.benchmark_hash:
         raise UserError(
@@ -53,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     limit_convolution_cache(len(benchmark.rows))
     transcriber = load_transcriber(args.model, **whisper_options(args))
     with_lm = load_transcriber(args.model, **lm_options(args)) if args.lm else None
+    check_same(result, args.result, transcriber, with_lm)
     devices = devices_to_time(args.runtime_devices, device, "--runtime_devices")
     found = measure_runtimes(transcriber, with_lm, benchmark, args.batch_size, args.repeats, devices)
     measured = {(entry["device"], entry["batch_size"], entry["lm"]) for entry in found}

@@ -61,7 +61,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "file per recording"
     )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
-    parser.add_argument("--batch_size", type=at_least(1), default=1, help="recordings transcribed together (default 1)")
+    parser.add_argument(
+        "--batch_size",
+        type=at_least(1),
+        default=1,
+        help="recordings transcribed together, unless times are asked for or channels split (default 1)",
+    )
     parser.add_argument(
         "--channels", default="mix", help="mix: average all channels (default); split: transcribe each channel on its own, as "
         "for a call with one party per channel; or the number of one channel, counted from 0"
@@ -80,8 +85,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--names requires --channels split")
     args.device = choose_device(args.device)
     if args.format is None:
-        ending = args.out.suffix.lower()[1:] if args.out else ""
-        args.format = ending if ending in FORMATS else "jsonl"
+        ending = args.out.suffix.lower()[1:] if args.out and not args.out.is_dir() else ""
+        if ending and ending not in FORMATS:
+            raise UserError(f"--out: no format is called '{ending}'; give one of {', '.join(FORMATS)} with --format")
+        args.format = ending or "jsonl"
     return args
 
 
@@ -117,8 +124,14 @@ class Output:
         """Return the file of each recording; recordings that differ only in their ending keep it."""
         if len(recordings) == 1 and self.out.suffix.lower() == f".{self.format}":
             return {recordings[0][0]: self.out}
+        if self.out.is_file():
+            raise UserError(
+                f"--out: {self.out} is a file; {self.format} needs a folder, or one recording and a .{self.format} file"
+            )
         if self.out.suffix.lower()[1:] in FORMATS:
-            raise UserError(f"--out: {self.out} is one file, but {len(recordings)} recordings need a folder")
+            raise UserError(
+                f"--out: {self.out} is not a folder; {len(recordings)} recordings need a folder for their .{self.format} files"
+            )
         count = Counter(relative.with_suffix("") for _, relative in recordings)
         names = {
             path: relative.with_suffix("") if count[relative.with_suffix("")] == 1 else relative
@@ -142,8 +155,8 @@ class Output:
         elif self.format in SEPARATE:
             print(format_record(record, self.format), end="", flush=True)
 
-    def finish(self, order: list[Path]) -> None:
-        """Write the files, in the order of the recordings."""
+    def finish(self, order: list[Path], failed: int) -> None:
+        """Write the files, in the order of the recordings; if some failed, keep what a rerun needs."""
         records = [self.records[str(path)] for path in order if str(path) in self.records]
         if not self.out:
             if self.format in ("json", "csv"):
@@ -156,7 +169,8 @@ class Output:
             target.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(target, format_record(record, self.format))
         self.store.close()
-        self.store.path.unlink(missing_ok=True)
+        if not failed:
+            self.store.path.unlink(missing_ok=True)
         print(f"{len(records)} transcripts: {self.out}", file=sys.stderr)
 
 
@@ -168,6 +182,8 @@ def read(path: Path, channels: str) -> torch.Tensor:
         wav = load_channels(path)
         if channels != "split" and int(channels) >= len(wav):
             raise UserError(f"there is no channel {channels}: the file has {len(wav)}, counted from 0")
+        if channels == "split" and len(wav) == 1:
+            print(f"warning: {path} has one channel, so its parties cannot be told apart", file=sys.stderr)
         wav = wav if channels == "split" else wav[int(channels)]
     if not wav.numel() or float(wav.abs().max()) < SILENT_PEAK:
         cancelled = channels == "mix" and inspect_audio(path, samples=True).cancelled
@@ -226,11 +242,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{len(recordings) - len(missing)} of {len(recordings)} are already transcribed", file=sys.stderr)
     transcriber = load_transcriber(source, **decoding).to(args.device)
     failed = 0
-    lengths_s = [inspect_audio(path, samples=False).duration_s for path in missing] if len(missing) > 1 else [0.0]
+    lengths_s = [inspect_audio(path, samples=False).duration_s for path in missing]
     with AudioProgress(sum(lengths_s), "transcribing", leave=False, disable=None) as progress:
         for start in range(0, len(missing), args.batch_size):
             failed += process(transcriber, args, missing[start : start + args.batch_size], output)
             progress.advance(sum(lengths_s[start : start + args.batch_size]))
-    output.finish([path for path, _ in recordings])
+    output.finish([path for path, _ in recordings], failed)
     if failed:
-        raise UserError(f"{failed} of {len(recordings)} files could not be transcribed")
+        hint = "; a rerun transcribes only these" if args.out else ""
+        raise UserError(f"{failed} of {len(recordings)} files could not be transcribed{hint}")

@@ -31,6 +31,8 @@ class Benchmark:
         `multilingual`.
     language : str
         Language of utterances without a `language`.
+    language_unknown : bool
+        Whether `language` is a guess for utterances without one.
     task : str
         `transcribe` or `translate`. With `translate`, the references are the rows' English `translation`, BLEU is also
         computed, and utterances without a translation are skipped.
@@ -42,6 +44,7 @@ class Benchmark:
     normaliser: str | None = "plain"
     language: str = "en"
     task: str = "transcribe"
+    language_unknown: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rows, Rows):
@@ -64,6 +67,11 @@ class Benchmark:
         if self.normaliser is None:
             languages = (row.get("language") or self.language for row in self.rows)
             self.normaliser = "whisper" if self.task == "translate" else whisper_normaliser(languages)
+            if self.language_unknown and self.task != "translate":
+                print(
+                    f"{self.corpus}/{self.split}: no language is given; texts are normalised as English. For other languages, "
+                    "give --language, or a column `language`"
+                )
 
     @classmethod
     def from_manifest(
@@ -86,7 +94,8 @@ class Benchmark:
         path = Path(path)
         rows = read_manifest(path, columns, True, skip_bad, skipped_file, check_audio, cache=cache)
         unnamed = "en" if language in (None, MANIFEST) else normalise_or_keep(language)
-        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, unnamed, task)
+        unknown = language in (None, MANIFEST) and not all(row.get("language") for row in rows)
+        return cls(corpus or path.absolute().parent.name, split or path.stem, rows, normaliser, unnamed, task, unknown)
 
     def normalise(self, text: str, row: Row) -> str:
         """Normalise a text using the rules for its utterance's language, or for English when translating."""

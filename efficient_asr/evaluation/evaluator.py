@@ -113,7 +113,7 @@ def evaluate(
         runtimes=runtimes,
         details=(details or {}) | found | notes,
         hparams=hparams or {},
-        provenance=provenance(seed),
+        provenance=provenance(seed, transcriber.settings),
         synthetic=all(row.get("synthetic", False) for row in benchmark.rows),
         normaliser=benchmark.normaliser,
         lm=lm,

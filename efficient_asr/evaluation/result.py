@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -89,7 +90,7 @@ class Result:
     hparams : dict
         Settings in force: the keys of the YAML file, or the options of the script.
     provenance : dict
-        Commit, date, versions, seed, hardware, and the limit of oneDNN's cache.
+        Commit, date, versions, seed, hardware, a checksum of the transcriber's settings, and the limit of oneDNN's cache.
     synthetic : bool
         Whether all utterances are synthetic speech.
     normaliser : str
@@ -183,7 +184,12 @@ class Result:
         for key in ("source", "model"):
             source = self.hparams.get(key)
             if isinstance(source, str) and source not in ("None", ""):
-                return source.rstrip("/").split("/")[-1].removeprefix("efficient_asr:")
+                parts = [part for part in source.rstrip("/").split("/") if part]
+                while len(parts) > 1 and (
+                    parts[-1] == "model" or parts[-1].isdigit()
+                ):  # output/<experiment>/<seed>/model
+                    parts.pop()
+                return parts[-1].removeprefix("efficient_asr:")
         return None
 
     def load_utterances(self) -> list[dict[str, Any]]:
@@ -219,8 +225,13 @@ class Result:
         return f"{self.experiment} on {self.corpus}/{self.split}: {found} for {self.audio_s:.0f} s of audio"
 
 
-def provenance(seed: int | None) -> dict[str, Any]:
-    """Return commit, date, package versions, seed and hardware."""
+def digest_of_settings(settings: dict[str, Any]) -> str:
+    """Return a checksum of `Transcriber.settings`: network, decoding, thresholds."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def provenance(seed: int | None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return commit, date, package versions, seed, hardware, and a checksum of the transcriber's settings."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -244,6 +255,7 @@ def provenance(seed: int | None) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
         "seed": seed,
+        "settings": None if settings is None else digest_of_settings(settings),
         "onednn_cache_capacity": os.environ.get(CACHE_VARIABLE),
         "hardware": {
             "machine": platform.machine(),

@@ -103,7 +103,7 @@ def measure_runtime(
 
     def clock() -> float:
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         return time.perf_counter()
 
     label = f"timing {device}, batch {batch_size}{', LM' if lm else ''}"

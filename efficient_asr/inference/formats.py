@@ -44,7 +44,9 @@ def format_records(records: list[dict[str, Any]], kind: str, by_segment: bool = 
     rows = [_plain(record) for record in records]
     if by_segment:
         rows = [
-            {"audio": record["audio"]} | _plain(segment) for record in records for segment in record.get("segments", ())
+            {"audio": record["audio"]} | _plain(segment)
+            for record in records
+            for segment in record.get("segments") or [{"text": record["text"]}]
         ]
     names = list(dict.fromkeys(name for row in rows for name in row)) or ["audio", "text"]
     out = io.StringIO()

@@ -126,6 +126,10 @@ class LongAudio(Transcriber):
         """Decode the output of `encode` to text (second of two steps)."""
         return self.transcriber.decode(encoded, languages)
 
+    def for_long_audio(self) -> LongAudio:
+        """Return a transcriber whose short audio is decoded with the safeguards for the pieces of long audio."""
+        return LongAudio(self.transcriber.for_long_audio(), self.method, self.batch_size, self.overlap_s)
+
     def with_times(self) -> LongAudio | None:
         """Return a transcriber whose transcripts have timed segments; None if the wrapped one cannot predict times."""
         timed = self.transcriber.with_times()
@@ -379,6 +383,8 @@ def loud_spans(
 ) -> list[tuple[int, int]]:
     """Return spans of [time] louder than floor + (speech - floor) / 4 (10th and 95th percentile of the level)."""
     level = _levels(wav)
+    if not len(level):
+        return []
     low, high = level.quantile(0.1), level.quantile(0.95)
     spans: list[tuple[int, int]] = []
     for frame in (level > low + (high - low) / 4).nonzero().flatten().tolist():

@@ -127,9 +127,10 @@ class WhisperTranscriber(Transcriber):
     def cost_key(self, transcript: Transcript) -> tuple | None:
         """Return a key that determines MACs: with greedy decoding of one window, the token count; None if unknown.
 
-        With languages from the manifest, it is unknown whether the language was detected.
+        With languages from the manifest, it is unknown whether the language was detected; with a limit that depends on the
+        duration, whether the last step was that of the end token.
         """
-        if self.takes_languages:
+        if self.takes_languages or self.options.max_tokens_per_s is not None:
             return None
         greedy = self.options.num_beams == 1 and len(self.options.schedule) == 1 and self.model.cost_is_fixed
         tokens = transcript.details.get("tokens")  # of a single window

@@ -14,7 +14,8 @@ from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.technique import find
 
 MARKER = re.compile(
-    r"(<!-- (?P<kind>[a-z_]+) (?P<name>[\w./-]+)(?P<words>[\w+ ]*) -->\n).*?(?P<end><!-- /(?P=kind) -->)", re.DOTALL
+    r"(<!-- (?P<kind>[a-z_]+) (?P<name>[\w./-]+(?: \(\w+\))?)(?P<words>[\w+ ]*) -->\n).*?(?P<end><!-- /(?P=kind) -->)",
+    re.DOTALL,
 )
 
 
@@ -50,6 +51,9 @@ def fill_markers(text: str, runs: list[Result], published: list[Published], resu
         content = find("page_markers", match["kind"])
         return match[0] if content is None else match[1] + content(match["name"], results_folder) + "\n" + match["end"]
 
+    begun, complete = len(re.findall(r"^<!-- table ", text, re.MULTILINE)), [m["kind"] for m in MARKER.finditer(text)]
+    if begun != complete.count("table"):
+        raise UserError("a marker `<!-- table NAME -->` is malformed or has no `<!-- /table -->`")
     return MARKER.sub(fill, text)
 
 
@@ -59,7 +63,10 @@ def _table(name: str, words: list[str], groups: dict[str, list[Result]], publish
             f"table '{name}' is requested, but has no results; results exist for: {', '.join(groups) or 'nothing'}"
         )
     wanted = {"none", *(word.replace("+", " + ") for word in words)}
-    return make_table(name, [r for r in groups[name] if len(wanted) == 1 or r.technique in wanted], published)
+    results = [r for r in groups[name] if len(wanted) == 1 or r.technique in wanted]
+    if not results:
+        raise UserError(f"table '{name}': no results of {', '.join(words)}, and no baseline")
+    return make_table(name, results, published)
 
 
 def _published(arxiv: str, words: list[str], published: list[Published]) -> str:

@@ -78,7 +78,9 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
         1, len(costs) + 1, figsize=(PANEL_WIDTH * len(costs) + LIST_WIDTH, height), layout="constrained",
         width_ratios=[*[PANEL_WIDTH] * len(costs), LIST_WIDTH],
     )  # fmt: skip
-    styles = {group: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, group in enumerate(groups)}
+    kinds = list(dict.fromkeys(r.technique for r in rows))
+    colours = {plot_group(r): COLOURS[kinds.index(r.technique) % len(COLOURS)] for r in rows}
+    styles = {group: (colours[group], MARKERS[i % len(MARKERS)]) for i, group in enumerate(groups)}
     for ax, (label, cost) in zip(axes, costs, strict=False):
         _draw_panel(ax, rows, cost, styles)
         ax.set_xlabel(label)
@@ -100,6 +102,8 @@ def _draw_panel(
     for group, (colour, marker) in styles.items():
         own = [(x, y) for _, x, y, other in points if other == group]
         ax.plot(*zip(*own, strict=True), marker, color=colour, markersize=5, zorder=3) if own else None
+    for colour in dict.fromkeys(colour for colour, _ in styles.values()):
+        own = [(x, y) for _, x, y, group in points if styles[group][0] == colour]
         front = [own[i] for i in pareto_front(own)]
         ax.plot([x for x, _ in front], [y for _, y in front], "-", color=colour, linewidth=1, alpha=0.7)
     for i, x, y, group in points if len(rows) <= MOST_BARS else ():

@@ -116,11 +116,23 @@ def test_bad_recordings_do_not_stop_the_others(
     (recordings / "broken.wav").write_text("no audio")
     assert run("transcribe", model, recordings, "--out", tmp_path / "t.jsonl", "--batch_size", 4) == 2
     said = capsys.readouterr().err
-    assert "broken.wav" in said and "1 of 4 files could not be transcribed" in said
+    assert "broken.wav" in said and "1 of 4 files could not be transcribed; a rerun transcribes only these" in said
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 3
+    soundfile.write(recordings / "broken.wav", chirp(0.5, 100, 300), 16000)
+    assert run("transcribe", model, recordings, "--out", tmp_path / "t.jsonl", "--batch_size", 4) == 0
+    assert "3 of 4 are already transcribed" in capsys.readouterr().err and not list(tmp_path.glob("*.partial*"))
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 4
+    soundfile.write(recordings / "short.wav", chirp(0.01, 100, 300), 16000)  # shorter than a frame
+    assert run("transcribe", model, recordings, "--out", tmp_path / "all.csv", "--channels", "split") == 0
+    assert "short.wav" in (tmp_path / "all.csv").read_text() and "has one channel" in capsys.readouterr().err
+    assert run("transcribe", model, recordings, "--out", tmp_path / "x.tsv") == 2 and "'tsv'" in capsys.readouterr().err
+    assert run("transcribe", model, recordings, "--out", tmp_path / "all.csv", "--format", "txt") == 2
+    assert "all.csv is a file" in capsys.readouterr().err
     assert run("transcribe", model, recordings, "--format", "srt") == 2 and "--out" in capsys.readouterr().err
     assert run("transcribe", model, recordings, "--out", tmp_path / "t.srt") == 2
     assert "need a folder" in capsys.readouterr().err
+    assert run("transcribe", model, recordings / "a.wav", "--out", tmp_path / "t.srt", "--format", "vtt") == 2
+    assert "for their .vtt files" in capsys.readouterr().err
 
 
 def test_devices() -> None:
@@ -154,6 +166,11 @@ def test_the_normaliser_fits_the_model_and_the_language(
     rows = [json.loads(line) | {"language": "de"} for line in (place / "test.jsonl").read_text().splitlines()]
     (place / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert evaluate_into(tmp_path / "c.json", tiny_whispers["small"], place, *quick).normaliser == "multilingual"
+    bare = [{k: v for k, v in row.items() if k != "language"} for row in rows]
+    (place / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    capsys.readouterr()
+    evaluate_into(tmp_path / "e.json", tiny_whispers["small"], place, *quick)
+    assert "no language is given; texts are normalised as English" in capsys.readouterr().out
     given = evaluate_into(tmp_path / "d.json", tiny_whispers["small"], place, *quick, "--normaliser", "plain")
     assert given.normaliser == "plain" and given.model_name == "small"
 
@@ -176,6 +193,12 @@ def test_runtimes_can_be_added_later(
     (place / "test.jsonl").write_text("\n".join(lines[:2]))
     with pytest.raises(UserError, match="was not measured on the utterances"):
         time.main([model, str(out), *manifest])
+    (place / "test.jsonl").write_text("\n".join(lines))
+    other = CTCModel.load(model)
+    other.encoder.output_norm = not other.encoder.output_norm
+    other.save(tmp_path / "other")
+    with pytest.raises(UserError, match="another model or other decoding options"):
+        time.main([str(tmp_path / "other"), str(out), *manifest])
 
 
 def test_a_comparison_shows_both_and_never_a_p_value_of_zero(

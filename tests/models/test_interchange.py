@@ -149,6 +149,9 @@ def test_a_checkpoint_of_another_encoder_or_with_code_is_refused(checkpoint: Pat
     torch.save({"x": print}, checkpoint / "wav2vec2.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of weights"):
         start_from_speechbrain(model, checkpoint)
+    (checkpoint.parent / "label_encoder.txt").write_bytes(b"\x0a\x0e\x80\xff\xfe units")
+    with pytest.raises(UserError, match="subword units"):
+        read_labels(checkpoint)
     (checkpoint.parent / "label_encoder.txt").unlink()
     with pytest.raises(UserError, match="has no labels"):
         read_labels(checkpoint)

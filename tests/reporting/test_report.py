@@ -101,6 +101,29 @@ def test_render_fills_markers_and_refuses_unknown_ones() -> None:
         fill_markers(text.replace("toy/test", "no/such"), [result("baseline", 10, 4, 8)], [], ROOT / "results")
 
 
+def test_markers_name_a_normaliser_and_are_never_left_as_they_were() -> None:
+    two = [result("baseline", 10, 4, 8), result("baseline", 5, 4, 8, benchmark_hash="h2", normaliser="whisper")]
+    text = "<!-- table toy/test (whisper) -->\n<!-- /table -->\n"
+    assert "5.00 [" in fill_markers(text, two, [], ROOT / "results")
+    for broken, message in (
+        ("<!-- table toy/test! -->\nold\n<!-- /table -->\n", "malformed"),
+        ("<!-- table toy/test (whisper) clsr -->\n<!-- /table -->\n", "no results of clsr"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fill_markers(
+                broken, [result("x", 5, 4, 8, benchmark_hash="h2", normaliser="whisper"), two[0]], [], ROOT / "results"
+            )
+
+
+def test_a_baseline_is_named_by_its_model() -> None:
+    for source, name in (
+        ("openai/whisper-tiny", "whisper-tiny"), ("efficient_asr:mini_encoder", "mini_encoder"),
+        ("output/finetune_tiny/1986/model", "finetune_tiny"), ("/models/whisper-base/", "whisper-base"),
+    ):  # fmt: skip
+        assert result("baseline", 1, 1, 1, hparams={"source": source}).model_name == name
+        assert f"| baseline {name} |" in make_table("t", [result("baseline", 1, 1, 1, hparams={"source": source})], [])
+
+
 def test_a_marker_selects_techniques_and_exits_have_a_column() -> None:
     leaves = {"technique": "early_exit", "details": {"mean_exit_layer": 4.25, "exit_rule": "entropy"}}
     stacked = result("both", 12, 2, 4, technique="downsampling + early_exit")

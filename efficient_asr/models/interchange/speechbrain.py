@@ -115,7 +115,12 @@ def read_labels(folder: Path | str) -> tuple[CharacterLabels, list[int]]:
     """
     path = _find(folder, LABEL_FILES, "labels")
     encoder = CTCTextEncoder()
-    encoder.load(path)
+    try:
+        encoder.load(path)
+    except (UnicodeDecodeError, ValueError, SyntaxError, IndexError) as error:
+        raise UserError(
+            f"pretrained_model: {path} does not contain characters as labels; models with subword units cannot be taken over"
+        ) from error
     labels = {label: index for label, index in encoder.lab2ind.items() if len(label) == 1}
     blank = encoder.lab2ind.get(getattr(encoder, "blank_label", BLANK))
     if blank is None or not labels:

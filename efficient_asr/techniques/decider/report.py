@@ -116,7 +116,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
                 arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7},
             )  # fmt: skip
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.09 * (high - low))
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         ax.set_xlabel(label)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("WER % over all test sets")
