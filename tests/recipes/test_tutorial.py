@@ -49,7 +49,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     rows = list(csv.DictReader(open(tmp_path / "transcripts.csv", encoding="utf-8")))
     assert len(rows) > 40 and all(row["text"] for row in rows[:5])
     subtitles = (tmp_path / "subtitles" / "monday.srt").read_text()
-    assert "-->" in subtitles and re.search(r"^(agent|customer): \w+", subtitles, re.MULTILINE)  # so small a model misses turns
+    assert "-->" in subtitles and re.search(
+        r"^(agent|customer): \w+", subtitles, re.MULTILINE
+    )  # so small a model misses turns
     assert (tmp_path / "plots" / "my_data_test.svg").is_file()
     done = subprocess.run(
         [sys.executable, "-c", python[1]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
