@@ -102,7 +102,7 @@ def train_and_score(name: str, threads: int) -> None:
 def add_runtimes(name: str, threads: int) -> None:
     """Measure the runtimes of a model and add them to its result."""
     model = str(OUT / name / "model") if name in MODELS else f"efficient_asr:mini_{name.removeprefix('quick_')}"
-    language = ["--language", "en"] if WHISPER[0] in (MODELS | WHISPERS)[name][2] else []
+    language = ["--language", "en"] if name in WHISPERS or name == "quick_decider" else []
     argv = [
         "time",
         model,

@@ -89,6 +89,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if ending and ending not in FORMATS:
             raise UserError(f"--out: no format is called '{ending}'; give one of {', '.join(FORMATS)} with --format")
         args.format = ending or "jsonl"
+    args.timed = bool(args.timestamps) or args.format in TIMED
     return args
 
 
@@ -195,7 +196,7 @@ def transcribe(transcriber: Transcriber, args: argparse.Namespace, wavs: list[to
     """Transcribe recordings, each [time] or [channels, time]."""
     if args.channels == "split":
         return [transcribe_parties(transcriber, wav, args.names) for wav in wavs]
-    if args.timestamps or args.format in TIMED:
+    if args.timed:
         return [transcribe_timed(transcriber, wav) for wav in wavs]
     return transcriber.transcribe(*pad_wavs(wavs))
 
@@ -234,16 +235,16 @@ def main(argv: list[str] | None = None) -> None:
     recordings = find_audio(args.audio)
     decoding = {key: value for key, value in whisper_options(args).items() if key != "timestamps"} | lm_options(args)
     source = resolve_source(args.model)
-    timed = args.timestamps or args.format in TIMED
-    key = [fingerprint(source), sorted(decoding.items(), key=str), args.channels, args.names, timed]
+    key = [fingerprint(source), sorted(decoding.items(), key=str), args.channels, args.names, args.timed]
     output = Output(args, recordings, hashlib.sha256(repr(key).encode()).hexdigest())
     missing = [path for path, _ in recordings if str(path) not in output.records]
     if len(missing) < len(recordings):
         print(f"{len(recordings) - len(missing)} of {len(recordings)} are already transcribed", file=sys.stderr)
     transcriber = load_transcriber(source, **decoding).to(args.device)
     failed = 0
-    lengths_s = [inspect_audio(path, samples=False).duration_s for path in missing]
-    with AudioProgress(sum(lengths_s), "transcribing", leave=False, disable=None) as progress:
+    shown = sys.stderr.isatty()  # otherwise there is no bar, and no need to read all headers first
+    lengths_s = [inspect_audio(path, samples=False).duration_s if shown else 0.0 for path in missing]
+    with AudioProgress(sum(lengths_s), "transcribing", leave=False, disable=not shown) as progress:
         for start in range(0, len(missing), args.batch_size):
             failed += process(transcriber, args, missing[start : start + args.batch_size], output)
             progress.advance(sum(lengths_s[start : start + args.batch_size]))

@@ -185,9 +185,8 @@ class Result:
             source = self.hparams.get(key)
             if isinstance(source, str) and source not in ("None", ""):
                 parts = [part for part in source.rstrip("/").split("/") if part]
-                while len(parts) > 1 and (
-                    parts[-1] == "model" or parts[-1].isdigit()
-                ):  # output/<experiment>/<seed>/model
+                # A model folder of a recipe is output/<experiment>/<seed>/model.
+                while len(parts) > 1 and (parts[-1] == "model" or parts[-1].isdigit()):
                     parts.pop()
                 return parts[-1].removeprefix("efficient_asr:")
         return None

@@ -311,17 +311,24 @@ class CTCModel(nn.Module):
             raise UserError(
                 f"pretrained_model: {folder} has a different alphabet ({''.join(trained.labels.characters)!r})"
             )
-        own = self.state_dict()
         other = {key: value for key, value in trained.state_dict().items() if not key.startswith("head.")}
         other |= {f"head.{key}": value for key, value in self.head.init_from(trained.head).items()}
         self.history = trained.history
-        fitting = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
-        left = [key for key in own if key not in fitting]
+        fitting, left = self.match(other)
         if any(key.startswith("encoder.") for key in left):
             raise UserError(f"pretrained_model: the encoder of {folder} does not match (for example, {left[0]})")
+        return self.load_matched(fitting)
+
+    def match(self, state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Return the weights that fit this model by name and shape, and the names of its weights for which there are none."""
+        own = self.state_dict()
+        fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+        return fitting, [key for key in own if key not in fitting]
+
+    def load_matched(self, fitting: dict[str, torch.Tensor]) -> list[str]:
+        """Load the weights found by `match`; return the names of the parameters that were not loaded."""
         self.load_state_dict(fitting, strict=False)
-        parameters = dict(self.named_parameters())
-        return [key for key in left if key in parameters]
+        return [name for name, _ in self.named_parameters() if name not in fitting]
 
 
 def greedy_labels(log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[list[int]]:

@@ -152,18 +152,14 @@ def start_from_speechbrain(model: CTCModel, folder: Path | str) -> list[str]:
     }
     state = {f"encoder.model.{key}": value for key, value in encoder.items()}
     state |= _head_state(_read(_find(folder, HEAD_FILES, "head")), rows)
-    own = model.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    left = [key for key in own if key not in fitting]
+    fitting, left = model.match(state)
     wrong = [key for key in left if key.startswith("encoder.") and not key.endswith("masked_spec_embed")]
     if wrong:
         raise UserError(
             f"pretrained_model: the encoder in {folder} does not match `source` (for example, {wrong[0]}); use the source "
             "that it was trained from"
         )
-    model.load_state_dict(fitting, strict=False)
-    parameters = dict(model.named_parameters())
-    return [key for key in left if key in parameters]
+    return model.load_matched(fitting)
 
 
 def _head_state(state: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:
