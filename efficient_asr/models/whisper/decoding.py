@@ -105,13 +105,35 @@ class DecodingOptions:
 
 
 @dataclass
+class Tail:
+    """Representatives of silence that complete the encoder states of every utterance of a model.
+
+    Attributes
+    ----------
+    states : torch.Tensor
+        [groups, dim]; group g stands for the positions g * size to (g + 1) * size of the window, or less at its end.
+    size : int
+        Positions in a group.
+    log_weights : torch.Tensor
+        Logarithm of the number of positions of each group, [groups].
+    projected : dict
+        Keys and values of the groups, by attention module; filled by the decoder.
+    """
+
+    states: torch.Tensor
+    size: int
+    log_weights: torch.Tensor
+    projected: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass
 class Encoded:
     """Encoder output for a batch.
 
     Attributes
     ----------
     states : torch.Tensor
-        [batch, frames, dim], for the whole window.
+        [batch, frames, dim], for the whole window, unless `own` is given and `tail` is not: then for the longest utterance.
     lengths : torch.Tensor
         Number of unpadded samples of each utterance, [batch].
     hidden_states : tuple of torch.Tensor or None
@@ -121,6 +143,10 @@ class Encoded:
         Code of each utterance's language, if the encoder needed it.
     notes : dict of torch.Tensor
         Values recorded by a technique for each utterance, [batch, ...].
+    own : torch.Tensor or None
+        Number of positions that were computed for each utterance, [batch]; None for the whole window.
+    tail : Tail or None
+        What stands for the positions that were not computed.
     """
 
     states: torch.Tensor
@@ -128,6 +154,33 @@ class Encoded:
     hidden_states: tuple[torch.Tensor, ...] | None = None
     languages: list[str] | None = None
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
+    own: torch.Tensor | None = None
+    tail: Tail | None = None
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the utterances have different numbers of states, so that a network without a mask takes one at a time."""
+        return self.own is not None and self.tail is None and len({*self.own.tolist()}) > 1
+
+    def memory(self) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+        """Return what cross-attention sees: states [batch, frames, dim] without those that the tail stands for, the additive
+        bias of its scores [batch, 1, 1, frames + groups], and the first group of the tail that belongs to it.
+        """
+        if self.own is None:
+            return self.states, None, 0
+        longest, device = int(self.own.max()), self.states.device
+        own = self.own.to(device)[:, None]
+        bias = torch.zeros(len(own), longest, device=device).masked_fill(
+            torch.arange(longest, device=device) >= own, -torch.inf
+        )
+        first = 0
+        if self.tail is not None:
+            first = int(self.own.min()) // self.tail.size
+            weights = self.tail.log_weights[first:]
+            starts = torch.arange(first, first + len(weights), device=device) * self.tail.size
+            bias = torch.cat([bias, weights.expand(len(own), -1).masked_fill(starts < own, -torch.inf)], dim=1)
+        plain = not bool(bias.count_nonzero())
+        return self.states[:, :longest], None if plain else bias[:, None, None].to(self.states.dtype), first
 
     def select(self, rows: torch.Tensor) -> Encoded:
         """Return the selected utterances, indices [n]."""
@@ -138,7 +191,15 @@ class Encoded:
             hidden and tuple(states[rows] for states in hidden),
             self.languages and [self.languages[i] for i in rows.tolist()],
             {name: note[rows.to(note.device)] for name, note in self.notes.items()},
-        )
+            None if self.own is None else self.own[rows.to(self.own.device)],
+            self.tail,
+        ).cut()
+
+    def cut(self) -> Encoded:
+        """Drop states past the longest utterance, if the states do not cover the window."""
+        if self.own is not None and self.tail is None:
+            self.states = self.states[:, : int(self.own.max())]
+        return self
 
 
 @dataclass

@@ -185,6 +185,9 @@ class Whisper(nn.Module):
 
         `token_lengths` [batch] is ignored here; subclasses may use it.
         """
+        if encoded.is_ragged:  # transformers has no mask for encoder states
+            rows = [torch.tensor([row]) for row in range(len(tokens))]
+            return torch.cat([self.predict(encoded.select(row), tokens[row]) for row in rows])
         out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
         return out.logits.float()
 

@@ -1,7 +1,7 @@
 """Decode Whisper's encoder states to text: beam search or greedy decoding, fallback, silence.
 
-The search itself uses transformers' generation with its cache; the rules around it (suppressed tokens, timestamps, fallback,
-silence) are those of Whisper (arXiv 2212.04356, section 4.5).
+Beam search is transformers' generation; greedy decoding and sampling have their own loop (`greedy.py`). The rules around them
+(suppressed tokens, timestamps, fallback, silence) are those of Whisper (arXiv 2212.04356, section 4.5).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from efficient_asr.models.whisper.decoding import (
     entropy,
     without_loop,
 )
+from efficient_asr.models.whisper.greedy import Found, generate
 from efficient_asr.models.whisper.labels import WhisperLabels
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.timestamps import TimestampRules, split_segments
@@ -84,12 +85,21 @@ def _fall_back(
 def search(
     model: Whisper, encoded: Encoded, languages: list[str | None], options: DecodingOptions, temperature: float
 ) -> list[Hypothesis]:
-    """Generate with transformers: beam search or greedy decoding, or sampling if the temperature is above 0."""
+    """Search once: with beams or greedily, or by sampling if the temperature is above 0.
+
+    transformers' beam search has no mask for encoder states; utterances with different numbers of states are searched one by one.
+    """
+    if encoded.is_ragged and options.num_beams > 1:
+        rows = (torch.tensor([row]) for row in range(len(languages)))
+        return [search(model, encoded.select(row), [languages[int(row)]], options, temperature)[0] for row in rows]
     labels, device = model.labels, model.device
     prompt = torch.tensor([labels.prompt(language, options) for language in languages], device=device)
     limits = _length_limits(model, encoded, prompt.shape, options)
     with quiet_transformers(), model.search_context(languages, options):
-        out = _generate(model, encoded, prompt, limits, options, temperature)
+        if temperature == 0 and options.num_beams > 1:
+            out = _beam_search(model, encoded, prompt, limits, options)
+        else:
+            out = _greedy(model, encoded, prompt, limits, options, temperature)
         found = _hypotheses(model, encoded, languages, out, prompt.shape[1], limits, options, temperature)
         model.annotate(found, encoded)
     return found
@@ -106,25 +116,41 @@ def _length_limits(model: Whisper, encoded: Encoded, shape: torch.Size, options:
     return limits
 
 
-def _generate(
+def _rules(model: Whisper, size: int, options: DecodingOptions) -> tuple[list[Any], list[Any]]:
+    """Return the processors of scores and the stopping criteria that follow from the options, for prompts of `size` tokens."""
+    labels, own = model.labels, model.network.generation_config
+    processors, stops = [], []
+    if options.timestamps:
+        first_max = getattr(own, "max_initial_timestamp_index", None)
+        rules = TimestampRules(labels.timestamp_tokens, labels.end, own.no_timestamps_token_id, size, first_max)
+        processors.append(rules)
+    if options.cut_loops:
+        stops.append(LoopStop(size, labels.timestamp_tokens))
+    return processors, stops
+
+
+def _greedy(
     model: Whisper,
     encoded: Encoded,
     prompt: torch.Tensor,
     limits: torch.Tensor,
     options: DecodingOptions,
     temperature: float,
-) -> Any:
+) -> Found:
+    """Decode greedily, or sample if the temperature is above 0."""
+    own = model.network.generation_config
+    suppress = (own.suppress_tokens or [], own.begin_suppress_tokens or []) if options.suppress else ([], [])
+    processors, stops = _rules(model, prompt.shape[1], options)
+    return generate(model.network, encoded, prompt, limits, model.labels.end, suppress, processors, stops, temperature)
+
+
+def _beam_search(
+    model: Whisper, encoded: Encoded, prompt: torch.Tensor, limits: torch.Tensor, options: DecodingOptions
+) -> Found:
     """Call transformers' generic generation instead of Whisper's own `generate`, which would encode again."""
-    labels, own, size = model.labels, model.network.generation_config, prompt.shape[1]
-    sampling, processors = temperature > 0, []
-    if options.timestamps:
-        first_max = getattr(own, "max_initial_timestamp_index", None)
-        rules = TimestampRules(labels.timestamp_tokens, labels.end, own.no_timestamps_token_id, size, first_max)
-        processors.append(rules)
-    stops = [LengthLimits(size + limits.to(prompt.device))]
-    if options.cut_loops:
-        stops.append(LoopStop(size, labels.timestamp_tokens))
-    return GenerationMixin.generate(
+    own, size = model.network.generation_config, prompt.shape[1]
+    processors, stops = _rules(model, size, options)
+    out = GenerationMixin.generate(
         model.network,
         encoder_outputs=BaseModelOutput(encoded.states),
         decoder_input_ids=prompt,
@@ -132,39 +158,36 @@ def _generate(
         logits_processor=processors,
         max_length=None,
         max_new_tokens=int(limits.max()),
-        stopping_criteria=stops,
-        num_beams=1 if sampling else options.num_beams,
+        stopping_criteria=[LengthLimits(size + limits.to(prompt.device)), *stops],
+        num_beams=options.num_beams,
         length_penalty=options.length_penalty,
-        do_sample=sampling,
-        temperature=temperature if sampling else 1.0,
-        **({"top_k": 0} if sampling else {}),
+        do_sample=False,
         suppress_tokens=own.suppress_tokens if options.suppress else [],
         begin_suppress_tokens=own.begin_suppress_tokens if options.suppress else [],
         return_dict_in_generate=True,
         output_scores=True,
     )
+    beams = out.beam_indices
+    chosen = model.network.compute_transition_scores(out.sequences, out.scores, beams, normalize_logits=True)
+    rows = beams.clamp(min=0).T
+    entropies = torch.stack([entropy(step[of]) for step, of in zip(out.scores, rows, strict=False)], dim=1)
+    return Found(out.sequences, chosen, entropies)
 
 
 def _hypotheses(
     model: Whisper,
     encoded: Encoded,
     languages: list[str | None],
-    out: Any,
+    out: Found,
     size: int,
     limits: torch.Tensor,
     options: DecodingOptions,
     temperature: float,
 ) -> list[Hypothesis]:
-    """Convert the generation output after prompts of `size` tokens to hypotheses with text, confidence and segments."""
+    """Convert the tokens found after prompts of `size` tokens to hypotheses with text, confidence and segments."""
     labels = model.labels
-    beams, scores = getattr(out, "beam_indices", None), out.scores
-    if temperature > 0:  # measure the model's confidence, not that of the flattened sampling distributions
-        scores = tuple(step * temperature for step in scores)
-    chosen = model.network.compute_transition_scores(out.sequences, scores, beams, normalize_logits=True)
-    rows = [slice(None)] * len(scores) if beams is None else beams.clamp(min=0).T
-    entropies = torch.stack([entropy(step[of]) for step, of in zip(scores, rows, strict=False)], dim=1)
     hypotheses = []
-    for i, tokens in enumerate(out.sequences[:, size:].tolist()):
+    for i, tokens in enumerate(out.tokens[:, size:].tolist()):
         count = tokens.index(labels.end) + 1 if labels.end in tokens else len(tokens)
         count = min(count, int(limits[i]))  # what follows is padding
         tokens = [token for token in tokens[:count] if token != labels.end]
@@ -175,8 +198,8 @@ def _hypotheses(
             Hypothesis(
                 labels.text(tokens),
                 tokens,
-                float(chosen[i, :count].double().mean()),
-                float(entropies[i, :count].double().mean()),
+                float(out.log_probs[i, :count].double().mean()),
+                float(out.entropies[i, :count].double().mean()),
                 languages[i],
                 temperature=temperature,
                 looped=len(tokens) < whole,

@@ -1,0 +1,187 @@
+"""Greedy decoding and sampling with Whisper, with a cache that is allocated once.
+
+The result is that of transformers' `generate` with one beam, and so is the number of multiply-accumulates. What differs is the
+overhead of a step: keys and values are written into a preallocated cache, suppressed tokens are one additive mask, and confidence
+and entropy are computed while the scores are at hand instead of keeping the scores of all steps. The loop calls the modules of
+the network's layers, so it runs networks whose modules were replaced (adapters, experts, int8).
+
+If the encoder states end with representatives of silence (`Tail`), cross-attention sees each representative with the weight of
+the positions that it stands for: for a representative of n positions, log n is added to its attention score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficient_asr.models.whisper.decoding import Encoded, Tail
+
+FORBIDDEN = -1e4  # added to the scores of suppressed tokens; finite, so that 0 * FORBIDDEN is 0
+_Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values, [batch, heads, positions, head dim]
+
+
+@dataclass
+class Found:
+    """Tokens found by a search, with the model's confidence.
+
+    Attributes
+    ----------
+    tokens : torch.Tensor
+        Prompt and tokens, [batch, prompt + steps]; what follows a hypothesis' end is undefined.
+    log_probs, entropies : torch.Tensor
+        Log-probability of each token after the prompt, and entropy of the distribution it was chosen from, [batch, steps].
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+    entropies: torch.Tensor
+
+
+class Decoder:
+    """The decoder of a Whisper network for one batch of encoder states.
+
+    Arguments
+    ---------
+    network : WhisperForConditionalGeneration
+        The network, in evaluation mode.
+    encoded : Encoded
+        Output of `Whisper.encode`.
+    room : int
+        Maximum number of tokens, including the prompt.
+    """
+
+    def __init__(self, network: Any, encoded: Encoded, room: int) -> None:
+        self.network, self.layers = network, network.model.decoder.layers
+        self.batch, self.used = len(encoded.states), 0
+        states, self.bias, first = encoded.memory()
+        shape = (self.batch, network.config.decoder_attention_heads, room, -1)
+        empty = states.new_empty(self.batch, room, network.config.d_model)
+        self.own: list[_Cache] = [(empty.clone().view(*shape), empty.clone().view(*shape)) for _ in self.layers]
+        self.cross = [_cross(layer.encoder_attn, states, encoded.tail, first) for layer in self.layers]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens [batch, n] and return the scores of the next one after each, [batch, n, vocabulary]."""
+        decoder, start, count = self.network.model.decoder, self.used, tokens.shape[1]
+        end = self.used = start + count
+        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[start:end]
+        causal = None
+        if count > 1:
+            causal = torch.full((count, end), -torch.inf, dtype=x.dtype, device=x.device).triu(start + 1)
+        for layer, own, cross in zip(self.layers, self.own, self.cross, strict=True):
+            attention, h = layer.self_attn, layer.self_attn_layer_norm(x)
+            for cache, project in zip(own, (attention.k_proj, attention.v_proj), strict=True):
+                cache[:, :, start:end] = _heads(project(h), attention)
+            x = x + _attend(attention, h, own[0][:, :, :end], own[1][:, :, :end], causal)
+            x = x + _attend(layer.encoder_attn, layer.encoder_attn_layer_norm(x), *cross, self.bias)
+            x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+        return self.network.proj_out(decoder.layer_norm(x)).float()
+
+
+def _cross(attention: nn.Module, states: torch.Tensor, tail: Tail | None, first: int) -> _Cache:
+    """Return keys and values of encoder states [batch, frames, dim], followed by those of a tail from group `first` on."""
+    found = [_heads(project(states), attention) for project in (attention.k_proj, attention.v_proj)]
+    if tail is not None:
+        if attention not in tail.projected:
+            ends = (project(tail.states[None]) for project in (attention.k_proj, attention.v_proj))
+            tail.projected[attention] = [_heads(end, attention) for end in ends]
+        ends = [end[:, :, first:].expand(len(states), -1, -1, -1) for end in tail.projected[attention]]
+        found = [torch.cat(pair, dim=2) for pair in zip(found, ends, strict=True)]
+    keys, values = (each.contiguous() for each in found)
+    return keys, values
+
+
+def _heads(values: torch.Tensor, attention: nn.Module) -> torch.Tensor:
+    """Return [batch, frames, dim] as [batch, heads, frames, head dim]."""
+    return values.view(*values.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)
+
+
+def _attend(
+    attention: nn.Module, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the output of an attention module for queries from [batch, frames, dim], with an additive bias of the scores."""
+    queries = _heads(attention.q_proj(x) * attention.scaling, attention)
+    found = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+    return attention.out_proj(found.transpose(1, 2).reshape(x.shape))
+
+
+def generate(
+    network: Any,
+    encoded: Encoded,
+    prompt: torch.Tensor,
+    limits: torch.Tensor,
+    end: int,
+    suppress: tuple[list[int], list[int]] = ((), ()),
+    processors: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] | None = None,
+    stops: list[Callable[[torch.Tensor, Any], torch.Tensor]] | None = None,
+    temperature: float = 0.0,
+) -> Found:
+    """Choose one token after the other: the most likely one, or a sample if the temperature is above 0.
+
+    Arguments
+    ---------
+    network : WhisperForConditionalGeneration
+        The network, in evaluation mode.
+    encoded : Encoded
+        Output of `Whisper.encode`.
+    prompt : torch.Tensor
+        Tokens that each hypothesis starts with, [batch, prompt].
+    limits : torch.Tensor
+        Maximum number of tokens after the prompt, [batch].
+    end : int
+        The token that ends a hypothesis.
+    suppress : tuple of list of int
+        Tokens that are never chosen, and those that are not chosen first.
+    processors : list of callable, optional
+        Called with tokens [batch, positions] and scores [batch, vocabulary]; return changed scores.
+    stops : list of callable, optional
+        Called with tokens [batch, positions] and None; return which hypotheses end, [batch].
+    temperature : float
+        Of sampling.
+    """
+    limits, size = limits.to(prompt.device), prompt.shape[1]
+    decoder = Decoder(network, encoded, size + int(limits.max()))
+    masks = _masks(network.config.vocab_size, suppress, prompt.device)
+    tokens, new = prompt, prompt
+    done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+    log_probs, entropies = [], []
+    while not bool(done.all()):
+        scores = decoder.step(new)[:, -1].add_(next(masks))
+        for process in processors or ():
+            scores = process(tokens, scores).clamp(min=2 * FORBIDDEN)
+        chosen, log_prob, entropy = _choose(scores, temperature)
+        chosen = chosen.masked_fill(done, end)
+        log_probs.append(log_prob)
+        entropies.append(entropy)
+        tokens, new = torch.cat([tokens, chosen[:, None]], dim=1), chosen[:, None]
+        done = done | (chosen == end) | (len(log_probs) >= limits)
+        for stop in stops or ():
+            done = done | stop(tokens, None)
+    return Found(tokens, torch.stack(log_probs, dim=1), torch.stack(entropies, dim=1))
+
+
+def _masks(size: int, suppress: tuple[list[int], list[int]], device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield what is added to the scores [vocabulary] of the first, second, ... token."""
+    always, first = suppress
+    mask = torch.zeros(size, device=device)
+    mask[list(always)] = FORBIDDEN
+    begin = mask.clone()
+    begin[list(first)] = FORBIDDEN
+    yield begin
+    while True:
+        yield mask
+
+
+def _choose(scores: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return token, its log-probability, and the entropy of the distribution, each [batch], from scores [batch, vocabulary]."""
+    highest, chosen = scores.max(dim=1)
+    scores = scores - highest[:, None]
+    weights = scores.exp()
+    total = weights.sum(dim=1)
+    entropy = total.log() - (weights * scores).sum(dim=1) / total
+    if temperature > 0:
+        chosen = torch.multinomial((scores / temperature).softmax(dim=1), 1)[:, 0]
+    return chosen, scores.gather(1, chosen[:, None])[:, 0] - total.log(), entropy
