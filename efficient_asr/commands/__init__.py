@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "WER, MACs and runtime of a model on a manifest",
     "time": "runtimes only, added to a result: on another device, for example",
     "report": "tables and plots of results; is a difference significant?",
+    "calibrate": "a copy of a Whisper that encodes each utterance on its own length, without training",
     "export": "a trained model for transformers, SpeechBrain or faster-whisper",
 }
 

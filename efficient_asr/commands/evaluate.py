@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     with_lm = load_transcriber(args.model, **lm_given) if lm_given else None
     about = read_config(args.model).get("about", {}) if (Path(args.model) / "config.json").is_file() else {}
     lm_config = with_lm.language_model.config if with_lm else None
+    changed = getattr(transcriber.model, "changes", [])
     records = score(
         transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
         f"{fingerprint(args.model)} {whisper_options(args)} {lm_config}", device,
@@ -80,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         repeats=args.repeats,
         experiment=args.out.stem,
         recipe=about.get("recipe"),
-        technique=about.get("technique", "none"),
-        variant=about.get("variant", args.model),
+        technique=transcriber.technique if changed else about.get("technique", "none"),
+        variant=" + ".join([about.get("variant", args.model), *changed]),
         details=about.get("details"),
         lm=lm_config,
         records=records,

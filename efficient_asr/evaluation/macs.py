@@ -92,6 +92,7 @@ _OWN_FORMULAS = {
     "miopen_rnn": _cudnn_rnn_flops,
     "linear": _linear_flops,
     "mkldnn_linear": _linear_flops,
+    "_weight_int8pack_mm": _linear_flops,
 }
 
 
@@ -106,6 +107,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     def attention(query, key, value, *args, **kwargs) -> int:
         return sdpa_flop(query.shape, key.shape, value.shape)
 
+    quantised = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    formulas[quantised] = lambda x, *args, out_val, **kwargs: 2 * out_val.numel() * x.shape[-1]
     for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable"):
         formulas[getattr(aten, name)] = attention
     return formulas

@@ -27,6 +27,9 @@ def load_transcriber(
     long_audio: str | None = "pauses",
     overlap_s: float | None = None,
     long_audio_batch: int | None = None,
+    encoder_padding: float | str | None = None,
+    padding_s: float | None = None,
+    quantise: str | None = None,
     **options: Any,
 ) -> Transcriber:
     """Load a transcriber from a model folder of this project, a Whisper directory, or a Whisper hub id.
@@ -46,6 +49,13 @@ def load_transcriber(
         Overlap of neighbouring windows in seconds, for `overlap`.
     long_audio_batch : int, optional
         Batch size for the pieces of one recording.
+    encoder_padding : float or str, optional
+        What a Whisper encodes behind the audio: a number for so many seconds of silence (30: the whole window), or
+        `silence_cache` for the audio's own length with cached silence. By default what the model folder says, or 30.
+    padding_s : float, optional
+        Real silence in seconds, with `silence_cache`; by default what the model folder says, or 0.2.
+    quantise : str, optional
+        Compute parts of a Whisper with int8 weights on the CPU: `decoder-int8`, `encoder-int8` or `int8`.
     **options
         For CTC models, see `lm_path`; for Whisper models, see `efficient_asr.models.whisper.decoding.DecodingOptions`.
 
@@ -58,6 +68,8 @@ def load_transcriber(
     is_whole_folder = os.path.isdir(source) and not is_adapter(source)
     config = read_config(source) if is_whole_folder else {}
     language = normalise_or_keep(language)
+    speed = {"encoder_padding": encoder_padding, "padding_s": padding_s, "quantise": quantise}
+    options |= {key: value for key, value in speed.items() if value is not None}
     if config.get("format") == "efficient_asr":
         transcriber = _load_own(source, config, lm_path, language, options)
     else:

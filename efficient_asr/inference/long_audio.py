@@ -73,6 +73,16 @@ class LongAudio(Transcriber):
         return self.transcriber if self.transcriber.model is None else self.transcriber.model
 
     @property
+    def technique(self) -> str:
+        """Technique of the wrapped transcriber."""
+        return self.transcriber.technique
+
+    @property
+    def label(self) -> str:
+        """Variant of the wrapped transcriber."""
+        return self.transcriber.label
+
+    @property
     def batched(self) -> bool:
         """Whether the wrapped transcriber can process several utterances in one batch."""
         return self.transcriber.batched

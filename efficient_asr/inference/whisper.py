@@ -17,11 +17,43 @@ from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs, z
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.log_mel import HOP
+from efficient_asr.models.parts import find_class
 from efficient_asr.models.whisper import search
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.utils.errors import UserError
+
+
+def set_padding(model: Whisper, padding: float | str | None, padding_s: float | None, language: str | None) -> None:
+    """Choose what a model encodes behind the audio; see `load_transcriber`.
+
+    Raises
+    ------
+    UserError
+        If a value is invalid.
+    """
+    if isinstance(padding, str) and padding.replace(".", "", 1).isdigit():
+        padding = float(padding)
+    stored = model.encoder_padding
+    if isinstance(padding, (int, float)) and not isinstance(padding, bool):
+        if padding_s is not None:
+            raise UserError("padding_s: encoder_padding is a number of seconds already; give one of the two")
+        model.encoder_padding = None if padding >= model.window_samples / SAMPLE_RATE else OwnLength(float(padding))
+    elif padding is None or (stored is not None and padding == stored.technique):
+        if stored is None:
+            raise UserError(
+                "padding_s: the model encodes the whole window; pass encoder_padding: silence_cache as well"
+            )
+        model.encoder_padding = stored if padding_s is None else stored.with_padding(padding_s)
+    else:
+        kind = find_class(padding, "encoder_padding") if isinstance(padding, str) else None
+        if kind is None or not hasattr(kind, "calibrate"):
+            raise UserError(f"encoder_padding: {padding!r} is neither a number of seconds nor silence_cache")
+        given = {} if padding_s is None else {"padding_s": padding_s}
+        language = language if language != MANIFEST else None
+        model.encoder_padding = kind.calibrate(model, language=language, **given)
 
 
 class WhisperTranscriber(Transcriber):
@@ -55,15 +87,23 @@ class WhisperTranscriber(Transcriber):
 
     @classmethod
     def from_source(cls, source: str, language: str | None = None, **options: Any) -> WhisperTranscriber:
-        """Load a Hugging Face directory or hub id in float32; `options` are those of DecodingOptions.
+        """Load a Hugging Face directory or hub id in float32.
+
+        `options` are those of DecodingOptions, and `encoder_padding`, `padding_s` and `quantise` of `load_transcriber`.
 
         Raises
         ------
         UserError
             If the model cannot be loaded or an option is unknown.
         """
-        options = DecodingOptions.of(options)
-        return cls(Whisper.from_source(source), language, options)
+        padding, padding_s, mode = (options.pop(key, None) for key in ("encoder_padding", "padding_s", "quantise"))
+        decoding = DecodingOptions.of(options)
+        model = Whisper.from_source(source)
+        if padding is not None or padding_s is not None:
+            set_padding(model, padding, padding_s, normalise_or_keep(language))
+        if mode is not None:
+            model.quantise(mode)
+        return cls(model, language, decoding)
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:
         """Reject utterances in a language that the model does not support, before the first one is transcribed.
@@ -90,8 +130,18 @@ class WhisperTranscriber(Transcriber):
         wavs, wav_lens = check_wavs(wavs, wav_lens)
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
         languages = languages or [self.language] * len(wavs)
+        wavs = zero_padding(wavs, lengths)
         with torch.no_grad():
-            return self.model.encode(zero_padding(wavs, lengths), lengths, hidden_states, languages)
+            encoded = self.model.encode(wavs, lengths, hidden_states, languages)
+        if encoded.own is not None:
+
+            def whole(row: int) -> Encoded:
+                known = encoded.languages or languages
+                with self.model.whole_window():
+                    return self.model.encode(wavs[row : row + 1], lengths[row : row + 1], False, known[row : row + 1])
+
+            encoded.whole = whole
+        return encoded
 
     def decode(self, encoded: Encoded, languages: list[str | None] | None = None) -> list[Transcript]:
         """Decode encoder outputs to text (second step)."""
@@ -134,7 +184,9 @@ class WhisperTranscriber(Transcriber):
             return None
         greedy = self.options.num_beams == 1 and len(self.options.schedule) == 1 and self.model.cost_is_fixed
         tokens = transcript.details.get("tokens")  # of a single window
-        return (tokens, self.language is None) if greedy and tokens is not None else None
+        if not greedy or tokens is None or transcript.details.get("encoded_again"):
+            return None
+        return (tokens, self.language is None, transcript.details.get("encoder_s"))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -142,9 +194,23 @@ class WhisperTranscriber(Transcriber):
         return tuple(self.model.labels.languages)
 
     @property
+    def technique(self) -> str:
+        """Technique of the model, or that of its padding."""
+        padding = self.model.encoder_padding
+        return padding.technique if padding is not None and padding.technique else super().technique
+
+    @property
+    def label(self) -> str:
+        """Variant: what the model was trained with, and how it is computed."""
+        own = [super().label] if super().label != "baseline" else []
+        return " + ".join(own + self.model.changes) or "baseline"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Network, language and decoding options."""
         decoding = {"language": self.language, "takes_languages": self.takes_languages, "options": str(self.options)}
+        if self.model.encoder_padding is not None:
+            decoding["retry_logprob"] = self.options.retry_logprob
         return self.model.settings | decoding
 
     def encoder_shape(self) -> tuple[int, int, int]:
@@ -165,11 +231,24 @@ class WhisperTranscriber(Transcriber):
             details["temperature"] = hypothesis.temperature
         if self.options.timestamps:
             details["segments"] = hypothesis.segments
+        if self.model.encoder_padding is not None:
+            details["encoder_s"] = hypothesis.encoder_s
+            if hypothesis.encoded_again:
+                details["encoded_again"] = True
         return details | hypothesis.details
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Summarise the technique's decisions over a whole benchmark."""
-        return self.model.summary(records)
+        """Summarise the technique's decisions over a whole benchmark, and how much of the window was encoded."""
+        if self.model.encoder_padding is None:
+            return self.model.summary(records)
+        records = list(records)
+        parts = [part for record in records for part in record.get("segments", ()) or [record] if "encoder_s" in part]
+        again = sum(bool(part.get("encoded_again")) for part in parts)
+        own = {
+            "encoder_s": sum(part["encoder_s"] for part in parts) / max(1, len(parts)),
+            "encoded_again_percent": 100 * again / max(1, len(parts)),
+        }
+        return own | self.model.summary(records)
 
     def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
         """Transcribe long audio [time] window by window, each starting at the last timestamp of the previous one.
@@ -219,6 +298,16 @@ class WhisperTranscriber(Transcriber):
         return Transcript(text, {"long_audio": "sequential", "segments": segments})
 
     def to(self, device: str) -> WhisperTranscriber:
-        """Move to a device and return self."""
+        """Move to a device and return self.
+
+        Raises
+        ------
+        UserError
+            If the model is quantised and the device is not the CPU.
+        """
+        if self.model.quantised and torch.device(device).type != "cpu":
+            raise UserError(
+                f"quantise: {self.model.quantised} runs on the CPU only; pass --device cpu, or do not quantise"
+            )
         self.model.to(device)
         return self

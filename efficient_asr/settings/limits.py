@@ -17,11 +17,11 @@ _EVAL_ONLY = (
     "tensorboard data_folder epoch_counter recipe variant techniques language task length_penalty max_new_tokens suppress "
     "timestamps temperatures compression_ratio_threshold logprob_threshold no_speech_threshold long_audio keep_checkpoints "
     "test_batch_size num_workers number_of_epochs nonfinite_patience ckpt_interval_minutes runtime_repeats lm_beam_size "
-    "num_beams overlap_s long_audio_batch runtime_devices"
+    "num_beams overlap_s long_audio_batch runtime_devices encoder_padding padding_s quantise retry_logprob"
 ).split()
 _TEXT = (
     "experiment recipe variant corpus corpus_name data_folder prepared_folder output_folder results_folder lm_path source "
-    "pretrained_model language noise_manifest rir_manifest"
+    "pretrained_model language quantise noise_manifest rir_manifest"
 ).split()
 _NUMBERS: dict[str, Key] = {
     key.name: key
@@ -38,7 +38,7 @@ _NUMBERS: dict[str, Key] = {
         Key("spec_augment_bands", 0, former="15"),
         Key("frames_per_state", 1), Key("head_neurons", 1), Key("head_layers", 1), Key("head_dropout", 0.0, 1.0),
         Key("num_beams", 1), Key("max_new_tokens", 1),
-        Key("overlap_s", 0.0), Key("long_audio_batch", 1),
+        Key("overlap_s", 0.0), Key("padding_s", 0.0), Key("long_audio_batch", 1),
     )
 }  # fmt: skip
 

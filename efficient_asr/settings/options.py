@@ -12,9 +12,11 @@ import ruamel.yaml
 from efficient_asr.text.normalise import NORMALISERS
 from efficient_asr.utils.errors import UserError
 
+QUANTISATIONS = ("decoder-int8", "encoder-int8", "int8")
 _WHISPER_OPTIONS = (
     "task", "num_beams", "length_penalty", "max_new_tokens", "max_tokens_per_s", "timestamps", "temperatures",
     "compression_ratio_threshold", "logprob_threshold", "suppress", "no_speech_threshold", "overlap_s", "long_audio_batch",
+    "encoder_padding", "padding_s", "quantise", "retry_logprob",
 )  # fmt: skip
 
 
@@ -157,6 +159,19 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
         "--no_speech_threshold",
         type=float,
         help="return empty text if the probability of silence is higher (Whisper's own: 0.6)",
+    )
+    group.add_argument(
+        "--encoder_padding",
+        help="what to encode behind the audio: seconds of silence (default 30: the whole window), or silence_cache",
+    )
+    group.add_argument(
+        "--padding_s", type=float, help="real silence with --encoder_padding silence_cache (default 0.2)"
+    )
+    group.add_argument("--retry_logprob", type=float,
+        help="with less padding than 30 s: encode the whole window if the mean log-probability is lower (default -1.0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--quantise", choices=QUANTISATIONS, help="int8 weights, on the CPU: decoder-int8 keeps the WER best"
     )
 
 

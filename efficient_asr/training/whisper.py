@@ -102,8 +102,9 @@ class WhisperBrain(RecipeBrain):
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load a model folder with the decoding options of the YAML file."""
         options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
-        long_audio = {key: hparams[key] for key in ("long_audio", "overlap_s", "long_audio_batch") if key in hparams}
-        return load_transcriber(source, language=hparams["language"], **long_audio, **options)
+        names = ("long_audio", "overlap_s", "long_audio_batch", "encoder_padding", "padding_s", "quantise")
+        loading = {key: hparams[key] for key in names if key in hparams}
+        return load_transcriber(source, language=hparams["language"], **loading, **options)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return next-token logits [batch, tokens - 1, vocabulary]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -47,6 +48,10 @@ class DecodingOptions:
     no_speech_threshold : float or None
         If the probability of silence exceeds this and the hypothesis fails `logprob_threshold`, the text is empty.
         None disables the check.
+    retry_logprob : float or None
+        If an utterance was encoded on its own length and its hypothesis has a lower mean log-probability, is repetitive
+        (`compression_ratio_threshold`) or reaches its maximum number of tokens, the whole window is encoded and decoded.
+        None disables this.
     cut_loops : bool
         End a hypothesis that repeats itself word for word, keep one copy of the repeated part, and count the hypothesis as
         failed. Enabled for the pieces of long audio.
@@ -63,6 +68,7 @@ class DecodingOptions:
     compression_ratio_threshold: float = 2.4
     logprob_threshold: float = -1.0
     no_speech_threshold: float | None = None
+    retry_logprob: float | None = field(default=-1.0, repr=False)
     cut_loops: bool = False
 
     @property
@@ -147,6 +153,8 @@ class Encoded:
         Number of positions that were computed for each utterance, [batch]; None for the whole window.
     tail : Tail or None
         What stands for the positions that were not computed.
+    whole : callable or None
+        Encodes the whole window of an utterance, given its row.
     """
 
     states: torch.Tensor
@@ -156,6 +164,7 @@ class Encoded:
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
     own: torch.Tensor | None = None
     tail: Tail | None = None
+    whole: Callable[[int], Encoded] | None = field(default=None, repr=False)
 
     @property
     def is_ragged(self) -> bool:
@@ -184,7 +193,7 @@ class Encoded:
 
     def select(self, rows: torch.Tensor) -> Encoded:
         """Return the selected utterances, indices [n]."""
-        hidden = self.hidden_states
+        hidden, whole, chosen = self.hidden_states, self.whole, rows.tolist()
         return Encoded(
             self.states[rows],
             self.lengths[rows.to(self.lengths.device)],
@@ -193,6 +202,7 @@ class Encoded:
             {name: note[rows.to(note.device)] for name, note in self.notes.items()},
             None if self.own is None else self.own[rows.to(self.own.device)],
             self.tail,
+            whole and (lambda row: whole(chosen[row])),
         ).cut()
 
     def cut(self) -> Encoded:
@@ -222,6 +232,14 @@ class Hypothesis:
         Probability of silence, if it was requested.
     temperature : float
         Temperature at which the text was decoded.
+    looped : bool
+        Whether it repeated itself and was cut.
+    cut_off : bool
+        Whether it reached its maximum number of tokens.
+    encoder_s : float
+        Seconds of audio and silence that the encoder computed.
+    encoded_again : bool
+        Whether the text was decoded again from the whole window.
     segments : list of dict
         `start_s`, `end_s`, `text`, if timestamps were requested.
     details : dict
@@ -236,6 +254,9 @@ class Hypothesis:
     no_speech_prob: float | None = None
     temperature: float = 0.0
     looped: bool = False  # it repeated itself and was cut
+    cut_off: bool = False
+    encoder_s: float = 0.0
+    encoded_again: bool = False
     segments: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 

@@ -56,12 +56,21 @@ class Decoder:
 
     def __init__(self, network: Any, encoded: Encoded, room: int) -> None:
         self.network, self.layers = network, network.model.decoder.layers
-        self.batch, self.used = len(encoded.states), 0
-        states, self.bias, first = encoded.memory()
-        shape = (self.batch, network.config.decoder_attention_heads, room, -1)
-        empty = states.new_empty(self.batch, room, network.config.d_model)
+        self.used = 0
+        shape = (len(encoded.states), network.config.decoder_attention_heads, room, -1)
+        empty = encoded.states.new_empty(len(encoded.states), room, network.config.d_model)
         self.own: list[_Cache] = [(empty.clone().view(*shape), empty.clone().view(*shape)) for _ in self.layers]
-        self.cross = [_cross(layer.encoder_attn, states, encoded.tail, first) for layer in self.layers]
+        # On a CPU, utterances with different numbers of states are attended to one by one: no padding is read, and the
+        # order of all sums, and with it every bit, is that of a batch of one.
+        apart = encoded.own is not None and len(encoded.states) > 1 and encoded.states.device.type == "cpu"
+        parts = [encoded.select(torch.tensor([row])) for row in range(len(encoded.states))] if apart else [encoded]
+        self.cross: list[list[_Cache]] = [[] for _ in self.layers]  # by layer and part
+        self.biases = []
+        for part in parts:
+            states, bias, first = part.memory()
+            self.biases.append(bias)
+            for layer, caches in zip(self.layers, self.cross, strict=True):
+                caches.append(_cross(layer.encoder_attn, states, encoded.tail, first))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens [batch, n] and return the scores of the next one after each, [batch, n, vocabulary]."""
@@ -75,8 +84,9 @@ class Decoder:
             attention, h = layer.self_attn, layer.self_attn_layer_norm(x)
             for cache, project in zip(own, (attention.k_proj, attention.v_proj), strict=True):
                 cache[:, :, start:end] = _heads(project(h), attention)
-            x = x + _attend(attention, h, own[0][:, :, :end], own[1][:, :, :end], causal)
-            x = x + _attend(layer.encoder_attn, layer.encoder_attn_layer_norm(x), *cross, self.bias)
+            seen = (own[0][:, :, :end], own[1][:, :, :end])
+            x = x + _attend(attention, h, [seen], [causal])
+            x = x + _attend(layer.encoder_attn, layer.encoder_attn_layer_norm(x), cross, self.biases)
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
         return self.network.proj_out(decoder.layer_norm(x)).float()
 
@@ -100,12 +110,20 @@ def _heads(values: torch.Tensor, attention: nn.Module) -> torch.Tensor:
 
 
 def _attend(
-    attention: nn.Module, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    attention: nn.Module, x: torch.Tensor, caches: list[_Cache], biases: list[torch.Tensor | None]
 ) -> torch.Tensor:
-    """Return the output of an attention module for queries from [batch, frames, dim], with an additive bias of the scores."""
+    """Return the output of an attention module for queries from [batch, frames, dim].
+
+    Keys, values and additive biases of the scores are those of the whole batch, or of each utterance.
+    """
     queries = _heads(attention.q_proj(x) * attention.scaling, attention)
-    found = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-    return attention.out_proj(found.transpose(1, 2).reshape(x.shape))
+    parts = queries.split(len(queries) // len(caches))
+    found = [
+        nn.functional.scaled_dot_product_attention(part, *cache, attn_mask=bias, scale=1.0)
+        for part, cache, bias in zip(parts, caches, biases, strict=True)
+    ]
+    joined = found[0] if len(found) == 1 else torch.cat(found)
+    return attention.out_proj(joined.transpose(1, 2).reshape(x.shape))
 
 
 def generate(

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,20 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from transformers.modeling_outputs import BaseModelOutput
 
 from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.int8 import quantise
 from efficient_asr.models.loading import is_adapter, load_config, load_network
 from efficient_asr.models.log_mel import HOP, LogMel
-from efficient_asr.models.parts import find_class
+from efficient_asr.models.parts import build, describe, find_class
 from efficient_asr.models.whisper.adapters import load_adapted
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper.labels import WhisperLabels
+from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.models.whisper.tokens import complete_generation_config
 from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write
+
+PADDING = "encoder_padding"  # entry of config.json in a model folder
 
 
 class Whisper(nn.Module):
@@ -51,6 +55,10 @@ class Whisper(nn.Module):
         Technique and variant, for Results and tables.
     history : dict
         Changes made by techniques when the network was created, by technique; plain data.
+    encoder_padding : OwnLength or None
+        Encodes each utterance on its own length; None to encode the whole window.
+    quantised : str or None
+        Mode of int8 quantisation (`efficient_asr.models.int8`); None for float.
     training_modules : torch.nn.ModuleDict
         Modules trained with the network but not saved in the model folder, such as a loss with learned weights.
     """
@@ -65,6 +73,8 @@ class Whisper(nn.Module):
         self.labels = WhisperLabels(tokenizer, network.config, network.generation_config)
         self.log_mel = LogMel(network.config.num_mel_bins)
         self.training_modules = nn.ModuleDict()
+        self.encoder_padding: OwnLength | None = None
+        self.quantised: str | None = None
         self.history: dict[str, Any] = {}
         about = getattr(network.config, "about", None) or {}  # in model folders written by a recipe
         if about.get("technique"):
@@ -98,28 +108,62 @@ class Whisper(nn.Module):
         tokenizer = load_config(source, WhisperTokenizer)
         network = load_network(kind.network_class, source)
         complete_generation_config(network.generation_config, tokenizer, source)
-        return kind(network, tokenizer).load_parts(source).eval()
+        whisper = kind(network, tokenizer).load_parts(source).eval()
+        stored = getattr(config, PADDING, None)
+        if stored:
+            whisper.encoder_padding = build(stored, f"{source}/config.json, {PADDING}").load(source, whisper)
+        return whisper
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
         """Write a directory in Hugging Face's layout, atomically; `about` is stored in its config.json."""
+        if self.quantised:
+            raise UserError(
+                f"{folder}: a quantised model ({self.quantised}) cannot be saved; quantise it after loading instead"
+            )
         seconds = self.window_samples // SAMPLE_RATE
         with atomic_write(Path(folder)) as partial:
             self.write_network(partial, dtype)
             self.tokenizer.save_pretrained(partial)
             WhisperFeatureExtractor(self.network.config.num_mel_bins, chunk_length=seconds).save_pretrained(partial)
             config = json.loads((partial / "config.json").read_text(encoding="utf-8")) | {"about": about or {}}
+            config.pop(PADDING, None)
+            if self.encoder_padding is not None:
+                config[PADDING] = describe(self.encoder_padding)
+                self.encoder_padding.save(partial)
             (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     def reset_metadata(self) -> None:
         """Discard the record of the recipe and technique that produced the weights, before another one starts."""
         self.network.config.about, self.history = None, {}
+        self.encoder_padding = None  # what belongs to the padding depends on the weights
         for name in ("technique", "label"):
             self.__dict__.pop(name, None)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that identify this network, as plain data."""
-        return {"network": self.network.config.to_diff_dict()}
+        found: dict[str, Any] = {"network": self.network.config.to_diff_dict()}
+        found["network"].pop(PADDING, None)
+        if self.encoder_padding is not None:
+            found[PADDING] = describe(self.encoder_padding)
+        return found | ({"quantised": self.quantised} if self.quantised else {})
+
+    @property
+    def changes(self) -> list[str]:
+        """What encodes and computes differently from the stored network: labels for the tables."""
+        padding = [] if self.encoder_padding is None else [self.encoder_padding.label]
+        return padding + ([self.quantised] if self.quantised else [])
+
+    def quantise(self, mode: str) -> None:
+        """Replace linear layers with int8 ones; see `efficient_asr.models.int8.quantise`.
+
+        Raises
+        ------
+        UserError
+            If the model cannot be quantised in this mode.
+        """
+        quantise(self.network, mode)
+        self.quantised = mode
 
     @property
     def device(self) -> torch.device:
@@ -216,17 +260,32 @@ class Whisper(nn.Module):
         UserError
             If an utterance is longer than the window.
         """
+        if self.encoder_padding is not None:
+            return self.encoder_padding.encode(self, wavs, lengths, hidden_states)
         out = self.network.model.encoder(self.features(wavs, lengths), output_hidden_states=hidden_states)
         return Encoded(out.last_hidden_state, lengths, out.hidden_states if hidden_states else None)
 
-    def features(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the log-mel features [batch, mels, window frames] of [batch, time] with lengths [batch]; see `encode`."""
+    @contextlib.contextmanager
+    def whole_window(self) -> Iterator[None]:
+        """Encode the whole window within the context, whatever `encoder_padding` is."""
+        padding, self.encoder_padding = self.encoder_padding, None
+        try:
+            yield
+        finally:
+            self.encoder_padding = padding
+
+    def features(self, wavs: torch.Tensor, lengths: torch.Tensor, frames: int | None = None) -> torch.Tensor:
+        """Return the log-mel features [batch, mels, frames] of [batch, time] with lengths [batch]; see `encode`.
+
+        `frames` are those to compute, at least those of the audio; by default those of the window.
+        """
         window = self.window_samples
         if int(lengths.max()) > window:
             raise UserError(
                 f"an utterance has {int(lengths.max()) / SAMPLE_RATE:.1f} s of audio; this Whisper takes at most "
                 f"{window / SAMPLE_RATE:.0f} s; split the audio"
             )
+        window = window if frames is None else frames * HOP
         wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
         return self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device)).to(self.network.dtype)
 

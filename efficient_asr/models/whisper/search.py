@@ -27,6 +27,7 @@ from efficient_asr.models.whisper.decoding import (
 from efficient_asr.models.whisper.greedy import Found, generate
 from efficient_asr.models.whisper.labels import WhisperLabels
 from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.own_length import POSITIONS_PER_S
 from efficient_asr.models.whisper.timestamps import TimestampRules, split_segments
 
 
@@ -55,6 +56,10 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
         if options.no_speech_threshold is not None:
             silence = logits.softmax(dim=1)[:, labels.no_speech].tolist()
     out = search(model, encoded, languages, options, options.schedule[0])
+    for i in range(len(out)):
+        if encoded.whole is not None and _needs_whole(out[i], options):
+            out[i] = search(model, encoded.whole(i), languages[i : i + 1], options, options.schedule[0])[0]
+            out[i].encoded_again = True
     for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
         unsure = hypothesis.avg_logprob < options.logprob_threshold
         silent = probability is not None and probability > options.no_speech_threshold and unsure
@@ -64,6 +69,14 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
         if silent:
             out[i].text, out[i].segments = "", []
     return out
+
+
+def _needs_whole(hypothesis: Hypothesis, options: DecodingOptions) -> bool:
+    """Whether a hypothesis from encoder states of the audio's own length looks wrong; see `DecodingOptions.retry_logprob`."""
+    if options.retry_logprob is None:
+        return False
+    repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
+    return repetitive or hypothesis.looped or hypothesis.cut_off or hypothesis.avg_logprob < options.retry_logprob
 
 
 def _fall_back(
@@ -187,10 +200,11 @@ def _hypotheses(
     """Convert the tokens found after prompts of `size` tokens to hypotheses with text, confidence and segments."""
     labels = model.labels
     hypotheses = []
-    for i, tokens in enumerate(out.tokens[:, size:].tolist()):
-        count = tokens.index(labels.end) + 1 if labels.end in tokens else len(tokens)
+    window = model.network.config.max_source_positions
+    for i, row in enumerate(out.tokens[:, size:].tolist()):
+        count = row.index(labels.end) + 1 if labels.end in row else len(row)
         count = min(count, int(limits[i]))  # what follows is padding
-        tokens = [token for token in tokens[:count] if token != labels.end]
+        tokens = [token for token in row[:count] if token != labels.end]
         whole = len(tokens)
         if options.cut_loops:
             tokens = without_loop(tokens, labels.timestamp_tokens)
@@ -203,6 +217,8 @@ def _hypotheses(
                 languages[i],
                 temperature=temperature,
                 looped=len(tokens) < whole,
+                cut_off=count == int(limits[i]) and row[count - 1] != labels.end,
+                encoder_s=(window if encoded.own is None else int(encoded.own[i])) / POSITIONS_PER_S,
                 segments=_segments(labels, tokens, float(encoded.lengths[i])) if options.timestamps else [],
             )
         )

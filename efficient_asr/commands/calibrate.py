@@ -1,0 +1,53 @@
+"""Write a copy of a Whisper that encodes each utterance on its own length, with cached silence behind it.
+
+    efficient-asr calibrate WHISPER --out FOLDER
+    efficient-asr calibrate WHISPER --manifest recordings.jsonl --out FOLDER
+
+No training and no data are needed. With recordings, the cached silence is closer to what the model would compute: 16 recordings
+of a few seconds are enough, and their texts are not used. The folder is used like the original; `--encoder_padding 30` turns the
+cache off again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from efficient_asr.data import load_audio, read_manifest
+from efficient_asr.models.parts import find_class
+from efficient_asr.models.sources import read_config, resolve_source
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.settings.options import at_least, parse_columns
+from efficient_asr.utils.errors import UserError, check_writable
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="WHISPER", help="Whisper directory, hub id, or model folder of a recipe")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
+    parser.add_argument("--manifest", type=Path, help="JSON lines: id, audio, duration (default: synthetic noise)")
+    parser.add_argument("--columns", default="{}", help="custom column names, e.g. '{audio: path}'")
+    parser.add_argument("--recordings", type=at_least(1), default=16, help="how many of them to use (default 16)")
+    parser.add_argument("--padding_s", type=float, default=0.2, help="real silence behind each utterance (default 0.2)")
+    parser.add_argument(
+        "--group", type=at_least(1), default=4, help="silent positions per key (default 4; 1 keeps all)"
+    )
+    parser.add_argument("--language", help="language of the recordings, for models with language experts")
+    args = parser.parse_args(argv)
+    if args.out.exists():
+        raise UserError(f"--out: {args.out} exists; choose another folder")
+    check_writable(args.out.parent, "--out")
+    model = Whisper.from_source(resolve_source(args.model))
+    wavs = None
+    if args.manifest is not None:
+        rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)
+        wavs = [load_audio(row["audio"]) for row in rows[: args.recordings]]
+    kind = find_class("silence_cache", "calibrate")
+    model.encoder_padding = kind.calibrate(model, wavs, args.padding_s, args.group, args.language)
+    source = Path(resolve_source(args.model))
+    about = read_config(str(source)).get("about") if source.is_dir() and (source / "config.json").is_file() else None
+    model.save(args.out, about)
+    print(f"model with {model.encoder_padding.label}: {args.out}")

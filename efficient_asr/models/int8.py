@@ -1,0 +1,134 @@
+r"""Linear layers with int8 weights, on the CPU.
+
+The weights of each output channel are quantised with their own scale, :math:`W_{ij} \approx s_i q_{ij}` with
+:math:`q_{ij} \in [-127, 127]`. Two kernels of torch multiply with them:
+
+- `WeightOnly`: activations stay in bfloat16. Decoding one utterance is bound by reading weights; int8 has a quarter of the bytes.
+- `RowWise`: every row of the activations is quantised to 7 bits with its own scale (the vector-wise quantisation of LLM.int8(),
+  arXiv 2208.07339). Faster for large products, coarser. 7 bits, because without VNNI the products of two 8 bit numbers overflow
+  the 16 bit sums of FBGEMM's kernel.
+
+Both treat every row on its own, so a transcript does not depend on its batch. torch's own dynamic quantisation uses one scale for
+all rows. On a VNNI-less CPU, torchao's int8 kernels and oneDNN's were slower than float32 (docs/deployment.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from efficient_asr.settings.options import QUANTISATIONS
+from efficient_asr.utils.errors import UserError, did_you_mean
+
+LEVELS, MIDDLE = 63, 64  # of 7 bit activations
+MODES = QUANTISATIONS
+
+
+class WeightOnly(nn.Module):
+    """A linear layer with int8 weights and bfloat16 activations.
+
+    Arguments
+    ---------
+    linear : torch.nn.Linear
+        The layer to replace, in float32.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach().float()
+        scale = _scale(weight).bfloat16()
+        scale = torch.where(scale.float() * 127 < weight.abs().amax(dim=1), scale * (1 + 2**-7), scale)
+        self.register_buffer("weight", (weight / scale.float()[:, None]).round().to(torch.int8), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [..., out_features] of [..., in_features]."""
+        rows = x.reshape(-1, self.in_features).bfloat16()
+        y = torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
+        return y.float() if self.bias is None else y + self.bias
+
+
+class RowWise(nn.Module):
+    """A linear layer with int8 weights, and activations quantised row by row.
+
+    Arguments
+    ---------
+    linear : torch.nn.Linear
+        The layer to replace, in float32.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach().float()
+        scale = _scale(weight)
+        integers = (weight / scale[:, None]).round().to(torch.int8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # quantised tensors are deprecated; setup.py limits torch's version
+            zero = torch.zeros(len(scale), dtype=torch.long)
+            packable = torch._make_per_channel_quantized_tensor(integers, scale.double(), zero, 0)
+            self.packed = torch.ops.quantized.linear_prepack(packable, None)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [..., out_features] of [..., in_features]."""
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-8)
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            x / largest, 1 / LEVELS, MIDDLE, self.packed
+        )
+        return y * largest if self.bias is None else torch.addcmul(self.bias, y, largest)
+
+
+def _scale(weight: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each output channel of weights [out, in]."""
+    return weight.abs().amax(dim=1).clamp(min=1e-8) / 127
+
+
+def quantise(network: nn.Module, mode: str) -> None:
+    """Replace linear layers of a Whisper network with int8 ones, in place.
+
+    Arguments
+    ---------
+    network : WhisperForConditionalGeneration
+        The network, in float32 on the CPU.
+    mode : str
+        `decoder-int8`: layers of the decoder weight-only, the output layer row-wise. `encoder-int8`: layers of the encoder
+        row-wise. `int8`: both.
+
+    Raises
+    ------
+    UserError
+        If the mode is unknown, or this CPU or network is not supported.
+    """
+    if mode not in MODES:
+        raise UserError(f"quantise: '{mode}' is invalid; use {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}")
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise UserError(f"quantise: {mode} needs torch's FBGEMM kernels, which this build (not x86) does not have")
+    if network.dtype != torch.float32 or network.device.type != "cpu":
+        raise UserError(
+            f"quantise: {mode} needs a model in float32 on the CPU, not {network.dtype} on {network.device}"
+        )
+    if mode in ("decoder-int8", "int8"):
+        for parent, name, linear in _linears(network.model.decoder.layers):
+            setattr(parent, name, WeightOnly(linear))
+        network.proj_out = RowWise(network.proj_out)
+    if mode in ("encoder-int8", "int8"):
+        for parent, name, linear in _linears(network.model.encoder.layers):
+            setattr(parent, name, RowWise(linear))
+
+
+def _linears(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Return parent, name and linear layer of each to replace: not keys and values of cross-attention, which are computed once
+    for all frames of an utterance and are not bound by reading weights.
+    """
+    found = []
+    for path, parent in layers.named_modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear) and not (path.endswith("encoder_attn") and name in ("k_proj", "v_proj")):
+                found.append((parent, name, child))
+    return iter(found)

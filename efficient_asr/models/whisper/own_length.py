@@ -1,0 +1,148 @@
+"""Encode each utterance on its own length instead of Whisper's window of 30 s.
+
+An utterance of n samples and `padding_s` of silence behind it fill the first positions of the window; the convolutions and layers
+run on these positions only. In a batch, every utterance has its own number of positions. On a CPU, which gains nothing from
+larger matrices, utterances are encoded one by one, so states do not depend on the batch, bit for bit; elsewhere they are encoded
+together, and attention does not see the positions of longer ones.
+
+`OwnLength` alone cuts the rest of the window away, which a model must have been trained for: a plain Whisper repeats itself
+without the silence. Techniques that put something in its place override `silence` and `complete`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.log_mel import HOP, encoder_frames
+from efficient_asr.models.parts import Part
+from efficient_asr.models.whisper.decoding import Encoded, Tail
+from efficient_asr.utils.errors import UserError
+
+POSITIONS_PER_S = SAMPLE_RATE / HOP / 2
+
+
+class OwnLength(Part):
+    """Encode each utterance with a given amount of silence behind it.
+
+    Arguments
+    ---------
+    padding_s : float
+        Silence behind each utterance in seconds. With 30 or more, the whole window is encoded: the plain model, bit for bit.
+
+    Attributes
+    ----------
+    step : int
+        The number of positions of an utterance is a multiple of this.
+    """
+
+    def __init__(self, padding_s: float) -> None:
+        super().__init__()
+        if not 0 <= padding_s < math.inf:
+            raise UserError(f"padding_s: {padding_s} is not a number of seconds, 0 or more")
+        self.padding_s = padding_s
+        self.step = 1
+        self.together: bool | None = None  # encode a batch together; None to decide by device
+
+    @property
+    def label(self) -> str:
+        """Variant, for the tables."""
+        return f"own length + {self.padding_s:g} s"
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the arguments of `from_config`."""
+        return {"padding_s": self.padding_s}
+
+    def positions(self, whisper: Any, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the number of positions to compute for utterances of `lengths` samples [batch]."""
+        needed = encoder_frames(lengths.cpu()) + round(self.padding_s * POSITIONS_PER_S)
+        needed = torch.ceil(needed.clamp(min=1) / self.step).long() * self.step
+        return needed.clamp(max=whisper.network.config.max_source_positions)
+
+    def encode(self, whisper: Any, wavs: torch.Tensor, lengths: torch.Tensor, hidden_states: bool) -> Encoded:
+        """Run the encoder on [batch, time] at 16 kHz with `lengths` [batch] in samples; see `Whisper.encode`."""
+        network = whisper.network.model.encoder
+        window, own = network.config.max_source_positions, self.positions(whisper, lengths)
+        together = whisper.device.type != "cpu" if self.together is None else self.together
+        if int(own.min()) == window:
+            out = network(whisper.features(wavs, lengths), output_hidden_states=hidden_states)
+            return Encoded(out.last_hidden_state, lengths, out.hidden_states if hidden_states else None)
+        if together or len(wavs) == 1:
+            found = self._layers(whisper, wavs, lengths, own)
+        else:
+            rows = [slice(row, row + 1) for row in range(len(wavs))]
+            each = [
+                self._layers(whisper, wavs[row, : max(1, int(lengths[row]))], lengths[row], own[row]) for row in rows
+            ]
+            found = [_stack(layer, int(own.max())) for layer in zip(*each, strict=True)]
+        found = [self.complete(whisper, i, x, own) for i, x in enumerate(found) if hidden_states or i == len(found) - 1]
+        return Encoded(found[-1], lengths, tuple(found) if hidden_states else None, own=own, tail=self.tail(whisper))
+
+    def _layers(self, whisper: Any, wavs: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
+        """Return the inputs of all layers and the output of the last, each [batch, longest, dim]."""
+        network = whisper.network.model.encoder
+        window, longest = network.config.max_source_positions, int(own.max())
+        # one more position than needed: the last one sees the padding behind it
+        features = whisper.features(wavs, lengths, min(window, longest + 1) * 2)
+        x = nn.functional.gelu(network.conv1(features))
+        x = nn.functional.gelu(network.conv2(x)).transpose(1, 2)[:, :longest] + network.embed_positions.weight[:longest]
+        bias = self._bias(own, longest, x)
+        found = []
+        for i, layer in enumerate(network.layers):
+            found.append(x)
+            x = x + self._attend(layer, layer.self_attn_layer_norm(x), bias, self.silence(whisper, i, own))
+            x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+        return [*found, network.layer_norm(x)]
+
+    def _bias(self, own: torch.Tensor, longest: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Return what is added to attention scores [batch, 1, 1, keys]: minus infinity for positions of longer utterances."""
+        own = own.to(x.device)[:, None]
+        places = torch.arange(longest, device=x.device)
+        bias = torch.zeros(len(own), longest, device=x.device).masked_fill(places >= own, -torch.inf)
+        more = self.silence_bias(own)
+        if more is not None:
+            bias = torch.cat([bias, more], dim=1)
+        return bias[:, None, None].to(x.dtype) if bool(bias.count_nonzero()) else None
+
+    @staticmethod
+    def _attend(
+        layer: nn.Module,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        silence: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Return the output of self-attention over [batch, positions, dim] and the keys and values of silence."""
+        attention = layer.self_attn
+        shape = (*x.shape[:2], attention.num_heads, attention.head_dim)
+        queries = (attention.q_proj(x) * attention.scaling).view(shape).transpose(1, 2)
+        pair = [project(x).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj)]
+        if silence is not None:
+            pair = [
+                torch.cat([one, end.expand(len(x), -1, -1, -1)], dim=2) for one, end in zip(pair, silence, strict=True)
+            ]
+        found = nn.functional.scaled_dot_product_attention(queries, *pair, attn_mask=bias, scale=1.0)
+        return attention.out_proj(found.transpose(1, 2).reshape(x.shape))
+
+    # ------------------------------------------------------------ for techniques
+
+    def silence(self, whisper: Any, layer: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return keys and values [1, heads, groups, head dim] that every utterance attends to in a layer."""
+
+    def silence_bias(self, own: torch.Tensor) -> torch.Tensor | None:
+        """Return what is added to the attention scores of these [batch, groups], given the positions of utterances [batch, 1]."""
+
+    def complete(self, whisper: Any, layer: int, states: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Return the input of a layer (or the output of the last) [batch, positions, dim] with what stands for the rest."""
+        return states
+
+    def tail(self, whisper: Any) -> Tail | None:
+        """Return what the decoder sees in place of the positions that were not computed."""
+
+
+def _stack(rows: tuple[torch.Tensor, ...], longest: int) -> torch.Tensor:
+    """Return states of single utterances, [1, positions, dim] each, as one batch padded with zeros."""
+    return torch.cat([nn.functional.pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
