@@ -23,7 +23,7 @@ from efficient_asr.data.manifest import (
     report_skipped,
     write_manifest,
 )
-from efficient_asr.data.padding import absolute_lengths, check_wavs, pad_wavs, zero_padding
+from efficient_asr.data.padding import absolute_lengths, check_wavs, frame_mask, pad_wavs, zero_padding
 from efficient_asr.data.parallel import Loader, in_parallel
 from efficient_asr.data.sampler import BatchOrder
 from efficient_asr.data.tables import TABLES, lines_of, table_rows
@@ -42,6 +42,7 @@ __all__ = [
     "absolute_lengths",
     "check_columns",
     "check_wavs",
+    "frame_mask",
     "from_samples",
     "in_parallel",
     "inspect_audio",

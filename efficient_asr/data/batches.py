@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader, Dataset
 
 from efficient_asr.data.audio import load_row
@@ -20,6 +19,9 @@ from efficient_asr.data.parallel import Loader
 from efficient_asr.data.sampler import BatchOrder
 from efficient_asr.text.normalise import Normaliser
 from efficient_asr.utils.errors import UserError, listing
+
+if TYPE_CHECKING:
+    from speechbrain.dataio.batch import PaddedBatch
 
 
 def iterate_batches(rows: Rows, batch_size: int) -> Iterator[tuple[list[Row], torch.Tensor, torch.Tensor]]:
@@ -100,6 +102,8 @@ class Utterances(Dataset):
 
 def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:
     """Return a padded batch. `problems` lists unreadable utterances; `id` is empty if all of them are unreadable."""
+    from speechbrain.dataio.batch import PaddedBatch  # importing SpeechBrain takes over a second
+
     good = [item for item in items if "problem" not in item]
     batch = PaddedBatch(good) if good else SimpleNamespace(id=[])
     batch.problems = [item for item in items if "problem" in item]

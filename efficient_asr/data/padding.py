@@ -68,3 +68,11 @@ def zero_padding(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return values
     mask = torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None]
     return values * mask.reshape(*mask.shape, *[1] * (values.dim() - 2))
+
+
+def frame_mask(frame_lengths: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return a boolean mask [batch, frames], True on unpadded frames.
+
+    At least one frame per row is True, since attention over no frames is undefined.
+    """
+    return torch.arange(frames, device=frame_lengths.device) < frame_lengths.clamp(min=1)[:, None]

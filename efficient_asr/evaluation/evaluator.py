@@ -134,7 +134,8 @@ def _word_errors(errors: list[Errors]) -> dict[str, Any]:
 def _macs(records: Records, benchmark: Benchmark, measured: bool) -> dict[str, float | None]:
     """Return the mean GMACs per utterance by both conventions, and the GMACs per second of audio."""
     macs = sum(record["macs_g"] for record in records) if measured else None
-    macs_thop = sum(record["macs_thop_g"] for record in records) if measured and thop_available() else None
+    by_thop = [record["macs_thop_g"] for record in records] if measured else [None]
+    macs_thop = None if None in by_thop else sum(by_thop)
     return {
         "macs_g": macs / len(records) if measured else None,
         "macs_g_per_audio_s": macs / float(benchmark.rows.durations.sum()) if measured else None,
@@ -244,7 +245,8 @@ class Costs:
             if key in self._known:
                 return transcript, *self._known[key]
         counted = count_macs(_transcribe_one, self.transcriber, row, wavs, wav_lens)
-        cost = (counted.macs / 1e9, counted.macs_thop / 1e9 if thop_available() else None)
+        has_thop = thop_available() and self.transcriber.thop_counts
+        cost = (counted.macs / 1e9, counted.macs_thop / 1e9 if has_thop else None)
         key = self.transcriber.cost_key(counted.output)
         if key is not None:
             self._has_keys, self._known[key] = True, cost

@@ -59,7 +59,7 @@ def _reset_peak_memory(device: str) -> None:
             pass
 
 
-def _peak_memory_bytes(device: str) -> int | None:
+def peak_memory_bytes(device: str) -> int | None:
     """Return the peak of the device's allocations, or of the process's resident memory on the CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
@@ -138,5 +138,5 @@ def measure_runtime(
         "runtime_max_s": max(times),
         "repeats": repeats,
         "rtfx": audio_s / runtime_s,
-        "peak_memory_bytes": _peak_memory_bytes(device),
+        "peak_memory_bytes": peak_memory_bytes(device),
     }

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from efficient_asr.inference.ctc import CTCTranscriber
-from efficient_asr.inference.language_model import LanguageModel
 from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
-from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.text.languages import is_language, normalise_or_keep
@@ -50,10 +47,10 @@ def load_transcriber(
     long_audio_batch : int, optional
         Batch size for the pieces of one recording.
     encoder_padding : float or str, optional
-        What a Whisper encodes behind the audio: a number for so many seconds of silence (30: the whole window), or
-        `silence_cache` for the audio's own length with cached silence. By default what the model folder says, or 30.
+        What a Whisper encodes behind the audio: a number for so many seconds of silence (30: the whole window), or the name of
+        a technique that puts something in its place. By default what the model folder says, or 30.
     padding_s : float, optional
-        Real silence in seconds, with `silence_cache`; by default what the model folder says, or 0.2.
+        Real silence in seconds, if `encoder_padding` is a name; by default what the model folder says, or 0.2.
     quantise : str, optional
         Compute parts of a Whisper with int8 weights on the CPU: `decoder-int8`, `encoder-int8` or `int8`.
     **options
@@ -106,6 +103,11 @@ def _load_own(
         raise UserError(f"'{unknown[0]}' is not an option of CTC models; valid options: {', '.join(LM_OPTIONS)}")
     if language not in (None, MANIFEST) and not is_language(language):
         raise UserError(f"language: '{language}' is not a known language; use an ISO 639 code or an English name")
+    # SpeechBrain's decoders and layers; a Whisper does not wait for their import
+    from efficient_asr.inference.ctc import CTCTranscriber
+    from efficient_asr.inference.language_model import LanguageModel
+    from efficient_asr.models.ctc import CTCModel
+
     model = CTCModel.load(source)
     lm = LanguageModel(resolve_source(lm_path), model.labels.vocabulary, **options) if lm_path else None
     return CTCTranscriber(model, lm)

@@ -73,6 +73,11 @@ class LongAudio(Transcriber):
         return self.transcriber if self.transcriber.model is None else self.transcriber.model
 
     @property
+    def thop_counts(self) -> bool:
+        """Whether thop knows all layers of the wrapped transcriber."""
+        return self.transcriber.thop_counts
+
+    @property
     def technique(self) -> str:
         """Technique of the wrapped transcriber."""
         return self.transcriber.technique

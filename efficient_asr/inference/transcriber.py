@@ -37,6 +37,8 @@ class Transcriber:
         Normaliser for scoring, if none is chosen; None for Whisper's own, which depends on the language (see `Benchmark`).
     shows_encoder : bool
         Whether `encode` and `decode` are available.
+    thop_counts : bool
+        Whether thop knows all layers of the model, so that its count means something.
     model : Any
         The network with its labels, if there is one.
     """
@@ -48,6 +50,7 @@ class Transcriber:
     window_s: float | None = None
     normaliser: str | None = "plain"
     shows_encoder: bool = False
+    thop_counts: bool = True
     model: Any = None
 
     @property

@@ -17,13 +17,13 @@ from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs, z
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.log_mel import HOP
-from efficient_asr.models.parts import find_class
 from efficient_asr.models.whisper import search
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.text.languages import normalise_or_keep
-from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.errors import UserError, did_you_mean
+from efficient_asr.utils.technique import find, merged
 
 
 def set_padding(model: Whisper, padding: float | str | None, padding_s: float | None, language: str | None) -> None:
@@ -43,14 +43,16 @@ def set_padding(model: Whisper, padding: float | str | None, padding_s: float | 
         model.encoder_padding = None if padding >= model.window_samples / SAMPLE_RATE else OwnLength(float(padding))
     elif padding is None or (stored is not None and padding == stored.technique):
         if stored is None:
-            raise UserError(
-                "padding_s: the model encodes the whole window; pass encoder_padding: silence_cache as well"
-            )
+            raise UserError("padding_s: the model encodes the whole window; pass encoder_padding as well")
         model.encoder_padding = stored if padding_s is None else stored.with_padding(padding_s)
     else:
-        kind = find_class(padding, "encoder_padding") if isinstance(padding, str) else None
-        if kind is None or not hasattr(kind, "calibrate"):
-            raise UserError(f"encoder_padding: {padding!r} is neither a number of seconds nor silence_cache")
+        kind = find("encoder_paddings", str(padding))
+        if kind is None:
+            names = merged("encoder_paddings")
+            raise UserError(
+                f"encoder_padding: {padding!r} is neither a number of seconds nor one of {', '.join(names)}."
+                f"{did_you_mean(str(padding), names)}"
+            )
         given = {} if padding_s is None else {"padding_s": padding_s}
         language = language if language != MANIFEST else None
         model.encoder_padding = kind.calibrate(model, language=language, **given)
@@ -103,7 +105,7 @@ class WhisperTranscriber(Transcriber):
             set_padding(model, padding, padding_s, normalise_or_keep(language))
         if mode is not None:
             model.quantise(mode)
-        return cls(model, language, decoding)
+        return cls(model, language, decoding).prepare()
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:
         """Reject utterances in a language that the model does not support, before the first one is transcribed.
@@ -204,6 +206,11 @@ class WhisperTranscriber(Transcriber):
         """Variant: what the model was trained with, and how it is computed."""
         own = [super().label] if super().label != "baseline" else []
         return " + ".join(own + self.model.changes) or "baseline"
+
+    @property
+    def thop_counts(self) -> bool:
+        """Whether thop knows all layers: not the int8 ones."""
+        return self.model.quantised is None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -310,4 +317,14 @@ class WhisperTranscriber(Transcriber):
                 f"quantise: {self.model.quantised} runs on the CPU only; pass --device cpu, or do not quantise"
             )
         self.model.to(device)
+        return self.prepare()
+
+    def prepare(self) -> WhisperTranscriber:
+        """Let the padding make what it keeps for all utterances, so that no utterance counts or pays for it; return self."""
+        if self.model.encoder_padding is not None:
+            first = DecodingOptions(max_new_tokens=1)
+            languages = [next(iter(self.model.labels.languages), "en")]
+            with torch.no_grad():
+                encoded = self.model.encode(torch.zeros(1, HOP), torch.tensor([HOP]), False, languages)
+                search.search(self.model, encoded, languages, first, 0.0)
         return self

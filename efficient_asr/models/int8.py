@@ -46,6 +46,19 @@ class WeightOnly(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.bias = linear.bias
 
+    @classmethod
+    def join(cls, layers: list[WeightOnly]) -> WeightOnly:
+        """Return one layer with the outputs of several; these share its weights from then on."""
+        joined = cls(nn.Linear(layers[0].in_features, 1, bias=True))
+        joined.out_features = sum(layer.out_features for layer in layers)
+        joined.weight, joined.scale = torch.cat([a.weight for a in layers]), torch.cat([a.scale for a in layers])
+        biases = [torch.zeros(a.out_features) if a.bias is None else a.bias.detach() for a in layers]
+        joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+        sizes = [layer.out_features for layer in layers]
+        for layer, weight, scale in zip(layers, joined.weight.split(sizes), joined.scale.split(sizes), strict=True):
+            layer.weight, layer.scale = weight, scale
+        return joined
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [..., out_features] of [..., in_features]."""
         rows = x.reshape(-1, self.in_features).bfloat16()
@@ -116,6 +129,9 @@ def quantise(network: nn.Module, mode: str) -> None:
     if mode in ("decoder-int8", "int8"):
         for parent, name, linear in _linears(network.model.decoder.layers):
             setattr(parent, name, WeightOnly(linear))
+        for layer in network.model.decoder.layers:
+            attention = layer.self_attn
+            attention.qkv_proj = WeightOnly.join([attention.q_proj, attention.k_proj, attention.v_proj])
         network.proj_out = RowWise(network.proj_out)
     if mode in ("encoder-int8", "int8"):
         for parent, name, linear in _linears(network.model.encoder.layers):

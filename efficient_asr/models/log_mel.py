@@ -8,10 +8,7 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from efficient_asr.data import SAMPLE_RATE
-from efficient_asr.models.encoders.base import (
-    frame_mask,
-)
+from efficient_asr.data import SAMPLE_RATE, frame_mask
 
 N_FFT, HOP = 400, 160
 

@@ -162,10 +162,11 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--encoder_padding",
-        help="what to encode behind the audio: seconds of silence (default 30: the whole window), or silence_cache",
+        help="what to encode behind the audio: seconds of silence (default 30: the whole window), or the name of a technique "
+        "(docs/deployment.md)",
     )
     group.add_argument(
-        "--padding_s", type=float, help="real silence with --encoder_padding silence_cache (default 0.2)"
+        "--padding_s", type=float, help="real silence, if --encoder_padding is not a number (default 0.2)"
     )
     group.add_argument("--retry_logprob", type=float,
         help="with less padding than 30 s: encode the whole window if the mean log-probability is lower (default -1.0)",

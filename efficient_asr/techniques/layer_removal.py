@@ -32,7 +32,8 @@ from typing import Any
 
 import torch
 
-from efficient_asr.models.encoders.base import Encoder, frame_mask
+from efficient_asr.data import frame_mask
+from efficient_asr.models.encoders.base import Encoder
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.technique import Key, Technique
 

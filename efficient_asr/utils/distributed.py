@@ -1,11 +1,14 @@
-"""Communication between the processes of a distributed run; no-ops in a single process."""
+"""Communication between the processes of a distributed run; no-ops in a single process.
+
+SpeechBrain's functions are imported only in a distributed run: importing SpeechBrain takes over a second, which a command that
+transcribes one file does not have to wait for.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process, is_distributed_initialized
 
 __all__ = [
     "all_gather",
@@ -17,6 +20,37 @@ __all__ = [
     "rank",
     "world_size",
 ]
+
+
+def is_distributed_initialized() -> bool:
+    """Whether this process is one of several."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def if_main_process() -> bool:
+    """Whether this is the main process."""
+    if not is_distributed_initialized():
+        return True
+    from speechbrain.utils import distributed
+
+    return distributed.if_main_process()
+
+
+def ddp_barrier() -> None:
+    """Wait for all processes."""
+    if is_distributed_initialized():
+        from speechbrain.utils import distributed
+
+        distributed.ddp_barrier()
+
+
+def ddp_broadcast(value: Any, source: int = 0) -> Any:
+    """Return the value of process `source`."""
+    if not is_distributed_initialized():
+        return value
+    from speechbrain.utils import distributed
+
+    return distributed.ddp_broadcast(value, source)
 
 
 def rank() -> int:

@@ -104,6 +104,8 @@ class Technique:
         `(result) -> str`: group of a result; a group shares a colour in plots. By default, the technique.
     folder_kinds : dict of str to str
         Value of `kind` in a model folder's config.json -> `(folder, load_model, language, options) -> Transcriber`.
+    encoder_paddings : dict of str to str
+        Value of `encoder_padding` -> a class with `calibrate(whisper, wavs, ...)`, for what stands behind the audio in Whisper.
     page_markers : dict of str to str
         Name of a marker in Markdown pages -> `(name, results_folder) -> str`, the text to insert.
     pictures : str or None
@@ -121,6 +123,7 @@ class Technique:
     columns: tuple[Column, ...] = ()
     plot_groups: str | None = None
     folder_kinds: dict[str, str] = field(default_factory=dict)
+    encoder_paddings: dict[str, str] = field(default_factory=dict)
     page_markers: dict[str, str] = field(default_factory=dict)
     pictures: str | None = None
     module: str = ""  # dotted path; filled in by `techniques`

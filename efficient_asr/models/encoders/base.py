@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
+from efficient_asr.data import frame_mask
 from efficient_asr.models.parts import Part
 
 
@@ -71,14 +72,6 @@ class EncoderOutput:
     states: torch.Tensor
     frame_lengths: torch.Tensor
     hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-def frame_mask(frame_lengths: torch.Tensor, frames: int) -> torch.Tensor:
-    """Return a boolean mask [batch, frames], True on unpadded frames.
-
-    At least one frame per row is True, since attention over no frames is undefined.
-    """
-    return torch.arange(frames, device=frame_lengths.device) < frame_lengths.clamp(min=1)[:, None]
 
 
 def masked_layer_norm(states: torch.Tensor, frame_lengths: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:

@@ -11,8 +11,7 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.VanillaNN import VanillaNN
 from torch import nn
 
-from efficient_asr.data import SAMPLE_RATE
-from efficient_asr.models.encoders.base import frame_mask
+from efficient_asr.data import SAMPLE_RATE, frame_mask
 
 HOP, MELS = 320, 80
 CONTEXT_FRAMES = 8  # exceeds the look-ahead of second-order deltas

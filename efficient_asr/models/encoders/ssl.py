@@ -15,13 +15,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from efficient_asr.data import SAMPLE_RATE, zero_padding
+from efficient_asr.data import SAMPLE_RATE, frame_mask, zero_padding
 from efficient_asr.models.encoders.base import (
     Encoder,
     EncoderState,
     advance,
     attention_mask,
-    frame_mask,
     plain_network_config,
 )
 from efficient_asr.models.encoders.fbank import FilterbankExtractor

@@ -17,9 +17,8 @@ import torch
 from speechbrain.dataio.encoder import CTCTextEncoder
 from torch import nn
 
-from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.data import SAMPLE_RATE, frame_mask
 from efficient_asr.models.ctc import CTCModel
-from efficient_asr.models.encoders.base import frame_mask
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write

@@ -81,12 +81,13 @@ class Decoder:
         if count > 1:
             causal = torch.full((count, end), -torch.inf, dtype=x.dtype, device=x.device).triu(start + 1)
         for layer, own, cross in zip(self.layers, self.own, self.cross, strict=True):
-            attention, h = layer.self_attn, layer.self_attn_layer_norm(x)
-            for cache, project in zip(own, (attention.k_proj, attention.v_proj), strict=True):
-                cache[:, :, start:end] = _heads(project(h), attention)
+            queries, *new = _project(layer.self_attn, layer.self_attn_layer_norm(x))
+            for cache, values in zip(own, new, strict=True):
+                cache[:, :, start:end] = _heads(values, layer.self_attn)
             seen = (own[0][:, :, :end], own[1][:, :, :end])
-            x = x + _attend(attention, h, [seen], [causal])
-            x = x + _attend(layer.encoder_attn, layer.encoder_attn_layer_norm(x), cross, self.biases)
+            x = x + _attend(layer.self_attn, queries, [seen], [causal])
+            queries = layer.encoder_attn.q_proj(layer.encoder_attn_layer_norm(x))
+            x = x + _attend(layer.encoder_attn, queries, cross, self.biases)
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
         return self.network.proj_out(decoder.layer_norm(x)).float()
 
@@ -109,21 +110,29 @@ def _heads(values: torch.Tensor, attention: nn.Module) -> torch.Tensor:
     return values.view(*values.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)
 
 
+def _project(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return queries, keys and values of [batch, frames, dim], by one product if the module has one for all three."""
+    together = getattr(attention, "qkv_proj", None)
+    if together is not None:
+        return together(x).chunk(3, dim=-1)
+    return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+
+
 def _attend(
-    attention: nn.Module, x: torch.Tensor, caches: list[_Cache], biases: list[torch.Tensor | None]
+    attention: nn.Module, queries: torch.Tensor, caches: list[_Cache], biases: list[torch.Tensor | None]
 ) -> torch.Tensor:
-    """Return the output of an attention module for queries from [batch, frames, dim].
+    """Return the output of an attention module for queries [batch, frames, dim].
 
     Keys, values and additive biases of the scores are those of the whole batch, or of each utterance.
     """
-    queries = _heads(attention.q_proj(x) * attention.scaling, attention)
-    parts = queries.split(len(queries) // len(caches))
+    shape = queries.shape
+    parts = _heads(queries, attention).split(len(queries) // len(caches))
     found = [
-        nn.functional.scaled_dot_product_attention(part, *cache, attn_mask=bias, scale=1.0)
+        nn.functional.scaled_dot_product_attention(part, *cache, attn_mask=bias, scale=attention.scaling)
         for part, cache, bias in zip(parts, caches, biases, strict=True)
     ]
     joined = found[0] if len(found) == 1 else torch.cat(found)
-    return attention.out_proj(joined.transpose(1, 2).reshape(x.shape))
+    return attention.out_proj(joined.transpose(1, 2).reshape(shape))
 
 
 def generate(
@@ -160,6 +169,22 @@ def generate(
     temperature : float
         Of sampling.
     """
+    with torch.inference_mode():  # less overhead than no_grad, in a loop of many small operations
+        return _generate(network, encoded, prompt, limits, end, suppress, processors or [], stops or [], temperature)
+
+
+def _generate(
+    network: Any,
+    encoded: Encoded,
+    prompt: torch.Tensor,
+    limits: torch.Tensor,
+    end: int,
+    suppress: tuple[list[int], list[int]],
+    processors: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]],
+    stops: list[Callable[[torch.Tensor, Any], torch.Tensor]],
+    temperature: float,
+) -> Found:
+    """See `generate`."""
     limits, size = limits.to(prompt.device), prompt.shape[1]
     decoder = Decoder(network, encoded, size + int(limits.max()))
     masks = _masks(network.config.vocab_size, suppress, prompt.device)
@@ -168,7 +193,7 @@ def generate(
     log_probs, entropies = [], []
     while not bool(done.all()):
         scores = decoder.step(new)[:, -1].add_(next(masks))
-        for process in processors or ():
+        for process in processors:
             scores = process(tokens, scores).clamp(min=2 * FORBIDDEN)
         chosen, log_prob, entropy = _choose(scores, temperature)
         chosen = chosen.masked_fill(done, end)
@@ -176,7 +201,7 @@ def generate(
         entropies.append(entropy)
         tokens, new = torch.cat([tokens, chosen[:, None]], dim=1), chosen[:, None]
         done = done | (chosen == end) | (len(log_probs) >= limits)
-        for stop in stops or ():
+        for stop in stops:
             done = done | stop(tokens, None)
     return Found(tokens, torch.stack(log_probs, dim=1), torch.stack(entropies, dim=1))
 

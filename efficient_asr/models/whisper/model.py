@@ -65,6 +65,7 @@ class Whisper(nn.Module):
 
     technique, label = "none", "baseline"
     network_class = WhisperForConditionalGeneration
+    encodes_alone = True  # an utterance of a batch can be encoded without the others
     cost_is_fixed = True  # the cost of greedy decoding depends only on the number of tokens
 
     def __init__(self, network: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer) -> None:

@@ -67,7 +67,7 @@ class OwnLength(Part):
         """Run the encoder on [batch, time] at 16 kHz with `lengths` [batch] in samples; see `Whisper.encode`."""
         network = whisper.network.model.encoder
         window, own = network.config.max_source_positions, self.positions(whisper, lengths)
-        together = whisper.device.type != "cpu" if self.together is None else self.together
+        together = whisper.device.type != "cpu" or not whisper.encodes_alone if self.together is None else self.together
         if int(own.min()) == window:
             out = network(whisper.features(wavs, lengths), output_hidden_states=hidden_states)
             return Encoded(out.last_hidden_state, lengths, out.hidden_states if hidden_states else None)

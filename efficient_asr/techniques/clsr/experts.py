@@ -40,7 +40,7 @@ import torch
 from torch import nn
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from efficient_asr.models.encoders.base import frame_mask
+from efficient_asr.data import frame_mask
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 SIDES = ("encoder", "decoder")

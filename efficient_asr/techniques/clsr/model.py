@@ -30,6 +30,7 @@ class CLSRWhisper(Whisper):
 
     technique, label = "clsr", "experts"
     network_class = DistilWhisperForConditionalGeneration
+    encodes_alone = False  # `routing` holds the languages of the whole batch
     cost_is_fixed = False  # the cost of a token depends on the gates
 
     def __init__(self, network: DistilWhisperForConditionalGeneration, tokenizer: Any) -> None:

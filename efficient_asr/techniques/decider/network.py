@@ -36,8 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficient_asr.data import SAMPLE_RATE
-from efficient_asr.models.encoders.base import frame_mask
+from efficient_asr.data import SAMPLE_RATE, frame_mask
 from efficient_asr.models.log_mel import HOP, LogMel, encoder_frames
 from efficient_asr.models.whisper.decoding import compression_ratio
 from efficient_asr.techniques.decider.router import ROUTER_INPUTS, Router, RouterInput

@@ -40,8 +40,9 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
+from efficient_asr.data import frame_mask
 from efficient_asr.models.ctc import CTCHead, CTCOutput, greedy_labels
-from efficient_asr.models.encoders.base import Encoder, EncoderState, frame_mask
+from efficient_asr.models.encoders.base import Encoder, EncoderState
 from efficient_asr.models.parts import Part
 from efficient_asr.utils.errors import UserError, did_you_mean
 

@@ -17,10 +17,11 @@ and values, and those of the cached silence, :math:`K^l c^l_t` and :math:`V^l c^
 With `group` > 1, neighbouring silent positions share one key and value, the means of theirs. A group of :math:`k` positions has
 the weight of all of them: :math:`\log k` is added to its attention score, which is exact if their keys are equal.
 
-What is exact: with 30 s of real silence nothing is cached, and the output is the plain model's, bit for bit; an utterance's
-states do not depend on its batch. What is approximate: real silence depends on the speech before it, most of all close to its
-end, which is what the real padding is for (`recipes/silence_cache/distances.py` measures how far cached and true states are
-apart).
+Whisper: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356).
+
+Deviations from the padded model: none with 30 s of real silence, where nothing is cached and the output is the plain model's,
+bit for bit. Otherwise real silence depends on the speech before it, most of all close to its end, which is what the real padding
+is for; the cached one does not. An utterance's states never depend on its batch.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.whisper.decoding import Tail
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.technique import Technique
 
-TECHNIQUE = Technique(name="silence_cache", parts={"silence_cache": ":SilenceCache"})
 CUTS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # calibration recordings are also cut to these lengths
 FILE = "encoder_padding.safetensors"
 
@@ -75,7 +74,7 @@ class SilenceCache(OwnLength):
         self.group = self.step = group
         self.fingerprint = fingerprint
         self.register_buffer("states", torch.zeros(layers + 1, positions, dim), persistent=False)
-        self._kept: dict[Any, Any] = {}  # keys and values by layer, and the tail; made when first needed
+        self._kept: dict[Any, Any] = {}  # keys and values by layer, and the tail; made when first needed, by device
 
     @property
     def label(self) -> str:
@@ -165,11 +164,6 @@ class SilenceCache(OwnLength):
         other.states = self.states
         return other
 
-    def _apply(self, *args: Any, **kwargs: Any) -> SilenceCache:
-        """Move to a device or number format; what was made from the states is made again."""
-        self._kept = {}
-        return super()._apply(*args, **kwargs)
-
     # ------------------------------------------------------------ what stands for the silence
 
     @functools.cached_property
@@ -183,7 +177,8 @@ class SilenceCache(OwnLength):
 
     def silence(self, whisper: Any, layer: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cached keys and values [1, heads, groups, head dim] behind the shortest utterance."""
-        if layer not in self._kept:
+        place = layer, self.states.device, whisper.network.dtype
+        if place not in self._kept:
             module = whisper.network.model.encoder.layers[layer]
             attention = module.self_attn
             states = module.self_attn_layer_norm(self.states[layer].to(whisper.network.dtype))
@@ -191,9 +186,9 @@ class SilenceCache(OwnLength):
             for project in (attention.k_proj, attention.v_proj):
                 values = self._means(project(states))
                 pair.append(values.view(1, -1, attention.num_heads, attention.head_dim).transpose(1, 2).contiguous())
-            self._kept[layer] = pair
+            self._kept[place] = pair
         first = int(own.min()) // self.group
-        keys, values = self._kept[layer]
+        keys, values = self._kept[place]
         return keys[:, :, first:], values[:, :, first:]
 
     def silence_bias(self, own: torch.Tensor) -> torch.Tensor:
@@ -212,10 +207,11 @@ class SilenceCache(OwnLength):
 
     def tail(self, whisper: Any) -> Tail:
         """Return the groups of the last layer's output."""
-        if "tail" not in self._kept:
+        place = "tail", self.states.device, whisper.network.dtype
+        if place not in self._kept:
             states = self._means(self.states[-1].to(whisper.network.dtype))
-            self._kept["tail"] = Tail(states, self.group, self._sizes.to(states.device).log())
-        return self._kept["tail"]
+            self._kept[place] = Tail(states, self.group, self._sizes.to(states.device).log())
+        return self._kept[place]
 
 
 def encoder_fingerprint(network: Any) -> str:

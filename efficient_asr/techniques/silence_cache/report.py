@@ -1,0 +1,117 @@
+"""Tables of the silence cache against the padded model, and of this project beside other programs; figure of the latter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
+from efficient_asr.reporting.tables import markdown_table, show
+from efficient_asr.utils.errors import UserError
+
+REFERENCE = "faster-whisper int8"
+
+
+def _read(path: Path, made_by: str) -> dict[str, Any]:
+    """Read a JSON file of `results/`.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; make it with {made_by}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def comparison_table(name: str, results_folder: Path) -> str:
+    """Return the table for the marker `<!-- silence_cache NAME -->`, from `silence_cache/NAME.json`."""
+    found = _read(results_folder / "silence_cache" / f"{name}.json", "recipes/silence_cache/compare.py")["variants"]
+    corpora = [corpus for corpus in found["padded"] if isinstance(found["padded"][corpus], dict) and corpus != "all"]
+    about = found["padded"]["all"]
+    rows = []
+    for variant, entry in found.items():
+        every = entry["all"]
+        low, high = every["ci95_percent"]
+        difference = "–" if variant == "padded" else f"{every['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        same = 100 * every["identical"] / every["utterances"]
+        each = [show(entry[corpus]["wer_percent"]) for corpus in corpora]
+        rows.append([variant, show(every["wer_percent"]), difference, show(same, 0), *each])
+    head = [
+        "real silence, groups, calibration",
+        "WER %",
+        "difference [95 %]",
+        "identical %",
+        *(f"{c} WER %" for c in corpora),
+    ]
+    counts = f"{about['utterances']} utterances, {about['words']} words"
+    return (
+        f"whisper-{name}, real speech, {counts}; Whisper's own normalisers by language; difference from the padded model with a "
+        f"paired bootstrap interval. Calibrated on noise, or on 16 recordings.\n\n{markdown_table(head, rows)}"
+    )
+
+
+def peers_table(name: str, results_folder: Path) -> str:
+    """Return the table for the marker `<!-- peers NAME -->`, from `peers/NAME.json`."""
+    result = _read(results_folder / "peers" / f"{name}.json", "scripts/benchmark_peers.py")
+    rows, sentences = [], []
+    batches = sorted({row["batch_size"] for row in result["rows"]})
+    labels = list(dict.fromkeys(row["label"] for row in result["rows"]))
+    by_place = {(row["label"], row["batch_size"]): row for row in result["rows"]}
+    for label in labels:
+        cells = [label]
+        for batch in batches:
+            row, peer = by_place.get((label, batch)), by_place.get((REFERENCE, batch))
+            ratio = row["ratio_to_ours"] / peer["ratio_to_ours"] if row and peer else None
+            cells += ["–"] * 5 if row is None else [
+                show(row["wer_percent"]), show(row["rtfx"], 1), show(row["ratio_to_ours"]), show(ratio),
+                show(row["peak_memory_bytes"] / 2**20, 0),
+            ]  # fmt: skip
+        rows.append(cells)
+    head = ["system"]
+    for batch in batches:
+        head += [f"WER %, batch {batch}", "rtfx", "× ours", f"× {REFERENCE}", "peak MB"]
+    first, about = result["rows"][0], result["provenance"]
+    sentences.append(
+        f"whisper-{name}, {' and '.join(first['audio'])}: {first['utterances']} utterances, {first['audio_s'] / 60:.1f} min, "
+        f"real speech; {about['cpu']}, {about['threads']} threads; {first['rounds']} interleaved rounds, medians; ratios are "
+        "those of the same round."
+    )
+    missing = sorted({label.partition(", batch")[0] for label in result["missing"]})
+    if missing:
+        sentences.append(f"Not installed, or without batches: {', '.join(missing)}.")
+    return " ".join(sentences) + "\n\n" + markdown_table(head, rows)
+
+
+def draw_all(results_folder: Path) -> list[Path]:
+    """Draw WER against speed for every file in `peers`; return the paths of the figures."""
+    return [draw_peers(path, results_folder / "plots") for path in sorted((results_folder / "peers").glob("*.json"))]
+
+
+def draw_peers(path: Path, folder: Path) -> Path:
+    """Plot WER against rtfx of all systems in a file, one panel a batch size."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    batches = sorted({row["batch_size"] for row in rows})
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    figure, axes = pyplot.subplots(
+        1, len(batches), figsize=(4.2 * len(batches) + 2.6, 4), sharey=True, layout="constrained"
+    )
+    for axis, batch in zip([axes] if len(batches) == 1 else axes, batches, strict=True):
+        for row in (row for row in rows if row["batch_size"] == batch):
+            number = labels.index(row["label"])
+            own = row["system"] == "efficient_asr"
+            axis.plot(
+                row["rtfx"], row["wer_percent"], "o" if own else "s", markersize=8, label=row["label"],
+                color=COLOURS[number % len(COLOURS)], markerfacecolor=None if own else "white", markeredgewidth=2,
+            )  # fmt: skip
+        axis.set_title(f"batch {batch}")
+        axis.set_xlabel("seconds of audio per second (rtfx)")
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("WER %")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(f"whisper-{path.stem} on the CPU")
+    return save_figure(figure, folder / f"peers-{path.stem}.png")

@@ -1,0 +1,133 @@
+"""Commands around fast inference: calibrate, the comparison with the padded model, the benchmark beside other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from efficient_asr import load_transcriber
+from efficient_asr.commands import run_command
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.techniques.silence_cache.report import comparison_table, draw_all, peers_table
+
+MINI = "efficient_asr:mini_whisper_small"
+
+
+@pytest.fixture
+def manifest(wavs: list[torch.Tensor], tmp_path: Path) -> Path:
+    """Manifest of utterances of two seconds at most, with texts."""
+    import soundfile
+
+    folder, lines = tmp_path / "speech", []
+    folder.mkdir()
+    for i, wav in enumerate(wavs[:3]):
+        soundfile.write(folder / f"{i}.wav", wav.numpy(), 16000)
+        row = {"id": str(i), "audio": f"{i}.wav", "duration": len(wav) / 16000, "text": "call anna", "language": "en"}
+        lines.append(json.dumps(row))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "manifest.jsonl"
+
+
+def run(script: str, *args: str | Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / script, *args]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+
+
+def test_calibrate_writes_a_model_that_is_used_like_the_original(
+    manifest: Path, tmp_path: Path, wavs: list[torch.Tensor], capsys: pytest.CaptureFixture
+) -> None:
+    assert run_command("calibrate", [MINI, "--out", str(tmp_path / "a")]) == 0
+    assert "model with silence cache, 0.2 s, groups of 4" in capsys.readouterr().out
+    more = ["--manifest", str(manifest), "--padding_s", "0.1", "--group", "1"]
+    assert run_command("calibrate", [MINI, "--out", str(tmp_path / "b"), *more]) == 0
+    caches = [load_transcriber(tmp_path / name).model.encoder_padding for name in ("a", "b")]
+    assert (caches[1].padding_s, caches[1].group) == (0.1, 1)
+    assert not torch.equal(caches[0].states, caches[1].states)
+    assert load_transcriber(tmp_path / "a", language="en").transcribe(wavs[0][None])[0].text
+    assert run_command("calibrate", [MINI, "--out", str(tmp_path / "a")]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+def test_compare_resumes_and_makes_a_table(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "silence_cache" / "mini.json"
+    out.parent.mkdir()
+    common = [resolve_source(MINI), "--manifest", manifest, "--out", out, "--variants"]
+
+    def compare(*more: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, [*common, *more])])
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(ROOT / "recipes" / "silence_cache" / "compare.py"), run_name="__main__")
+        return done.value.code
+
+    assert compare("0.2 s, groups of 4") == 0
+    before = json.loads(out.read_text())["variants"]
+    assert compare("0.2 s, groups of 4", "1 s, groups of 4, recordings", "--calibration", manifest) == 0
+    after = json.loads(out.read_text())["variants"]
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 1
+    assert after["padded"]["all"]["difference_percent"] == 0 and after["padded"]["all"]["identical"] == 3
+    table = comparison_table("mini", tmp_path)
+    assert "| padded |" in table and "| 1 s, groups of 4, recordings |" in table and "3 utterances, 6 words" in table
+    assert compare("0.2 s, groups of 4", "--utterances", "2") == 2
+    assert "other utterances; choose another file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "peers" / "mini.json"
+    out.parent.mkdir()
+    systems = ["ours", "ours, silence cache, int8 decoder", "whisper.cpp"]
+    done = run(
+        "scripts/benchmark_peers.py", resolve_source(MINI), "--manifest", manifest, "--rounds", "2", "--out", out,
+        "--batch_sizes", "2", "--work", tmp_path / "work", "--systems", *systems,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [
+        (s, b) for b in (1, 2) for s in systems[:2]
+    ]
+    assert {name.partition(",")[0] for name in result["missing"]} == {"whisper.cpp"}
+    for row in result["rows"]:
+        assert row["rounds"] == 2 and row["rtfx"] > 0 and row["peak_memory_bytes"] > 1e6 and len(row["hypotheses"]) == 3
+        assert row["ratio_to_ours"] == 1 or row["label"] != "ours"
+    assert result["provenance"]["versions"]["torch"]
+    table = peers_table("mini", tmp_path)
+    assert "| ours, silence cache, int8 decoder |" in table and "whisper.cpp" in table
+    assert [path.is_file() for path in draw_all(tmp_path)] == [True]
+
+
+@pytest.mark.slow
+def test_the_service_of_the_page_answers(tmp_path: Path, manifest: Path) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (tmp_path / "service.py").write_text(re.search(r"```python service.py\n(.*?)```", page, re.S)[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "service.py"), MINI, str(port)]
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert f"listening on port {port}" in service.stdout.readline()
+        audio = (manifest.parent / "0.wav").read_bytes()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", data=audio) as answer:
+            expected = load_transcriber(MINI, language="en").transcribe_files([manifest.parent / "0.wav"])[0].text
+            assert json.load(answer) == {"text": expected}
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", data=b"not audio")
+        assert refused.value.code == 400 and "error" in json.load(refused.value)
+    finally:
+        service.kill()

@@ -1,0 +1,234 @@
+"""Silence cache and own-length encoding: identity, exactness against transformers' layers, batches, files, guard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from efficient_asr import load_transcriber
+from efficient_asr.data import pad_wavs
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.log_mel import encoder_frames
+from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.models.whisper.greedy import Decoder
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.own_length import OwnLength
+from efficient_asr.techniques.silence_cache.cache import SilenceCache, noise_bursts
+from efficient_asr.utils.errors import UserError
+
+MINI = "efficient_asr:mini_whisper_small"
+
+
+@pytest.fixture
+def whisper(tiny_whispers: dict[str, str]) -> Whisper:
+    return Whisper.from_source(tiny_whispers["large"])
+
+
+@pytest.fixture
+def short(wavs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Recordings that leave room in a window of 2 s."""
+    return [wav[: 4000 + 3210 * i] for i, wav in enumerate(wavs)]
+
+
+def lengths_of(wavs: list[torch.Tensor]) -> torch.Tensor:
+    return torch.tensor([len(wav) for wav in wavs])
+
+
+def test_thirty_seconds_of_silence_are_the_plain_model_bit_for_bit(whisper: Whisper, short: list[torch.Tensor]) -> None:
+    wavs, lengths = pad_wavs(short)[0], lengths_of(short)
+    with torch.no_grad():
+        plain = whisper.encode(wavs, lengths, True)
+        whisper.encoder_padding = SilenceCache.calibrate(whisper, padding_s=30.0)
+        found = whisper.encode(wavs, lengths, True)
+    assert torch.equal(found.states, plain.states) and found.own is None
+    assert all(torch.equal(a, b) for a, b in zip(found.hidden_states, plain.hidden_states, strict=True))
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_states_are_those_of_the_plain_layers_with_cached_silence(
+    whisper: Whisper, short: list[torch.Tensor], group: int
+) -> None:
+    """Every layer of transformers' encoder, given the utterance's states and, behind them, the cached ones."""
+    cache = SilenceCache.calibrate(whisper, padding_s=0.1, group=group)
+    # within a group all states are equal, so that groups are exact
+    cache.states = torch.cat(
+        [part.mean(1, keepdim=True).expand_as(part) for part in cache.states.split(group, dim=1)], 1
+    )
+    whisper.encoder_padding, network, wav = cache, whisper.network.model.encoder, short[1]
+    with torch.no_grad():
+        found = whisper.encode(wav[None], torch.tensor([len(wav)]), True)
+        own = int(found.own[0])
+        assert own == -(-(int(encoder_frames(len(wav))) + 5) // group) * group
+        features = whisper.features(wav[None], torch.tensor([len(wav)]))
+        x = torch.nn.functional.gelu(network.conv1(features))
+        x = torch.nn.functional.gelu(network.conv2(x)).transpose(1, 2) + network.embed_positions.weight
+        for i, layer in enumerate(network.layers):
+            x = torch.cat([x[:, :own], cache.states[i, None, own:]], dim=1)
+            torch.testing.assert_close(found.hidden_states[i], x, atol=1e-5, rtol=1e-5)
+            x = layer(x, None)
+        expected = torch.cat([network.layer_norm(x)[:, :own], cache.states[-1, None, own:]], dim=1)
+    torch.testing.assert_close(found.states, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_the_decoder_sees_the_whole_window(whisper: Whisper, short: list[torch.Tensor], group: int) -> None:
+    """Scores with cached keys of silence against transformers' decoder on the completed states."""
+    cache = SilenceCache.calibrate(whisper, padding_s=0.1, group=group)
+    cache.states = torch.cat(
+        [part.mean(1, keepdim=True).expand_as(part) for part in cache.states.split(group, dim=1)], 1
+    )
+    whisper.encoder_padding = cache
+    tokens = torch.tensor([[3, 7, 11]] * len(short))
+    with torch.no_grad():
+        encoded = whisper.encode(pad_wavs(short)[0], lengths_of(short))
+        scores = Decoder(whisper.network, encoded, 8).step(tokens)
+        expected = whisper.predict(encoded, tokens)
+    assert len({*encoded.own.tolist()}) > 1
+    torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("padding", ["silence_cache", "0.3"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_batch_is_transcribed_as_batch_1(padding: str, together: bool, beams: int, wavs: list[torch.Tensor]) -> None:
+    """One by one, bit for bit; together (as on a GPU), up to rounding."""
+    transcriber = load_transcriber(MINI, language="en", encoder_padding=padding, num_beams=beams, retry_logprob=None)
+    alone = [transcriber.transcribe(wav[None])[0] for wav in wavs]
+    transcriber.model.encoder_padding.together = together
+    batch = transcriber.transcribe(*pad_wavs(wavs))
+    assert [t.text for t in batch] == [t.text for t in alone] and len({t.text for t in alone}) > 1
+    for a, b in zip(batch, alone, strict=True):
+        assert a.details["avg_logprob"] == pytest.approx(b.details["avg_logprob"], abs=1e-5)
+        assert a.details["encoder_s"] == b.details["encoder_s"]
+    if not together:
+        model, lengths = transcriber.model, lengths_of(wavs)
+        with torch.no_grad():
+            states = model.encode(pad_wavs(wavs)[0], lengths).states
+            for row, wav in enumerate(wavs):
+                one = model.encode(wav[None], lengths[row : row + 1])
+                assert torch.equal(states[row, : int(one.own)], one.states[0, : int(one.own)])
+
+
+def test_the_cache_is_the_mean_state_of_silence(whisper: Whisper) -> None:
+    wavs = [torch.randn(size, generator=torch.Generator().manual_seed(size)) * 0.1 for size in (3200, 6400)]
+    cache = SilenceCache.calibrate(whisper, wavs)
+    with torch.no_grad():
+        found = [torch.stack(whisper.encode(w[None], torch.tensor([len(w)]), True).hidden_states)[:, 0] for w in wavs]
+    assert [int(encoder_frames(len(wav))) for wav in wavs] == [10, 20]
+    torch.testing.assert_close(cache.states[:, 21:], (found[0] + found[1])[:, 21:] / 2)
+    torch.testing.assert_close(cache.states[:, 11:21], found[0][:, 11:21])  # the other recording is not silent there
+    torch.testing.assert_close(cache.states[:, :11], found[0][:, 11:12].expand(-1, 11, -1))
+
+
+def test_calibration_needs_recordings_shorter_than_the_window(whisper: Whisper) -> None:
+    with pytest.raises(UserError, match="shorter than the model's window"):
+        SilenceCache.calibrate(whisper, [])
+
+
+def test_a_folder_keeps_its_cache(whisper: Whisper, short: list[torch.Tensor], tmp_path: Path) -> None:
+    whisper.encoder_padding = SilenceCache.calibrate(whisper, padding_s=0.3, group=2)
+    whisper.save(tmp_path / "model")
+    options = {"language": "en", "retry_logprob": None}
+    texts = [load_transcriber(tmp_path / "model", **options).transcribe(wav[None])[0].text for wav in short]
+    here = WhisperTranscriber(whisper, "en", DecodingOptions(retry_logprob=None))
+    assert texts == [here.transcribe(wav[None])[0].text for wav in short]
+    loaded = load_transcriber(tmp_path / "model", language="en")
+    assert loaded.model.encoder_padding.to_config() == whisper.encoder_padding.to_config()
+    assert (loaded.technique, loaded.label) == ("silence_cache", "silence cache, 0.3 s, groups of 2")
+    plain = load_transcriber(tmp_path / "model", language="en", encoder_padding=30)
+    assert plain.model.encoder_padding is None and plain.label == "baseline"
+    assert load_transcriber(tmp_path / "model", padding_s=0.5).model.encoder_padding.padding_s == 0.5
+    again = load_transcriber(tmp_path / "model").model
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again" / "encoder_padding.safetensors").is_file()
+    again.reset_metadata()  # as training does
+    again.save(tmp_path / "trained")
+    assert "encoder_padding" not in json.loads((tmp_path / "trained" / "config.json").read_text())
+
+
+def test_a_cache_of_other_weights_is_refused(whisper: Whisper, tmp_path: Path) -> None:
+    whisper.encoder_padding = SilenceCache.calibrate(whisper)
+    with torch.no_grad():
+        whisper.network.model.encoder.conv1.bias += 1
+    whisper.save(tmp_path / "model")
+    with pytest.raises(UserError, match="made for other weights; run: efficient-asr calibrate"):
+        load_transcriber(tmp_path / "model")
+    (tmp_path / "model" / "encoder_padding.safetensors").write_bytes(b"0")
+    with pytest.raises(UserError, match="the silence cache cannot be read"):
+        load_transcriber(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"encoder_padding": "silence"},
+            "neither a number of seconds nor one of silence_cache. Did you mean 'silence_cache'",
+        ),
+        ({"encoder_padding": "downsampler"}, "neither a number of seconds nor one of silence_cache"),
+        ({"encoder_padding": -1.0}, "padding_s: -1.0 is not a number of seconds"),
+        ({"padding_s": 1.0}, "pass encoder_padding as well"),
+        ({"encoder_padding": 5, "padding_s": 1.0}, "give one of the two"),
+    ],
+)
+def test_options_that_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_transcriber(MINI, **options)
+
+
+def test_a_hypothesis_that_looks_wrong_is_decoded_from_the_whole_window(wavs: list[torch.Tensor]) -> None:
+    plain = [load_transcriber(MINI, language="en").transcribe(wav[None])[0] for wav in wavs]
+    own = load_transcriber(MINI, language="en", encoder_padding=0.0, retry_logprob=None)
+    guarded = load_transcriber(MINI, language="en", encoder_padding=0.0, retry_logprob=1.0)  # always
+    alone = [own.transcribe(wav[None])[0] for wav in wavs]
+    again = guarded.transcribe(*pad_wavs(wavs))
+    assert [t.text for t in alone] != [t.text for t in plain]
+    assert [t.text for t in again] == [t.text for t in plain]
+    assert all(t.details["encoded_again"] for t in again) and "encoded_again" not in alone[0].details
+    records = [t.details for t in (*again, *alone)]
+    assert guarded.summary(records)["encoded_again_percent"] == 50
+    assert guarded.cost_key(again[0]) is None and own.cost_key(alone[0]) is not None
+
+
+def test_macs_follow_the_audio(wavs: list[torch.Tensor]) -> None:
+    plain, own = (
+        load_transcriber(MINI, language="en"),
+        load_transcriber(MINI, language="en", encoder_padding="silence_cache"),
+    )
+    wav = wavs[0][None, :8000]
+    encode = [count_macs(lambda t=t: t.encode(wav)).macs for t in (plain, own)]
+    positions, shape = int(own.encode(wav).own), own.encoder_shape()
+    assert encode[1] < encode[0] * 1.5 * positions / shape[2]
+    assert encode[1] == count_macs(lambda: own.encode(wav)).macs  # nothing was made for later ones
+
+
+def test_plain_own_length_sees_nothing_behind_the_padding(whisper: Whisper, short: list[torch.Tensor]) -> None:
+    whisper.encoder_padding = OwnLength(0.2)
+    wav = short[0]
+    with torch.no_grad():
+        encoded = whisper.encode(wav[None], torch.tensor([len(wav)]))
+    assert encoded.states.shape[1] == int(encoded.own) == int(encoder_frames(len(wav))) + 10 and encoded.tail is None
+
+
+def test_noise_for_calibration_is_always_the_same() -> None:
+    assert all(torch.equal(a, b) for a, b in zip(noise_bursts(), noise_bursts(), strict=True))
+    assert 0.01 < noise_bursts()[0].std() < 0.2
+
+
+def test_experts_and_cascades_run_on_own_length(wavs: list[torch.Tensor], tmp_path: Path) -> None:
+    from efficient_asr.techniques.clsr.experts import ExpertSettings
+    from efficient_asr.techniques.clsr.model import add_experts
+
+    model = add_experts(Whisper.from_source(resolve_source(MINI)), ["en"], ExpertSettings())
+    model.encoder_padding = SilenceCache.calibrate(model, language="en")
+    model.save(tmp_path / "experts")
+    transcriber = load_transcriber(tmp_path / "experts", language="en")
+    plain = load_transcriber(MINI, language="en", encoder_padding="silence_cache")  # untrained experts change nothing
+    assert [t.text for t in transcriber.transcribe(*pad_wavs(wavs))] == [
+        t.text for t in plain.transcribe(*pad_wavs(wavs))
+    ]
