@@ -2,9 +2,12 @@
 
     efficient-asr export CTC_MODEL --to transformers --out exported      # AutoModelForCTC, AutoProcessor; logits are compared
     efficient-asr export CTC_MODEL --to speechbrain --out exported       # EncoderASR.from_hparams; any technique
-    efficient-asr export WHISPER --to faster-whisper --out exported --quantization int8
+    efficient-asr export WHISPER --to transformers --out exported        # a plain Hugging Face directory
+    efficient-asr export WHISPER --to faster-whisper --out exported --quantization int8 --manifest test.jsonl --language en
 
-A Whisper fine-tuned here needs no export for transformers: its model folder is a Hugging Face directory already.
+With --manifest, an exported Whisper transcribes the utterances of a manifest, and so does the original: in float32 the
+transcripts must be the same, in other formats the WER may rise by half a point. Otherwise the command says so and fails; the
+folder stays.
 """
 
 from __future__ import annotations
@@ -13,12 +16,17 @@ import argparse
 import shutil
 from pathlib import Path
 
+from efficient_asr.data import load_audio, read_manifest
+from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.settings.options import at_least
+from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable
 
 MOST_DIFFERENT = 1e-3  # logits of an exported model, which differ by rounding
+MOST_WER_PERCENT = 0.5  # that a quantised export may lose
 TARGETS = ("transformers", "speechbrain", "faster-whisper")
 
 
@@ -31,6 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", choices=TARGETS, required=True, help="library that will run the model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--quantization", help="number format for faster-whisper, such as int8 (default: float32)")
+    parser.add_argument(
+        "--manifest", type=Path, help="utterances on which an exported Whisper is compared with the original"
+    )
+    parser.add_argument("--language", default="en", help="their language (default en)")
+    parser.add_argument("--utterances", type=at_least(1), default=50, help="how many of them (default 50)")
     args = parser.parse_args(argv)
     if args.out.exists():
         raise UserError(f"--out: {args.out} exists; choose another folder")
@@ -38,27 +51,96 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--quantization requires --to faster-whisper")
     check_writable(args.out.parent, "--out")
     source = resolve_source(args.model)
+    is_ctc = Path(source).is_dir() and read_config(source).get("kind") == "ctc"
+    if args.manifest is not None and is_ctc:
+        raise UserError("--manifest compares Whispers; the logits of CTC models are compared without it")
+    if is_ctc:
+        _export_ctc(CTCModel.load(source), args)
+    else:
+        _export_whisper(source, args)
+    print(f"exported for {args.to}: {args.out}")
+    if args.manifest is not None:
+        print(compare(source, args))
+
+
+def _export_whisper(source: str, args: argparse.Namespace) -> None:
+    """Export a Whisper.
+
+    Raises
+    ------
+    UserError
+        If the library cannot run it.
+    """
+    if args.to == "speechbrain":
+        raise UserError(f"{args.model} is not a CTC model of efficient_asr, which --to {args.to} requires")
+    model = Whisper.from_source(source)
     if args.to == "faster-whisper":
         from efficient_asr.models.interchange.faster_whisper import export_to_faster_whisper
 
-        export_to_faster_whisper(Whisper.from_source(source), args.out, args.quantization)
+        export_to_faster_whisper(model, args.out, args.quantization)
+        return
+    if type(model) is not Whisper:
+        raise UserError(f"transformers has no layers for the technique {model.technique} of this Whisper")
+    with model.whole_window():  # what stands in the place of padding is not known there
+        model.save(args.out)
+
+
+def _export_ctc(model: CTCModel, args: argparse.Namespace) -> None:
+    """Export a CTC model.
+
+    Raises
+    ------
+    UserError
+        If the library cannot run it, or the logits differ.
+    """
+    if args.to == "faster-whisper":
+        raise UserError(
+            f"faster-whisper runs Whispers, and {args.model} is a CTC model; use transformers or speechbrain"
+        )
+    if args.to == "speechbrain":
+        from efficient_asr.models.interchange.speechbrain import export_to_speechbrain
+
+        export_to_speechbrain(model, args.out)
+        return
+    from efficient_asr.models.interchange.transformers import export_to_transformers, largest_difference
+
+    export_to_transformers(model, args.out)
+    difference = largest_difference(model, args.out)
+    print(f"largest difference of the logits: {difference:.1e}")
+    if difference > MOST_DIFFERENT:
+        shutil.rmtree(args.out)
+        raise UserError(
+            f"the exported model differs from {args.model}; the folder was removed. This is a bug, please report it"
+        )
+
+
+def compare(source: str, args: argparse.Namespace) -> str:
+    """Transcribe with the original, encoding the whole window, and with its export; return a sentence about the difference.
+
+    Raises
+    ------
+    UserError
+        If the export is not as good.
+    """
+    from efficient_asr.commands.peers import faster_whisper, ours, transformers_pipeline
+
+    rows = [row for row in read_manifest(args.manifest) if row["duration"] < 29.5][: args.utterances]
+    if not rows:
+        raise UserError(f"--manifest: {args.manifest} has no utterances shorter than 29.5 s")
+    wavs = [load_audio(row["audio"]) for row in rows]
+    original = ours(source, args.language, 1, args.out, encoder_padding=30)(wavs)
+    if args.to == "faster-whisper":
+        precision = args.quantization or "float32"
+        exported = faster_whisper(source, args.language, 1, args.out, precision, folder=args.out)(wavs)
     else:
-        if read_config(source).get("kind") != "ctc":
-            raise UserError(f"{args.model} is not a CTC model of efficient_asr, which --to {args.to} requires")
-        model = CTCModel.load(source)
-        if args.to == "speechbrain":
-            from efficient_asr.models.interchange.speechbrain import export_to_speechbrain
-
-            export_to_speechbrain(model, args.out)
-        else:
-            from efficient_asr.models.interchange.transformers import export_to_transformers, largest_difference
-
-            export_to_transformers(model, args.out)
-            difference = largest_difference(model, args.out)
-            print(f"largest difference of the logits: {difference:.1e}")
-            if difference > MOST_DIFFERENT:
-                shutil.rmtree(args.out)
-                raise UserError(
-                    f"the exported model differs from {args.model}; the folder was removed. This is a bug, please report it"
-                )
-    print(f"exported for {args.to}: {args.out}")
+        exported = transformers_pipeline(str(args.out), args.language, 1, args.out)(wavs)
+    normalise = get_normaliser(whisper_normaliser([args.language]))
+    texts = [
+        [normalise(text, args.language) for text in each] for each in ([r["text"] for r in rows], original, exported)
+    ]
+    wers = [error_rate_percent(count_errors(texts[0], found)) for found in texts[1:]]
+    same = sum(a == b for a, b in zip(texts[1], texts[2], strict=True))
+    about = f"{same} of {len(rows)} transcripts are the same; WER {wers[0]:.2f} % here, {wers[1]:.2f} % in {args.to}"
+    if wers[1] - wers[0] > MOST_WER_PERCENT or (not args.quantization and same < len(rows)):
+        raise UserError(f"the exported model is not as good as {args.model}: {about}. It is in {args.out}")
+    return about

@@ -102,13 +102,17 @@ def _converted(source: str, work: Path, precision: str) -> str:
     return str(folder)
 
 
-def faster_whisper(source: str, language: str, batch_size: int, work: Path, precision: str = "int8") -> Recognise:
-    """faster-whisper; for batches, its batched pipeline on the joined recordings, cut at their boundaries."""
+def faster_whisper(
+    source: str, language: str, batch_size: int, work: Path, precision: str = "int8", folder: Path | None = None
+) -> Recognise:
+    """faster-whisper; for batches, its batched pipeline on the joined recordings, cut at their boundaries.
+
+    `folder` is the converted model; None to convert it into `work`.
+    """
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-    model = WhisperModel(
-        _converted(source, work, precision), cpu_threads=torch.get_num_threads(), compute_type=precision
-    )
+    converted = _converted(source, work, precision) if folder is None else str(folder)
+    model = WhisperModel(converted, cpu_threads=torch.get_num_threads(), compute_type=precision)
     common = {"language": language, "beam_size": 1, "temperature": 0.0, "without_timestamps": True}
 
     def one_by_one(wavs: list[torch.Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT
 
 from efficient_asr import load_transcriber
-from efficient_asr.commands import run_command
+from efficient_asr.commands import peers, run_command
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.techniques.silence_cache.report import comparison_table, draw_all, peers_table
 
@@ -86,6 +86,37 @@ def test_compare_resumes_and_makes_a_table(
     assert "other utterances; choose another file" in capsys.readouterr().err
 
 
+def test_an_export_is_compared_on_a_manifest(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--to", "transformers", "--manifest", str(manifest)]
+    assert run_command("calibrate", [MINI, "--out", str(tmp_path / "own")]) == 0
+    assert run_command("export", [str(tmp_path / "own"), *common, "--out", str(tmp_path / "a")]) == 0
+    assert "3 of 3 transcripts are the same" in capsys.readouterr().out
+    assert "encoder_padding" not in json.loads((tmp_path / "a" / "config.json").read_text())
+    monkeypatch.setattr(peers, "transformers_pipeline", lambda *_: lambda wavs: ["something else"] * len(wavs))
+    assert run_command("export", [MINI, *common, "--out", str(tmp_path / "b")]) == 2
+    captured = capsys.readouterr()
+    assert "not as good" in captured.err and "0 of 3 transcripts are the same" in captured.err
+    assert run_command("export", [MINI, "--to", "speechbrain", "--out", str(tmp_path / "c")]) == 2
+    assert "is not a CTC model" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_a_real_whisper_is_compared_with_faster_whisper(
+    real_data: Path, real_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("faster_whisper")
+    model, speech = real_models / "whisper-tiny", real_data / "ljspeech" / "manifest.jsonl"
+    options = ["--to", "faster-whisper", "--out", str(tmp_path / "out"), "--manifest", str(speech), "--utterances", "8"]
+    assert run_command("export", [str(model), *options, "--quantization", "int8"]) in (
+        0,
+        2,
+    )  # may lose more than allowed
+    captured = capsys.readouterr()
+    assert re.search(r"\d of 8 transcripts are the same; WER \d+\.\d+ % here", captured.out + captured.err)
+
+
 @pytest.mark.slow
 def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "peers" / "mini.json"
@@ -97,9 +128,7 @@ def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [
-        (s, b) for b in (1, 2) for s in systems[:2]
-    ]
+    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [(system, 2) for system in systems[:2]]
     assert {name.partition(",")[0] for name in result["missing"]} == {"whisper.cpp"}
     for row in result["rows"]:
         assert row["rounds"] == 2 and row["rtfx"] > 0 and row["peak_memory_bytes"] > 1e6 and len(row["hypotheses"]) == 3
