@@ -27,8 +27,8 @@ LEVELS, MIDDLE = 63, 64  # of 7 bit activations
 MODES = QUANTISATIONS
 
 
-class WeightOnly(nn.Module):
-    """A linear layer with int8 weights and bfloat16 activations.
+class Int8Linear(nn.Module):
+    """Base class of linear layers with int8 weights.
 
     Arguments
     ---------
@@ -38,13 +38,19 @@ class WeightOnly(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+
+
+class WeightOnly(Int8Linear):
+    """A linear layer with int8 weights and bfloat16 activations."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
         weight = linear.weight.detach().float()
         scale = _scale(weight).bfloat16()
         scale = torch.where(scale.float() * 127 < weight.abs().amax(dim=1), scale * (1 + 2**-7), scale)
         self.register_buffer("weight", (weight / scale.float()[:, None]).round().to(torch.int8), persistent=False)
         self.register_buffer("scale", scale, persistent=False)
-        self.bias = linear.bias
 
     @classmethod
     def join(cls, layers: list[WeightOnly]) -> WeightOnly:
@@ -66,18 +72,11 @@ class WeightOnly(nn.Module):
         return y.float() if self.bias is None else y + self.bias
 
 
-class RowWise(nn.Module):
-    """A linear layer with int8 weights, and activations quantised row by row.
-
-    Arguments
-    ---------
-    linear : torch.nn.Linear
-        The layer to replace, in float32.
-    """
+class RowWise(Int8Linear):
+    """A linear layer with int8 weights, and activations quantised row by row."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         weight = linear.weight.detach().float()
         scale = _scale(weight)
         integers = (weight / scale[:, None]).round().to(torch.int8)
@@ -86,7 +85,6 @@ class RowWise(nn.Module):
             zero = torch.zeros(len(scale), dtype=torch.long)
             packable = torch._make_per_channel_quantized_tensor(integers, scale.double(), zero, 0)
             self.packed = torch.ops.quantized.linear_prepack(packable, None)
-        self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [..., out_features] of [..., in_features]."""

@@ -135,6 +135,7 @@ def _attend(
     return attention.out_proj(joined.transpose(1, 2).reshape(shape))
 
 
+@torch.inference_mode()  # less overhead than no_grad, in a loop of many small operations
 def generate(
     network: Any,
     encoded: Encoded,
@@ -169,22 +170,6 @@ def generate(
     temperature : float
         Of sampling.
     """
-    with torch.inference_mode():  # less overhead than no_grad, in a loop of many small operations
-        return _generate(network, encoded, prompt, limits, end, suppress, processors or [], stops or [], temperature)
-
-
-def _generate(
-    network: Any,
-    encoded: Encoded,
-    prompt: torch.Tensor,
-    limits: torch.Tensor,
-    end: int,
-    suppress: tuple[list[int], list[int]],
-    processors: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]],
-    stops: list[Callable[[torch.Tensor, Any], torch.Tensor]],
-    temperature: float,
-) -> Found:
-    """See `generate`."""
     limits, size = limits.to(prompt.device), prompt.shape[1]
     decoder = Decoder(network, encoded, size + int(limits.max()))
     masks = _masks(network.config.vocab_size, suppress, prompt.device)
@@ -193,7 +178,7 @@ def _generate(
     log_probs, entropies = [], []
     while not bool(done.all()):
         scores = decoder.step(new)[:, -1].add_(next(masks))
-        for process in processors:
+        for process in processors or ():
             scores = process(tokens, scores).clamp(min=2 * FORBIDDEN)
         chosen, log_prob, entropy = _choose(scores, temperature)
         chosen = chosen.masked_fill(done, end)
@@ -201,7 +186,7 @@ def _generate(
         entropies.append(entropy)
         tokens, new = torch.cat([tokens, chosen[:, None]], dim=1), chosen[:, None]
         done = done | (chosen == end) | (len(log_probs) >= limits)
-        for stop in stops:
+        for stop in stops or ():
             done = done | stop(tokens, None)
     return Found(tokens, torch.stack(log_probs, dim=1), torch.stack(entropies, dim=1))
 
