@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,24 @@ from typing import Any
 import torch
 
 from efficient_asr.commands.peers import SYSTEMS
-from efficient_asr.data import load_audio, read_manifest
+from efficient_asr.data import load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name, peak_memory_bytes
 from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.reporting.tables import show
 from efficient_asr.settings.options import at_least
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
+
+PLAIN = "ours"  # its times are those that ratios refer to
 
 
 def read_audio(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[str]]:
     """Return recordings, sorted by length, and their texts."""
     rows = [row for path in args.manifest for row in list(read_manifest(path))[: args.utterances]]
     rows = sorted((row for row in rows if row["duration"] < 29.5), key=lambda row: row["duration"])
-    return [load_audio(row["audio"]) for row in rows], [row["text"] for row in rows]
+    return [load_row(row) for row in rows], [row["text"] for row in rows]
 
 
 def work(args: argparse.Namespace) -> None:
@@ -65,10 +69,11 @@ class Worker:
     def __init__(self, label: str, batch_size: int, argv: list[str], threads: int) -> None:
         self.label, self.batch_size = label, batch_size
         self.rounds: list[dict[str, Any]] = []
+        self.errors = tempfile.TemporaryFile()  # not a pipe, which would fill up
         command = [sys.executable, __file__, *argv, "--serve", label, "--batch_size", str(batch_size)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
         atexit.register(self.process.kill)
         self.missing = self._read().get("missing")
@@ -76,8 +81,10 @@ class Worker:
     def _read(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            _, errors = self.process.communicate()
-            raise UserError(f"{self.label} stopped:\n{errors[-2000:]}")
+            self.process.wait()
+            self.errors.seek(0)
+            reason = self.errors.read().decode(errors="replace")[-2000:]
+            raise UserError(f"{self.label} stopped:\n{reason}")
         return json.loads(line)
 
     def run(self) -> None:
@@ -88,12 +95,13 @@ class Worker:
 
 
 def rows_of(workers: list[Worker], args: argparse.Namespace, texts: list[str], audio_s: float) -> list[dict[str, Any]]:
-    """Return the rows of the result for systems of one batch size; the first one is the reference of the ratios."""
+    """Return the rows of the result for systems of one batch size."""
+    plain = next((worker.rounds for worker in workers if worker.label == PLAIN), None)
     normalise = get_normaliser(whisper_normaliser([args.language]))
     rows = []
     for worker in workers:
         seconds = [one["seconds"] for one in worker.rounds]
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(workers[0].rounds, worker.rounds, strict=True)]
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(plain or (), worker.rounds, strict=plain is not None)]
         pairs = [
             (normalise(a, args.language), normalise(b, args.language))
             for a, b in zip(texts, worker.rounds[0]["texts"], strict=True)
@@ -108,7 +116,7 @@ def rows_of(workers: list[Worker], args: argparse.Namespace, texts: list[str], a
                 "wer_percent": 100 * errors / sum(len(a.split()) for a, _ in pairs),
                 "rtfx": audio_s / statistics.median(seconds), "rounds": len(seconds), "seconds": seconds,
                 "peak_memory_bytes": max(one["peak_memory_bytes"] for one in worker.rounds),
-                "ratio_to_ours": statistics.median(ratios), "hypotheses": worker.rounds[0]["texts"],
+                "ratio_to_ours": statistics.median(ratios) if ratios else None, "hypotheses": worker.rounds[0]["texts"],
             }
         )  # fmt: skip
     return rows
@@ -143,7 +151,7 @@ def compare(args: argparse.Namespace, argv: list[str]) -> None:
     for row in rows:
         print(
             f"{row['label']:36} batch {row['batch_size']}  WER {row['wer_percent']:5.2f} %  rtfx {row['rtfx']:6.1f}  "
-            f"x{row['ratio_to_ours']:.2f}  {row['peak_memory_bytes'] / 2**20:.0f} MB"
+            f"x{show(row['ratio_to_ours'])}  {row['peak_memory_bytes'] / 2**20:.0f} MB"
         )
     print(f"result: {args.out}")
 

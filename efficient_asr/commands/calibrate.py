@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from efficient_asr.data import load_audio, read_manifest
+from efficient_asr.data import load_row, read_manifest
 from efficient_asr.models.parts import find_class
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.models.whisper.model import Whisper
@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.exists():
         raise UserError(f"--out: {args.out} exists; choose another folder")
     check_writable(args.out.parent, "--out")
-    model = Whisper.from_source(resolve_source(args.model))
+    model = Whisper.from_source(resolve_source(args.model), with_padding=False)
     wavs = None
     if args.manifest is not None:
         rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)
-        wavs = [load_audio(row["audio"]) for row in rows[: args.recordings]]
+        wavs = [load_row(row) for row in list(rows)[: args.recordings]]
     kind = find_class("silence_cache", "calibrate")
     model.encoder_padding = kind.calibrate(model, wavs, args.padding_s, args.group, args.language)
     source = Path(resolve_source(args.model))

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     with_lm = load_transcriber(args.model, **lm_given) if lm_given else None
     about = read_config(args.model).get("about", {}) if (Path(args.model) / "config.json").is_file() else {}
     lm_config = with_lm.language_model.config if with_lm else None
-    changed = getattr(transcriber.model, "changes", [])
+    changed = transcriber.changes
     records = score(
         transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
         f"{fingerprint(args.model)} {whisper_options(args)} {lm_config}", device,

@@ -16,9 +16,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-from efficient_asr.data import load_audio, read_manifest
+from efficient_asr.data import load_row, read_manifest
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.ctc import CTCModel
+from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import at_least
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--quantization requires --to faster-whisper")
     check_writable(args.out.parent, "--out")
     source = resolve_source(args.model)
-    is_ctc = Path(source).is_dir() and read_config(source).get("kind") == "ctc"
+    is_ctc = Path(source).is_dir() and not is_adapter(source) and read_config(source).get("kind") == "ctc"
     if args.manifest is not None and is_ctc:
         raise UserError("--manifest compares Whispers; the logits of CTC models are compared without it")
     if is_ctc:
@@ -127,7 +128,7 @@ def compare(source: str, args: argparse.Namespace) -> str:
     rows = [row for row in read_manifest(args.manifest) if row["duration"] < 29.5][: args.utterances]
     if not rows:
         raise UserError(f"--manifest: {args.manifest} has no utterances shorter than 29.5 s")
-    wavs = [load_audio(row["audio"]) for row in rows]
+    wavs = [load_row(row) for row in rows]
     original = ours(source, args.language, 1, args.out, encoder_padding=30)(wavs)
     if args.to == "faster-whisper":
         precision = args.quantization or "float32"

@@ -55,7 +55,9 @@ def transformers_pipeline(source: str, language: str, batch_size: int, work: Pat
 
     def recognise(wavs: list[torch.Tensor]) -> list[str]:
         inputs = [{"raw": wav.numpy(), "sampling_rate": SAMPLE_RATE} for wav in wavs]
-        options = {"language": language, "task": "transcribe", "num_beams": 1}
+        options: dict[str, Any] = {"num_beams": 1}
+        if getattr(recogniser.model.generation_config, "is_multilingual", True):
+            options |= {"language": language, "task": "transcribe"}
         return [out["text"] for out in recogniser(inputs, batch_size=batch_size, generate_kwargs=options)]
 
     return recognise

@@ -63,6 +63,11 @@ class Transcriber:
         """Variant of `model`, for Results and tables; `baseline` without one."""
         return "baseline" if self.model is None else self.model.label
 
+    @property
+    def changes(self) -> list[str]:
+        """What is computed differently from the stored models, such as int8 weights: labels for the tables."""
+        return []
+
     def transcribe(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None
     ) -> list[Transcript]:

@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterable
@@ -34,8 +35,9 @@ def set_padding(model: Whisper, padding: float | str | None, padding_s: float | 
     UserError
         If a value is invalid.
     """
-    if isinstance(padding, str) and padding.replace(".", "", 1).isdigit():
-        padding = float(padding)
+    if isinstance(padding, str):
+        with contextlib.suppress(ValueError):
+            padding = float(padding)
     stored = model.encoder_padding
     if isinstance(padding, (int, float)) and not isinstance(padding, bool):
         if padding_s is not None:
@@ -100,7 +102,8 @@ class WhisperTranscriber(Transcriber):
         """
         padding, padding_s, mode = (options.pop(key, None) for key in ("encoder_padding", "padding_s", "quantise"))
         decoding = DecodingOptions.of(options)
-        model = Whisper.from_source(source)
+        is_number = padding is not None and str(padding).replace(".", "", 1).isdecimal()
+        model = Whisper.from_source(source, with_padding=not is_number)
         if padding is not None or padding_s is not None:
             set_padding(model, padding, padding_s, normalise_or_keep(language))
         if mode is not None:
@@ -199,13 +202,24 @@ class WhisperTranscriber(Transcriber):
     def technique(self) -> str:
         """Technique of the model, or that of its padding."""
         padding = self.model.encoder_padding
-        return padding.technique if padding is not None and padding.technique else super().technique
+        if padding is None or not padding.technique:
+            return super().technique
+        return padding.technique if super().technique == "none" else f"{super().technique} + {padding.technique}"
+
+    @property
+    def changes(self) -> list[str]:
+        """What is computed differently from the stored network."""
+        return self.model.changes
 
     @property
     def label(self) -> str:
         """Variant: what the model was trained with, and how it is computed."""
         own = [super().label] if super().label != "baseline" else []
-        return " + ".join(own + self.model.changes) or "baseline"
+        return " + ".join(own + self.changes) or "baseline"
+
+    def parameters_count(self) -> int | None:
+        """Return the number of weights, also of quantised ones."""
+        return self.model.stored_parameters or super().parameters_count()
 
     @property
     def thop_counts(self) -> bool:

@@ -24,6 +24,7 @@ from efficient_asr.settings.options import QUANTISATIONS
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 LEVELS, MIDDLE = 63, 64  # of 7 bit activations
+MULTIPLE = 16  # the kernel of `WeightOnly` reads past the end of rows of other lengths; such layers stay in float
 MODES = QUANTISATIONS
 
 
@@ -116,6 +117,10 @@ def quantise(network: nn.Module, mode: str) -> None:
     UserError
         If the mode is unknown, or this CPU or network is not supported.
     """
+    if any(hasattr(module, "base_layer") for module in network.modules()):
+        raise UserError(
+            f"quantise: {mode} needs a model without adapters; merge them into it first (peft: merge_and_unload)"
+        )
     if mode not in MODES:
         raise UserError(f"quantise: '{mode}' is invalid; use {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
@@ -126,10 +131,12 @@ def quantise(network: nn.Module, mode: str) -> None:
         )
     if mode in ("decoder-int8", "int8"):
         for parent, name, linear in _linears(network.model.decoder.layers):
-            setattr(parent, name, WeightOnly(linear))
+            if linear.in_features % MULTIPLE == 0:
+                setattr(parent, name, WeightOnly(linear))
         for layer in network.model.decoder.layers:
-            attention = layer.self_attn
-            attention.qkv_proj = WeightOnly.join([attention.q_proj, attention.k_proj, attention.v_proj])
+            three = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+            if all(isinstance(one, WeightOnly) for one in three):
+                layer.self_attn.qkv_proj = WeightOnly.join(three)
         network.proj_out = RowWise(network.proj_out)
     if mode in ("encoder-int8", "int8"):
         for parent, name, linear in _linears(network.model.encoder.layers):

@@ -25,6 +25,7 @@ from efficient_asr.utils.technique import current_value, find, merged, technique
 
 CORE_PARTS = {
     "ctc_head": "efficient_asr.models.ctc:CTCHead",
+    "own_length": "efficient_asr.models.whisper.own_length:OwnLength",
     "ssl_encoder": "efficient_asr.models.encoders.ssl:SSLEncoder",
     "whisper_encoder": "efficient_asr.models.encoders.whisper:WhisperEncoder",
 }

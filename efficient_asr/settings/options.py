@@ -169,7 +169,7 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
         "--padding_s", type=float, help="real silence, if --encoder_padding is not a number (default 0.2)"
     )
     group.add_argument("--retry_logprob", type=float,
-        help="with less padding than 30 s: encode the whole window if the mean log-probability is lower (default -1.0)",
+        help="with less padding: encode the whole window if the mean log-probability is lower (default -1.0; =-inf: never)",
     )  # fmt: skip
     group.add_argument(
         "--quantise", choices=QUANTISATIONS, help="int8 weights, on the CPU: decoder-int8 keeps the WER best"

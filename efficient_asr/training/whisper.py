@@ -38,7 +38,7 @@ class WhisperBrain(RecipeBrain):
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load `source`, or build a new Whisper of `architecture` with a tokenizer trained on the training texts."""
         if hparams["source"]:
-            model = Whisper.from_source(resolve_source(hparams["source"]))
+            model = Whisper.from_source(resolve_source(hparams["source"]), with_padding=False)
             if type(model) not in cls.starts_from:
                 raise UserError(
                     f"source: '{hparams['source']}' is a Whisper model with {model.technique}, which this recipe cannot train"

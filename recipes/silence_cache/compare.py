@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from efficient_asr.data import load_audio, pad_wavs, read_manifest
+from efficient_asr.data import load_row, pad_wavs, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap
 from efficient_asr.inference.transcriber import MANIFEST
@@ -43,7 +43,7 @@ def transcripts(transcriber: WhisperTranscriber, rows: list[dict[str, Any]], nam
     texts = []
     for start in tqdm(range(0, len(rows), BATCH), desc=name, unit="batch", mininterval=5):
         batch = rows[start : start + BATCH]
-        wavs, wav_lens = pad_wavs([load_audio(row["audio"]) for row in batch])
+        wavs, wav_lens = pad_wavs([load_row(row) for row in batch])
         texts += [t.text for t in transcriber.transcribe(wavs, wav_lens, [row.get("language") for row in batch])]
     return texts
 
@@ -93,7 +93,7 @@ def main() -> None:
         raise UserError(f"--out: {args.out} is of another model or other utterances; choose another file")
     transcriber = WhisperTranscriber.from_source(args.model, MANIFEST, max_tokens_per_s=8.0)
     silent = [] if args.calibration is None else list(read_manifest(args.calibration, need_text=False))[:16]
-    recordings = [load_audio(row["audio"]) for row in silent]
+    recordings = [load_row(row) for row in silent]
     for name in ("padded", *args.variants):
         padding_s, group, needs_recordings = VARIANTS.get(name, (30.0, 1, False))
         if name in result["variants"] or (needs_recordings and not recordings):

@@ -10,7 +10,8 @@ import torch
 from efficient_asr import load_transcriber
 from efficient_asr.data import pad_wavs
 from efficient_asr.evaluation.macs import count_macs
-from efficient_asr.models.int8 import LEVELS, RowWise, WeightOnly
+from efficient_asr.models.int8 import LEVELS, RowWise, WeightOnly, quantise
+from efficient_asr.models.whisper.new import build_whisper
 from efficient_asr.utils.errors import UserError
 
 MINI = "efficient_asr:mini_whisper_large"
@@ -52,6 +53,28 @@ def test_a_row_does_not_depend_on_the_others(kind: type, linear: torch.nn.Linear
     together = layer(x)
     for row in range(len(x)):
         assert torch.equal(layer(x[row : row + 1])[0], together[row])
+
+
+def test_layers_that_the_kernel_cannot_read_stay_in_float() -> None:
+    """It reads past the end of rows whose length is not a multiple of 16."""
+    whisper = build_whisper(["one two"], d_model=24, heads=2, window_s=2.0, max_tokens=8)
+    quantise(whisper.network, "decoder-int8")
+    kinds = {type(child) for child in whisper.network.model.decoder.layers.modules()}
+    assert torch.nn.Linear in kinds and WeightOnly in kinds  # fc2 has 96 inputs, the others 24
+    assert not hasattr(whisper.network.model.decoder.layers[0].self_attn, "qkv_proj")
+
+
+def test_adapters_are_merged_first() -> None:
+    peft = pytest.importorskip("peft")
+    network = build_whisper(["one two"], d_model=32, heads=2, window_s=2.0, max_tokens=8).network
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["q_proj"]), network)
+    with pytest.raises(UserError, match="needs a model without adapters"):
+        quantise(network, "decoder-int8")
+
+
+def test_no_weight_is_lost_from_the_count() -> None:
+    plain, int8 = (load_transcriber(MINI, quantise=mode) for mode in (None, "int8"))
+    assert int8.parameters_count() == plain.parameters_count()
 
 
 @pytest.mark.parametrize("mode", ["decoder-int8", "encoder-int8", "int8"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from efficient_asr import load_transcriber
+from efficient_asr.commands import run_command
 from efficient_asr.data import pad_wavs
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.inference.whisper import WhisperTranscriber
@@ -158,6 +159,9 @@ def test_a_cache_of_other_weights_is_refused(whisper: Whisper, tmp_path: Path) -
     whisper.save(tmp_path / "model")
     with pytest.raises(UserError, match="made for other weights; run: efficient-asr calibrate"):
         load_transcriber(tmp_path / "model")
+    assert load_transcriber(tmp_path / "model", encoder_padding=30).model.encoder_padding is None
+    assert run_command("calibrate", [str(tmp_path / "model"), "--out", str(tmp_path / "calibrated")]) == 0
+    assert load_transcriber(tmp_path / "calibrated").model.encoder_padding is not None
     (tmp_path / "model" / "encoder_padding.safetensors").write_bytes(b"0")
     with pytest.raises(UserError, match="the silence cache cannot be read"):
         load_transcriber(tmp_path / "model")
@@ -174,6 +178,9 @@ def test_a_cache_of_other_weights_is_refused(whisper: Whisper, tmp_path: Path) -
         ({"encoder_padding": -1.0}, "padding_s: -1.0 is not a number of seconds"),
         ({"padding_s": 1.0}, "pass encoder_padding as well"),
         ({"encoder_padding": 5, "padding_s": 1.0}, "give one of the two"),
+        ({"encoder_padding": "silence_cache", "padding_s": "x"}, "padding_s: 'x' is not a number of seconds"),
+        ({"encoder_padding": "²"}, "neither a number of seconds nor one of"),
+        ({"retry_logprob": "low"}, "retry_logprob: 'low' is not a number"),
     ],
 )
 def test_options_that_cannot_be(options: dict, message: str) -> None:
@@ -220,15 +227,51 @@ def test_noise_for_calibration_is_always_the_same() -> None:
     assert 0.01 < noise_bursts()[0].std() < 0.2
 
 
-def test_experts_and_cascades_run_on_own_length(wavs: list[torch.Tensor], tmp_path: Path) -> None:
+def test_fallback_samples_from_the_whole_window_that_the_guard_encoded(wavs: list[torch.Tensor]) -> None:
+    options = {"language": "en", "temperatures": [0.0, 0.6], "logprob_threshold": 5.0}
+    plain = load_transcriber(MINI, **options)
+    guarded = load_transcriber(MINI, encoder_padding=0.0, retry_logprob=5.0, **options)
+    for wav in wavs[:3]:
+        found = guarded.transcribe(wav[None])[0]
+        assert found.text == plain.transcribe(wav[None])[0].text and found.details["encoded_again"]
+
+
+def test_an_utterance_that_fills_the_window_is_not_encoded_again(wavs: list[torch.Tensor]) -> None:
+    transcriber = load_transcriber(MINI, language="en", encoder_padding="silence_cache", retry_logprob=5.0)
+    full = torch.randn(transcriber.model.window_samples, generator=torch.Generator().manual_seed(0)) * 0.1
+    alone, (together, _) = transcriber.transcribe(full[None]), transcriber.transcribe(*pad_wavs([full, wavs[0]]))
+    assert alone[0].text == together.text
+    assert "encoded_again" not in together.details and "encoded_again" not in alone[0].details
+
+
+def test_a_token_limit_of_the_user_is_no_reason_to_encode_again(wavs: list[torch.Tensor]) -> None:
+    options = {"encoder_padding": "silence_cache", "max_new_tokens": 2, "retry_logprob": -100.0}
+    found = load_transcriber(MINI, language="en", **options).transcribe(wavs[0][None])[0]
+    assert found.details["tokens"] == 2 and "encoded_again" not in found.details
+
+
+def test_a_number_of_seconds_is_evaluated_and_saved(wavs: list[torch.Tensor], tmp_path: Path) -> None:
+    transcriber = load_transcriber(MINI, language="en", encoder_padding="0.3")
+    assert transcriber.settings["encoder_padding"] == {"type": "own_length", "config": {"padding_s": 0.3}}
+    transcriber.model.save(tmp_path / "model")
+    again = load_transcriber(tmp_path / "model", language="en")
+    assert (again.label, again.technique) == ("own length + 0.3 s", "none")
+    assert again.transcribe(wavs[0][None])[0].text == transcriber.transcribe(wavs[0][None])[0].text
+
+
+def test_experts_of_a_batch_are_those_of_batch_1(wavs: list[torch.Tensor], tmp_path: Path) -> None:
     from efficient_asr.techniques.clsr.experts import ExpertSettings
     from efficient_asr.techniques.clsr.model import add_experts
 
     model = add_experts(Whisper.from_source(resolve_source(MINI)), ["en"], ExpertSettings())
+    plain = load_transcriber(MINI, language="en", encoder_padding="silence_cache", retry_logprob=None)
+    for part in model.network.expert("en").values():
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
     model.encoder_padding = SilenceCache.calibrate(model, language="en")
     model.save(tmp_path / "experts")
-    transcriber = load_transcriber(tmp_path / "experts", language="en")
-    plain = load_transcriber(MINI, language="en", encoder_padding="silence_cache")  # untrained experts change nothing
-    assert [t.text for t in transcriber.transcribe(*pad_wavs(wavs))] == [
-        t.text for t in plain.transcribe(*pad_wavs(wavs))
-    ]
+    transcriber = load_transcriber(tmp_path / "experts", language="en", retry_logprob=None)
+    alone = [transcriber.transcribe(wav[None])[0].text for wav in wavs]
+    assert [t.text for t in transcriber.transcribe(*pad_wavs(wavs))] == alone
+    assert alone != [plain.transcribe(wav[None])[0].text for wav in wavs]  # the experts were heard
+    assert transcriber.technique == "clsr + silence_cache"

@@ -50,8 +50,8 @@ class DecodingOptions:
         None disables the check.
     retry_logprob : float or None
         If an utterance was encoded on its own length and its hypothesis has a lower mean log-probability, is repetitive
-        (`compression_ratio_threshold`) or reaches its maximum number of tokens, the whole window is encoded and decoded.
-        None disables this.
+        (`compression_ratio_threshold`) or fills all positions of the model, the whole window is encoded and decoded. None, or
+        minus infinity, disables this.
     cut_loops : bool
         End a hypothesis that repeats itself word for word, keep one copy of the repeated part, and count the hypothesis as
         failed. Enabled for the pieces of long audio.
@@ -83,6 +83,8 @@ class DecodingOptions:
     def __post_init__(self) -> None:
         if self.task not in ("transcribe", "translate"):
             raise UserError(f"task: '{self.task}' is invalid; use transcribe or translate")
+        if isinstance(self.retry_logprob, bool) or not isinstance(self.retry_logprob, (int, float, type(None))):
+            raise UserError(f"retry_logprob: {self.retry_logprob!r} is not a number")
         if self.num_beams < 1:
             raise UserError(f"num_beams: {self.num_beams} is less than 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -235,7 +237,7 @@ class Hypothesis:
     looped : bool
         Whether it repeated itself and was cut.
     cut_off : bool
-        Whether it reached its maximum number of tokens.
+        Whether it filled all positions of the model.
     encoder_s : float
         Seconds of audio and silence that the encoder computed.
     encoded_again : bool

@@ -195,9 +195,9 @@ def _masks(size: int, suppress: tuple[list[int], list[int]], device: torch.devic
     """Yield what is added to the scores [vocabulary] of the first, second, ... token."""
     always, first = suppress
     mask = torch.zeros(size, device=device)
-    mask[list(always)] = FORBIDDEN
+    mask[[token for token in always if 0 <= token < size]] = FORBIDDEN
     begin = mask.clone()
-    begin[list(first)] = FORBIDDEN
+    begin[[token for token in first if 0 <= token < size]] = FORBIDDEN
     yield begin
     while True:
         yield mask

@@ -59,6 +59,8 @@ class Whisper(nn.Module):
         Encodes each utterance on its own length; None to encode the whole window.
     quantised : str or None
         Mode of int8 quantisation (`efficient_asr.models.int8`); None for float.
+    stored_parameters : int or None
+        Number of parameters before quantisation, whose weights are no parameters any more.
     training_modules : torch.nn.ModuleDict
         Modules trained with the network but not saved in the model folder, such as a loss with learned weights.
     """
@@ -76,6 +78,7 @@ class Whisper(nn.Module):
         self.training_modules = nn.ModuleDict()
         self.encoder_padding: OwnLength | None = None
         self.quantised: str | None = None
+        self.stored_parameters: int | None = None
         self.history: dict[str, Any] = {}
         about = getattr(network.config, "about", None) or {}  # in model folders written by a recipe
         if about.get("technique"):
@@ -86,10 +89,10 @@ class Whisper(nn.Module):
     # ------------------------------------------------------------ model folders
 
     @classmethod
-    def from_source(cls, source: str) -> Whisper:
+    def from_source(cls, source: str, with_padding: bool = True) -> Whisper:
         """Load a Hugging Face directory or hub id in float32, as the technique's class if the folder names one.
 
-        A peft adapter is merged into its base model.
+        A peft adapter is merged into its base model. Without `with_padding`, the `encoder_padding` of a model folder is ignored.
 
         Raises
         ------
@@ -111,8 +114,13 @@ class Whisper(nn.Module):
         complete_generation_config(network.generation_config, tokenizer, source)
         whisper = kind(network, tokenizer).load_parts(source).eval()
         stored = getattr(config, PADDING, None)
-        if stored:
-            whisper.encoder_padding = build(stored, f"{source}/config.json, {PADDING}").load(source, whisper)
+        if stored and with_padding:
+            part = build(stored, f"{source}/config.json, {PADDING}")
+            if not isinstance(part, OwnLength):
+                raise UserError(
+                    f"{source}/config.json: {PADDING} is not a padding; the folder is damaged or cannot be trusted"
+                )
+            whisper.encoder_padding = part.load(source, whisper)
         return whisper
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -163,8 +171,9 @@ class Whisper(nn.Module):
         UserError
             If the model cannot be quantised in this mode.
         """
+        count = sum(parameter.numel() for parameter in self.network.parameters())
         quantise(self.network, mode)
-        self.quantised = mode
+        self.quantised, self.stored_parameters = mode, count
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ without the silence. Techniques that put something in its place override `silenc
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ class OwnLength(Part):
 
     def __init__(self, padding_s: float) -> None:
         super().__init__()
-        if not 0 <= padding_s < math.inf:
-            raise UserError(f"padding_s: {padding_s} is not a number of seconds, 0 or more")
+        if not isinstance(padding_s, (int, float)) or not 0 <= padding_s < math.inf:
+            raise UserError(f"padding_s: {padding_s!r} is not a number of seconds, 0 or more")
         self.padding_s = padding_s
         self.step = 1
         self.together: bool | None = None  # encode a batch together; None to decide by device
@@ -56,6 +57,13 @@ class OwnLength(Part):
     def to_config(self) -> dict[str, Any]:
         """Return the arguments of `from_config`."""
         return {"padding_s": self.padding_s}
+
+    def save(self, folder: Path) -> None:
+        """Write tensors next to the model; there are none."""
+
+    def load(self, folder: str, whisper: Any) -> OwnLength:
+        """Read tensors from a model folder; return the part itself."""
+        return self
 
     def positions(self, whisper: Any, lengths: torch.Tensor) -> torch.Tensor:
         """Return the number of positions to compute for utterances of `lengths` samples [batch]."""

@@ -6,6 +6,7 @@ Beam search is transformers' generation; greedy decoding and sampling have their
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -56,16 +57,19 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
         if options.no_speech_threshold is not None:
             silence = logits.softmax(dim=1)[:, labels.no_speech].tolist()
     out = search(model, encoded, languages, options, options.schedule[0])
+    again: dict[int, Encoded] = {}  # whole windows, by row
     for i in range(len(out)):
-        if encoded.whole is not None and _needs_whole(out[i], options):
-            out[i] = search(model, encoded.whole(i), languages[i : i + 1], options, options.schedule[0])[0]
-            out[i].encoded_again = True
+        shortened = encoded.own is not None and int(encoded.own[i]) < model.network.config.max_source_positions
+        if shortened and encoded.whole is not None and _needs_whole(out[i], options):
+            again[i] = encoded.whole(i)
+            out[i] = search(model, again[i], languages[i : i + 1], options, options.schedule[0])[0]
     for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
         unsure = hypothesis.avg_logprob < options.logprob_threshold
         silent = probability is not None and probability > options.no_speech_threshold and unsure
         if not silent:
-            out[i] = _fall_back(model, hypothesis, encoded, i, languages[i], options)
-        out[i].no_speech_prob = probability
+            states, row = (again[i], 0) if i in again else (encoded, i)
+            out[i] = _fall_back(model, hypothesis, states, row, languages[i], options)
+        out[i].no_speech_prob, out[i].encoded_again = probability, i in again
         if silent:
             out[i].text, out[i].segments = "", []
     return out
@@ -73,7 +77,7 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
 
 def _needs_whole(hypothesis: Hypothesis, options: DecodingOptions) -> bool:
     """Whether a hypothesis from encoder states of the audio's own length looks wrong; see `DecodingOptions.retry_logprob`."""
-    if options.retry_logprob is None:
+    if options.retry_logprob in (None, -math.inf):
         return False
     repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
     return repetitive or hypothesis.looped or hypothesis.cut_off or hypothesis.avg_logprob < options.retry_logprob
@@ -217,7 +221,7 @@ def _hypotheses(
                 languages[i],
                 temperature=temperature,
                 looped=len(tokens) < whole,
-                cut_off=count == int(limits[i]) and row[count - 1] != labels.end,
+                cut_off=count == model.network.config.max_target_positions - size and row[count - 1] != labels.end,
                 encoder_s=(window if encoded.own is None else int(encoded.own[i])) / POSITIONS_PER_S,
                 segments=_segments(labels, tokens, float(encoded.lengths[i])) if options.timestamps else [],
             )

@@ -94,6 +94,11 @@ class CascadeTranscriber(Transcriber):
         self.history: dict[str, Any] = {}
 
     @property
+    def changes(self) -> list[str]:
+        """What the models compute differently from the stored ones."""
+        return list(dict.fromkeys(change for transcriber in self.transcribers for change in transcriber.changes))
+
+    @property
     def label(self) -> str:
         """Label of routers and thresholds."""
         return ", ".join(f"{r.label} > {t:.3g}" for r, t in zip(self.routers, self.thresholds, strict=True))

@@ -64,7 +64,9 @@ def peers_table(name: str, results_folder: Path) -> str:
         cells = [label]
         for batch in batches:
             row, peer = by_place.get((label, batch)), by_place.get((REFERENCE, batch))
-            ratio = row["ratio_to_ours"] / peer["ratio_to_ours"] if row and peer else None
+            ratio = (
+                None if not (row and peer and peer["ratio_to_ours"]) else row["ratio_to_ours"] / peer["ratio_to_ours"]
+            )
             cells += ["–"] * 5 if row is None else [
                 show(row["wer_percent"]), show(row["rtfx"], 1), show(row["ratio_to_ours"]), show(ratio),
                 show(row["peak_memory_bytes"] / 2**20, 0),
