@@ -79,16 +79,18 @@ class OwnLength(Part):
         if int(own.min()) == window:
             out = network(whisper.features(wavs, lengths), output_hidden_states=hidden_states)
             return Encoded(out.last_hidden_state, lengths, out.hidden_states if hidden_states else None)
-        if together or len(wavs) == 1:
-            found = self._layers(whisper, wavs, lengths, own)
-        else:
-            rows = [slice(row, row + 1) for row in range(len(wavs))]
-            each = [
-                self._layers(whisper, wavs[row, : max(1, int(lengths[row]))], lengths[row], own[row]) for row in rows
-            ]
-            found = [_stack(layer, int(own.max())) for layer in zip(*each, strict=True)]
-        found = [self.complete(whisper, i, x, own) for i, x in enumerate(found) if hidden_states or i == len(found) - 1]
-        return Encoded(found[-1], lengths, tuple(found) if hidden_states else None, own=own, tail=self.tail(whisper))
+        size = len(wavs) if together else 1
+        parts = [slice(row, row + size) for row in range(0, len(wavs), size)]
+        found = [
+            self._layers(whisper, wavs[part, : max(1, int(lengths[part].max()))], lengths[part], own[part])
+            for part in parts
+        ]
+        last, longest = len(network.layers), int(own.max())
+        states = tuple(
+            self.complete(whisper, layer, _stack([part[layer] for part in found], longest), own)
+            for layer in (range(last + 1) if hidden_states else [last])
+        )
+        return Encoded(states[-1], lengths, states if hidden_states else None, own=own, tail=self.tail(whisper))
 
     def _layers(self, whisper: Any, wavs: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
         """Return the inputs of all layers and the output of the last, each [batch, longest, dim]."""
@@ -151,6 +153,6 @@ class OwnLength(Part):
         """Return what the decoder sees in place of the positions that were not computed."""
 
 
-def _stack(rows: tuple[torch.Tensor, ...], longest: int) -> torch.Tensor:
-    """Return states of single utterances, [1, positions, dim] each, as one batch padded with zeros."""
-    return torch.cat([nn.functional.pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
+def _stack(parts: list[torch.Tensor], longest: int) -> torch.Tensor:
+    """Return states of parts of a batch, [rows, positions, dim] each, as one batch padded with zeros."""
+    return torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])

@@ -106,7 +106,7 @@ def draw_peers(path: Path, folder: Path) -> Path:
             own = row["system"] == "efficient_asr"
             axis.plot(
                 row["rtfx"], row["wer_percent"], "o" if own else "s", markersize=8, label=row["label"],
-                color=COLOURS[number % len(COLOURS)], markerfacecolor=None if own else "white", markeredgewidth=2,
+                color=COLOURS[number % len(COLOURS)], markerfacecolor=None if own else "none", markeredgewidth=2,
             )  # fmt: skip
         axis.set_title(f"batch {batch}")
         axis.set_xlabel("seconds of audio per second (rtfx)")
