@@ -59,6 +59,8 @@ def test_calibrate_writes_a_model_that_is_used_like_the_original(
     assert load_transcriber(tmp_path / "a", language="en").transcribe(wavs[0][None])[0].text
     assert run_command("calibrate", [MINI, "--out", str(tmp_path / "a")]) == 2
     assert "choose another folder" in capsys.readouterr().err
+    assert run_command("calibrate", ["efficient_asr:mini_downsampled", "--out", str(tmp_path / "c")]) == 2
+    assert "is not a Whisper" in capsys.readouterr().err
 
 
 def test_compare_resumes_and_makes_a_table(
