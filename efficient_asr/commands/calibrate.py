@@ -14,11 +14,10 @@ import argparse
 from pathlib import Path
 
 from efficient_asr.data import load_row, read_manifest
-from efficient_asr.models.loading import is_adapter
-from efficient_asr.models.parts import find_class
-from efficient_asr.models.sources import read_config, resolve_source
+from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import at_least, parse_columns
+from efficient_asr.techniques.silence_cache.cache import SilenceCache
 from efficient_asr.utils.errors import UserError, check_writable
 
 
@@ -41,18 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.exists():
         raise UserError(f"--out: {args.out} exists; choose another folder")
     check_writable(args.out.parent, "--out")
-    source = resolve_source(args.model)
-    config = read_config(source) if Path(source).is_dir() and not is_adapter(source) else {"model_type": "whisper"}
-    if config.get("model_type") != "whisper":
-        raise UserError(
-            f"{args.model} is not a Whisper, and only Whispers pad their audio; other models need no silence cache"
-        )
-    model = Whisper.from_source(source, with_padding=False)
+    model = Whisper.from_source(resolve_source(args.model), with_padding=False)
     wavs = None
     if args.manifest is not None:
         rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)
         wavs = [load_row(row) for row in list(rows)[: args.recordings]]
-    kind = find_class("silence_cache", "calibrate")
-    model.encoder_padding = kind.calibrate(model, wavs, args.padding_s, args.group, args.language)
-    model.save(args.out, config.get("about"))
+    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, args.language)
+    model.save(args.out, getattr(model.network.config, "about", None))
     print(f"model with {model.encoder_padding.label}: {args.out}")

@@ -28,21 +28,18 @@ from efficient_asr.utils.technique import find, merged
 
 
 def set_padding(model: Whisper, padding: float | str | None, padding_s: float | None, language: str | None) -> None:
-    """Choose what a model encodes behind the audio; see `load_transcriber`.
+    """Choose what a model encodes behind the audio: a number of seconds, a technique, or what is stored; see `load_transcriber`.
 
     Raises
     ------
     UserError
         If a value is invalid.
     """
-    if isinstance(padding, str):
-        with contextlib.suppress(ValueError):
-            padding = float(padding)
     stored = model.encoder_padding
-    if isinstance(padding, (int, float)) and not isinstance(padding, bool):
+    if isinstance(padding, float):
         if padding_s is not None:
             raise UserError("padding_s: encoder_padding is a number of seconds already; give one of the two")
-        model.encoder_padding = None if padding >= model.window_samples / SAMPLE_RATE else OwnLength(float(padding))
+        model.encoder_padding = None if padding >= model.window_samples / SAMPLE_RATE else OwnLength(padding)
     elif padding is None or (stored is not None and padding == stored.technique):
         if stored is None:
             raise UserError("padding_s: the model encodes the whole window; pass encoder_padding as well")
@@ -102,8 +99,9 @@ class WhisperTranscriber(Transcriber):
         """
         padding, padding_s, mode = (options.pop(key, None) for key in ("encoder_padding", "padding_s", "quantise"))
         decoding = DecodingOptions.of(options)
-        is_number = padding is not None and str(padding).replace(".", "", 1).isdecimal()
-        model = Whisper.from_source(source, with_padding=not is_number)
+        with contextlib.suppress(TypeError, ValueError):
+            padding = float(padding)
+        model = Whisper.from_source(source, with_padding=not isinstance(padding, float))
         if padding is not None or padding_s is not None:
             set_padding(model, padding, padding_s, normalise_or_keep(language))
         if mode is not None:

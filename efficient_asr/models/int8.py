@@ -15,7 +15,6 @@ all rows. On a VNNI-less CPU, torchao's int8 kernels and oneDNN's were slower th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -25,7 +24,6 @@ from efficient_asr.utils.errors import UserError, did_you_mean
 
 LEVELS, MIDDLE = 63, 64  # of 7 bit activations
 MULTIPLE = 16  # the kernel of `WeightOnly` reads past the end of rows of other lengths; such layers stay in float
-MODES = QUANTISATIONS
 
 
 class Int8Linear(nn.Module):
@@ -121,8 +119,10 @@ def quantise(network: nn.Module, mode: str) -> None:
         raise UserError(
             f"quantise: {mode} needs a model without adapters; merge them into it first (peft: merge_and_unload)"
         )
-    if mode not in MODES:
-        raise UserError(f"quantise: '{mode}' is invalid; use {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}")
+    if mode not in QUANTISATIONS:
+        raise UserError(
+            f"quantise: '{mode}' is invalid; use {', '.join(QUANTISATIONS)}.{did_you_mean(str(mode), QUANTISATIONS)}"
+        )
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError(f"quantise: {mode} needs torch's FBGEMM kernels, which this build (not x86) does not have")
     if network.dtype != torch.float32 or network.device.type != "cpu":
@@ -143,7 +143,7 @@ def quantise(network: nn.Module, mode: str) -> None:
             setattr(parent, name, RowWise(linear))
 
 
-def _linears(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def _linears(layers: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
     """Return parent, name and linear layer of each to replace: not keys and values of cross-attention, which are computed once
     for all frames of an utterance and are not bound by reading weights.
     """
@@ -152,4 +152,4 @@ def _linears(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear) and not (path.endswith("encoder_attn") and name in ("k_proj", "v_proj")):
                 found.append((parent, name, child))
-    return iter(found)
+    return found

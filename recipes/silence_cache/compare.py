@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from efficient_asr.data import load_row, pad_wavs, read_manifest
+from efficient_asr.data import iterate_batches, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap
-from efficient_asr.inference.transcriber import MANIFEST
+from efficient_asr.inference.transcriber import MANIFEST, transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.options import at_least
@@ -41,10 +41,10 @@ VARIANTS = {  # name -> real padding in seconds, group, whether calibrated on re
 def transcripts(transcriber: WhisperTranscriber, rows: list[dict[str, Any]], name: str) -> list[str]:
     """Return the texts of all utterances, which are sorted by length."""
     texts = []
-    for start in tqdm(range(0, len(rows), BATCH), desc=name, unit="batch", mininterval=5):
-        batch = rows[start : start + BATCH]
-        wavs, wav_lens = pad_wavs([load_row(row) for row in batch])
-        texts += [t.text for t in transcriber.transcribe(wavs, wav_lens, [row.get("language") for row in batch])]
+    with tqdm(total=len(rows), desc=name, unit="utt", mininterval=5) as progress:
+        for batch, wavs, wav_lens in iterate_batches(rows, BATCH):
+            texts += [found.text for found in transcribe_rows(transcriber, batch, wavs, wav_lens)]
+            progress.update(len(batch))
     return texts
 
 

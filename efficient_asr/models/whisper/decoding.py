@@ -133,6 +133,39 @@ class Tail:
     log_weights: torch.Tensor
     projected: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    def first(self, own: torch.Tensor) -> int:
+        """Return the first group that any utterance with `own` positions [batch] needs."""
+        return int(own.min()) // self.size
+
+
+def attention_bias(own: torch.Tensor, tail: Tail | None, states: torch.Tensor) -> torch.Tensor | None:
+    """Return what is added to attention scores: minus infinity for what an utterance must not see.
+
+    Arguments
+    ---------
+    own : torch.Tensor
+        Number of positions of each utterance, [batch].
+    tail : Tail or None
+        Groups that follow the positions, from `tail.first(own)` on; each has its log weight, unless the utterance has computed
+        its positions itself.
+    states : torch.Tensor
+        [batch, longest, dim]; gives shape, device and number format.
+
+    Returns
+    -------
+    torch.Tensor or None
+        [batch, 1, 1, longest + groups]; None if it would be zero.
+    """
+    device, longest, first = states.device, states.shape[1], 0 if tail is None else tail.first(own)
+    own = own.to(device)[:, None]
+    places = torch.arange(longest, device=device)
+    bias = torch.zeros(len(own), longest, device=device).masked_fill(places >= own, -torch.inf)
+    if tail is not None:
+        weights = tail.log_weights[first:]
+        starts = torch.arange(first, first + len(weights), device=device) * tail.size
+        bias = torch.cat([bias, weights.expand(len(own), -1).masked_fill(starts < own, -torch.inf)], dim=1)
+    return bias[:, None, None].to(states.dtype) if bool(bias.count_nonzero()) else None
+
 
 @dataclass
 class Encoded:
@@ -179,19 +212,9 @@ class Encoded:
         """
         if self.own is None:
             return self.states, None, 0
-        longest, device = int(self.own.max()), self.states.device
-        own = self.own.to(device)[:, None]
-        bias = torch.zeros(len(own), longest, device=device).masked_fill(
-            torch.arange(longest, device=device) >= own, -torch.inf
-        )
-        first = 0
-        if self.tail is not None:
-            first = int(self.own.min()) // self.tail.size
-            weights = self.tail.log_weights[first:]
-            starts = torch.arange(first, first + len(weights), device=device) * self.tail.size
-            bias = torch.cat([bias, weights.expand(len(own), -1).masked_fill(starts < own, -torch.inf)], dim=1)
-        plain = not bool(bias.count_nonzero())
-        return self.states[:, :longest], None if plain else bias[:, None, None].to(self.states.dtype), first
+        states = self.states[:, : int(self.own.max())]
+        first = 0 if self.tail is None else self.tail.first(self.own)
+        return states, attention_bias(self.own, self.tail, states), first
 
     def select(self, rows: torch.Tensor) -> Encoded:
         """Return the selected utterances, indices [n]."""

@@ -25,6 +25,7 @@ from efficient_asr.models.int8 import quantise
 from efficient_asr.models.loading import is_adapter, load_config, load_network
 from efficient_asr.models.log_mel import HOP, LogMel
 from efficient_asr.models.parts import build, describe, find_class
+from efficient_asr.models.sources import read_config
 from efficient_asr.models.whisper.adapters import load_adapted
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
 from efficient_asr.models.whisper.labels import WhisperLabels
@@ -102,6 +103,12 @@ class Whisper(nn.Module):
         source = os.fspath(source)
         if is_adapter(source):
             return load_adapted(cls, source)
+        if os.path.isfile(os.path.join(source, "config.json")):
+            own = read_config(source)
+            if own.get("format") == "efficient_asr":
+                raise UserError(
+                    f"'{source}' is a model of efficient_asr of the kind '{own.get('kind')}'; it is not a Whisper"
+                )
         config = load_config(source)
         if config.model_type != "whisper":
             raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper model")

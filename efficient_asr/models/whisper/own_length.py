@@ -6,7 +6,7 @@ larger matrices, utterances are encoded one by one, so states do not depend on t
 together, and attention does not see the positions of longer ones.
 
 `OwnLength` alone cuts the rest of the window away, which a model must have been trained for: a plain Whisper repeats itself
-without the silence. Techniques that put something in its place override `silence` and `complete`.
+without the silence. Techniques that put something in its place override `silence`, `complete` and `tail`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.log_mel import HOP, encoder_frames
 from efficient_asr.models.parts import Part
-from efficient_asr.models.whisper.decoding import Encoded, Tail
+from efficient_asr.models.whisper.decoding import Encoded, Tail, attention_bias
 from efficient_asr.utils.errors import UserError
 
 POSITIONS_PER_S = SAMPLE_RATE / HOP / 2
@@ -100,23 +100,13 @@ class OwnLength(Part):
         features = whisper.features(wavs, lengths, min(window, longest + 1) * 2)
         x = nn.functional.gelu(network.conv1(features))
         x = nn.functional.gelu(network.conv2(x)).transpose(1, 2)[:, :longest] + network.embed_positions.weight[:longest]
-        bias = self._bias(own, longest, x)
+        bias = attention_bias(own, self.tail(whisper), x)
         found = []
         for i, layer in enumerate(network.layers):
             found.append(x)
             x = x + self._attend(layer, layer.self_attn_layer_norm(x), bias, self.silence(whisper, i, own))
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
         return [*found, network.layer_norm(x)]
-
-    def _bias(self, own: torch.Tensor, longest: int, x: torch.Tensor) -> torch.Tensor | None:
-        """Return what is added to attention scores [batch, 1, 1, keys]: minus infinity for positions of longer utterances."""
-        own = own.to(x.device)[:, None]
-        places = torch.arange(longest, device=x.device)
-        bias = torch.zeros(len(own), longest, device=x.device).masked_fill(places >= own, -torch.inf)
-        more = self.silence_bias(own)
-        if more is not None:
-            bias = torch.cat([bias, more], dim=1)
-        return bias[:, None, None].to(x.dtype) if bool(bias.count_nonzero()) else None
 
     @staticmethod
     def _attend(
@@ -142,15 +132,12 @@ class OwnLength(Part):
     def silence(self, whisper: Any, layer: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return keys and values [1, heads, groups, head dim] that every utterance attends to in a layer."""
 
-    def silence_bias(self, own: torch.Tensor) -> torch.Tensor | None:
-        """Return what is added to the attention scores of these [batch, groups], given the positions of utterances [batch, 1]."""
-
     def complete(self, whisper: Any, layer: int, states: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Return the input of a layer (or the output of the last) [batch, positions, dim] with what stands for the rest."""
         return states
 
     def tail(self, whisper: Any) -> Tail | None:
-        """Return what the decoder sees in place of the positions that were not computed."""
+        """Return what stands for the positions that were not computed; `silence` has its groups in every layer."""
 
 
 def _stack(parts: list[torch.Tensor], longest: int) -> torch.Tensor:

@@ -26,7 +26,6 @@ is for; the cached one does not. An utterance's states never depend on its batch
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterable
@@ -166,11 +165,6 @@ class SilenceCache(OwnLength):
 
     # ------------------------------------------------------------ what stands for the silence
 
-    @functools.cached_property
-    def _sizes(self) -> torch.Tensor:
-        """Number of positions of each group."""
-        return torch.tensor([len(part) for part in torch.arange(self.states.shape[1]).split(self.group)])
-
     def _means(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean over the positions of each group, [groups, dim] of [positions, dim]."""
         return torch.stack([part.mean(dim=0) for part in values.split(self.group)]) if self.group > 1 else values
@@ -187,16 +181,9 @@ class SilenceCache(OwnLength):
                 values = self._means(project(states))
                 pair.append(values.view(1, -1, attention.num_heads, attention.head_dim).transpose(1, 2).contiguous())
             self._kept[place] = pair
-        first = int(own.min()) // self.group
+        first = self.tail(whisper).first(own)
         keys, values = self._kept[place]
         return keys[:, :, first:], values[:, :, first:]
-
-    def silence_bias(self, own: torch.Tensor) -> torch.Tensor:
-        """Return log k for each group of k positions, and minus infinity for those that an utterance has computed itself."""
-        first = int(own.min()) // self.group
-        sizes = self._sizes[first:].to(own.device)
-        starts = torch.arange(first, first + len(sizes), device=own.device) * self.group
-        return sizes.log().expand(len(own), -1).masked_fill(starts < own, -torch.inf)
 
     def complete(self, whisper: Any, layer: int, states: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Return states [batch, window, dim] whose positions from `own` [batch] on are the cached ones."""
@@ -210,7 +197,8 @@ class SilenceCache(OwnLength):
         place = "tail", self.states.device, whisper.network.dtype
         if place not in self._kept:
             states = self._means(self.states[-1].to(whisper.network.dtype))
-            self._kept[place] = Tail(states, self.group, self._sizes.to(states.device).log())
+            sizes = [len(part) for part in self.states[-1].split(self.group)]
+            self._kept[place] = Tail(states, self.group, torch.tensor(sizes, device=states.device).log())
         return self._kept[place]
 
 
