@@ -9,7 +9,7 @@ The weights of each output channel are quantised with their own scale, :math:`W_
   the 16 bit sums of FBGEMM's kernel.
 
 Both treat every row on its own, so a transcript does not depend on its batch. torch's own dynamic quantisation uses one scale for
-all rows. On a VNNI-less CPU, torchao's int8 kernels and oneDNN's were slower than float32 (docs/deployment.md).
+all rows. What was tried beside these kernels is in docs/deployment.md.
 """
 
 from __future__ import annotations
