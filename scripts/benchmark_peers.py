@@ -28,6 +28,7 @@ from efficient_asr.data import load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name, peak_memory_bytes
 from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.models.backends import CACHE
 from efficient_asr.reporting.tables import show
 from efficient_asr.settings.options import at_least
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
@@ -47,11 +48,12 @@ def read_audio(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[str]]
 def work(args: argparse.Namespace) -> None:
     """Serve one system: load it, then answer each line of standard input with the time and the texts of one round."""
     answer, sys.stdout = sys.stdout, sys.stderr
+    os.environ.setdefault(CACHE, str(args.work))
     wavs, _ = read_audio(args)
     try:
         recognise = SYSTEMS[args.serve][3](args.model, args.language, args.batch_size, args.work)
         recognise(wavs[: 2 * args.batch_size])
-    except ImportError as error:
+    except (ImportError, UserError) as error:
         print(json.dumps({"missing": str(error)}), file=answer, flush=True)
         return
     print(json.dumps({"ready": True}), file=answer, flush=True)

@@ -208,3 +208,11 @@ def tiny_whispers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         folders[name] = str(tmp_path_factory.mktemp("whisper") / name)
         model.save(Path(folders[name]))
     return folders
+
+
+@pytest.fixture(scope="session")
+def mini_corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Manifests of 90 seconds of synthetic commands, by split."""
+    from efficient_asr.corpora import prepare_corpus
+
+    return prepare_corpus("mini", None, tmp_path_factory.mktemp("mini"), {"minutes": 1.5})

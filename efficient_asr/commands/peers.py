@@ -18,7 +18,7 @@ import torch
 
 from efficient_asr.data import SAMPLE_RATE, pad_wavs
 from efficient_asr.inference.load import load_transcriber
-from efficient_asr.models.interchange.faster_whisper import export_to_faster_whisper
+from efficient_asr.models.backends import convert
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 
@@ -100,21 +100,17 @@ def _converted(source: str, work: Path, precision: str) -> str:
     """Return a CTranslate2 folder of a model, converted once."""
     folder = work / f"{Path(source).name}-ctranslate2-{precision}"
     if not folder.exists():
-        export_to_faster_whisper(Whisper.from_source(source), folder, precision)
+        convert(Whisper.from_source(source), folder, "ctranslate2", "int8" if precision == "int8" else None)
     return str(folder)
 
 
-def faster_whisper(
-    source: str, language: str, batch_size: int, work: Path, precision: str = "int8", folder: Path | None = None
-) -> Recognise:
-    """faster-whisper; for batches, its batched pipeline on the joined recordings, cut at their boundaries.
-
-    `folder` is the converted model; None to convert it into `work`.
-    """
+def faster_whisper(source: str, language: str, batch_size: int, work: Path, precision: str = "int8") -> Recognise:
+    """faster-whisper; for batches, its batched pipeline on the joined recordings, cut at their boundaries."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-    converted = _converted(source, work, precision) if folder is None else str(folder)
-    model = WhisperModel(converted, cpu_threads=torch.get_num_threads(), compute_type=precision)
+    model = WhisperModel(
+        _converted(source, work, precision), cpu_threads=torch.get_num_threads(), compute_type=precision
+    )
     common = {"language": language, "beam_size": 1, "temperature": 0.0, "without_timestamps": True}
 
     def one_by_one(wavs: list[torch.Tensor]) -> list[str]:
@@ -181,15 +177,24 @@ def whisper_cpp(source: str, language: str, batch_size: int, work: Path) -> Reco
 
 
 CACHED = {"encoder_padding": "silence_cache"}
+
+
+def _ours(backend: str, precision: str, **options: Any) -> tuple[str, str, str, Callable[..., Recognise]]:
+    """Return the entry of this project with a backend and int8 in some of its parts."""
+    more = options | {"backend": backend, "quantise": precision}
+    return "efficient_asr", backend, precision, functools.partial(ours, **more)
+
+
 # label -> (system, backend, precision, function)
 SYSTEMS: dict[str, tuple[str, str, str, Callable[..., Recognise]]] = {
     "ours": ("efficient_asr", "torch", "float32", ours),
-    "ours, int8 decoder": ("efficient_asr", "torch", "decoder-int8", functools.partial(ours, quantise="decoder-int8")),
+    "ours, int8 decoder": _ours("torch", "decoder-int8"),
     "ours, silence cache": ("efficient_asr", "torch", "float32", functools.partial(ours, **CACHED)),
-    "ours, silence cache, int8 decoder": (
-        "efficient_asr", "torch", "decoder-int8", functools.partial(ours, quantise="decoder-int8", **CACHED),
-    ),
-    "ours, silence cache, int8": ("efficient_asr", "torch", "int8", functools.partial(ours, quantise="int8", **CACHED)),
+    "ours, silence cache, int8 decoder": _ours("torch", "decoder-int8", **CACHED),
+    "ours, silence cache, int8": _ours("torch", "int8", **CACHED),
+    "ours, silence cache, int8 decoder, ONNX": _ours("onnx", "decoder-int8", **CACHED),
+    "ours, silence cache, int8, ONNX": _ours("onnx", "int8", **CACHED),
+    "ours, silence cache, int8, CTranslate2": _ours("ctranslate2", "int8", **CACHED),
     "transformers pipeline": ("transformers", "torch", "float32", transformers_pipeline),
     "openai-whisper": ("openai-whisper", "torch", "float32", openai_whisper),
     "faster-whisper float32": (

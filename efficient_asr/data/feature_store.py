@@ -111,8 +111,8 @@ class FeatureStore:
         with atomic_write(path, shared=True) as partial:
             save_file(tensors, partial, about)
 
-    def read(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the features of an utterance.
+    def read(self, name: str, only: str | None = None) -> dict[str, torch.Tensor]:
+        """Return the features of an utterance, or just one of them.
 
         Raises
         ------
@@ -123,7 +123,10 @@ class FeatureStore:
         if self._packed is not None and not path.is_file() and name in self._packed.places:
             return {"states": self._packed.read(name)}
         try:
-            return load_file(path)
+            if only is None:
+                return load_file(path)
+            with safe_open(path, "pt") as file:
+                return {only: file.get_tensor(only)}
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{self.what}: {path} cannot be read ({str(error).splitlines()[0]}); delete it, then rerun the step that wrote it"

@@ -85,6 +85,7 @@ def evaluate(
     if not len(benchmark.rows):
         raise UserError(f"{benchmark.corpus}/{benchmark.split} has no utterances")
     devices = devices or [choose_device()]
+    measure_macs = measure_macs and transcriber.counts_macs
     if records is None:
         records = score(transcriber, benchmark, lm_transcriber, measure_macs, device=devices[0])
         records.discard_parts()
@@ -200,7 +201,7 @@ def score(
         if candidate is not None:
             candidate.to(choose_device(device))
     transcriber.check_rows(benchmark.rows, benchmark.split)
-    with_lm = lm_transcriber is not None
+    with_lm, measure_macs = lm_transcriber is not None, measure_macs and transcriber.counts_macs
     parts = PartFiles(stem, hashlib.sha256(f"{benchmark.hash} {with_lm} {measure_macs} {key}".encode()).hexdigest())
     missing = [i for i, row in enumerate(benchmark.rows) if row["id"] not in parts.places]
     if len(missing) < len(benchmark.rows) and distributed.if_main_process():

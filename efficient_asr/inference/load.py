@@ -8,6 +8,7 @@ from typing import Any
 from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.backends import own_folder
 from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.text.languages import is_language, normalise_or_keep
@@ -27,6 +28,7 @@ def load_transcriber(
     encoder_padding: float | str | None = None,
     padding_s: float | None = None,
     quantise: str | None = None,
+    backend: str | None = None,
     **options: Any,
 ) -> Transcriber:
     """Load a transcriber from a model folder of this project, a Whisper directory, or a Whisper hub id.
@@ -53,6 +55,9 @@ def load_transcriber(
         Real silence in seconds, if `encoder_padding` is a name; by default what the model folder says, or 0.2.
     quantise : str, optional
         Compute parts of a Whisper with int8 weights on the CPU: `decoder-int8`, `encoder-int8` or `int8`.
+    backend : str, optional
+        Engine that runs a Whisper: `torch`, `onnx` or `ctranslate2`. By default that of a converted model's folder, or torch.
+        Any other model is converted first, and kept in a cache (`efficient_asr.models.backends`).
     **options
         For CTC models, see `lm_path`; for Whisper models, see `efficient_asr.models.whisper.decoding.DecodingOptions`.
 
@@ -63,9 +68,9 @@ def load_transcriber(
     """
     source = resolve_source(source)
     is_whole_folder = os.path.isdir(source) and not is_adapter(source)
-    config = read_config(source) if is_whole_folder else {}
+    config = read_config(str(own_folder(source))) if is_whole_folder else {}
     language = normalise_or_keep(language)
-    speed = {"encoder_padding": encoder_padding, "padding_s": padding_s, "quantise": quantise}
+    speed = {"encoder_padding": encoder_padding, "padding_s": padding_s, "quantise": quantise, "backend": backend}
     options |= {key: value for key, value in speed.items() if value is not None}
     if config.get("format") == "efficient_asr":
         transcriber = _load_own(source, config, lm_path, language, options)

@@ -78,6 +78,11 @@ class LongAudio(Transcriber):
         return self.transcriber.changes
 
     @property
+    def counts_macs(self) -> bool:
+        """Whether the MACs of the wrapped transcriber can be counted."""
+        return self.transcriber.counts_macs
+
+    @property
     def thop_counts(self) -> bool:
         """Whether thop knows all layers of the wrapped transcriber."""
         return self.transcriber.thop_counts

@@ -37,6 +37,8 @@ class Transcriber:
         Normaliser for scoring, if none is chosen; None for Whisper's own, which depends on the language (see `Benchmark`).
     shows_encoder : bool
         Whether `encode` and `decode` are available.
+    counts_macs : bool
+        Whether its multiply-accumulates can be counted: not those of engines outside of PyTorch.
     thop_counts : bool
         Whether thop knows all layers of the model, so that its count means something.
     model : Any
@@ -50,6 +52,7 @@ class Transcriber:
     window_s: float | None = None
     normaliser: str | None = "plain"
     shows_encoder: bool = False
+    counts_macs: bool = True
     thop_counts: bool = True
     model: Any = None
 

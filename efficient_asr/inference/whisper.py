@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs, zero_padding
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.transcript import Transcript
+from efficient_asr.models.backends import converted
 from efficient_asr.models.log_mel import HOP
 from efficient_asr.models.whisper import search
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
@@ -36,6 +38,11 @@ def set_padding(model: Whisper, padding: float | str | None, padding_s: float | 
         If a value is invalid.
     """
     stored = model.encoder_padding
+    if model.backend != "torch" and not (isinstance(padding, float) and padding >= model.window_samples / SAMPLE_RATE):
+        raise UserError(
+            f"encoder_padding, padding_s: fixed when the model was converted for the backend {model.backend}; only 30 (the whole "
+            "window) can be chosen. Convert the model again"
+        )
     if isinstance(padding, float):
         if padding_s is not None:
             raise UserError("padding_s: encoder_padding is a number of seconds already; give one of the two")
@@ -90,21 +97,25 @@ class WhisperTranscriber(Transcriber):
     def from_source(cls, source: str, language: str | None = None, **options: Any) -> WhisperTranscriber:
         """Load a Hugging Face directory or hub id in float32.
 
-        `options` are those of DecodingOptions, and `encoder_padding`, `padding_s` and `quantise` of `load_transcriber`.
+        `options` are those of DecodingOptions, and `encoder_padding`, `padding_s`, `quantise` and `backend` of
+        `load_transcriber`.
 
         Raises
         ------
         UserError
             If the model cannot be loaded or an option is unknown.
         """
-        padding, padding_s, mode = (options.pop(key, None) for key in ("encoder_padding", "padding_s", "quantise"))
+        names = ("encoder_padding", "padding_s", "quantise", "backend")
+        padding, padding_s, mode, backend = (options.pop(key, None) for key in names)
         decoding = DecodingOptions.of(options)
         with contextlib.suppress(TypeError, ValueError):
             padding = float(padding)
         model = Whisper.from_source(source, with_padding=not isinstance(padding, float))
         if padding is not None or padding_s is not None:
             set_padding(model, padding, padding_s, normalise_or_keep(language))
-        if mode is not None:
+        if backend not in (None, model.backend):
+            model = converted(model, source, backend, mode)
+        elif mode is not None:
             model.quantise(mode)
         return cls(model, language, decoding).prepare()
 
@@ -220,6 +231,11 @@ class WhisperTranscriber(Transcriber):
         return self.model.stored_parameters or super().parameters_count()
 
     @property
+    def counts_macs(self) -> bool:
+        """Whether PyTorch runs the whole model."""
+        return self.model.backend == "torch"
+
+    @property
     def thop_counts(self) -> bool:
         """Whether thop knows all layers: not the int8 ones."""
         return self.model.quantised is None
@@ -242,6 +258,8 @@ class WhisperTranscriber(Transcriber):
         details = {
             "avg_logprob": hypothesis.avg_logprob, "entropy": hypothesis.entropy, "tokens": len(hypothesis.tokens),
         }  # fmt: skip
+        if math.isnan(hypothesis.entropy):  # not every backend computes it
+            del details["entropy"]
         if self.model.labels.languages and self.language is None:
             details["language"] = hypothesis.language
         if self.options.no_speech_threshold is not None:
@@ -275,6 +293,10 @@ class WhisperTranscriber(Transcriber):
         This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) as implemented in transformers. `language` defaults to
         that of the transcriber; if both are None, the language is detected on the first window.
         """
+        if self.model.backend != "torch":
+            raise UserError(
+                f"long_audio: the backend {self.model.backend} has no sequential decoding; use pauses or overlap"
+            )
         self.model.labels.check_timestamps()
         if len(self.model.tokenizer) > self.model.labels.timestamp_tokens.stop:
             # transformers would treat these tokens as timestamps and drop them
@@ -324,7 +346,7 @@ class WhisperTranscriber(Transcriber):
         UserError
             If the model is quantised and the device is not the CPU.
         """
-        if self.model.quantised and torch.device(device).type != "cpu":
+        if self.model.backend == "torch" and self.model.quantised and torch.device(device).type != "cpu":
             raise UserError(
                 f"quantise: {self.model.quantised} runs on the CPU only; pass --device cpu, or do not quantise"
             )

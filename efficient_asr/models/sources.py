@@ -64,7 +64,9 @@ def fingerprint(source: str | Path) -> str:
     if not os.path.isdir(source):
         return str(source)
     digest = hashlib.sha256()
-    files = (p for p in Path(source).rglob("*") if p.suffix in (".json", ".safetensors", ".bin") and p.is_file())
+    files = (
+        p for p in Path(source).rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".onnx") and p.is_file()
+    )
     for path in sorted(files):
         digest.update(f"{path.relative_to(source)}\0{path.stat().st_size}\0".encode())
         with open(path, "rb") as file:

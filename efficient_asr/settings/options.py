@@ -12,11 +12,12 @@ import ruamel.yaml
 from efficient_asr.text.normalise import NORMALISERS
 from efficient_asr.utils.errors import UserError
 
+BACKENDS = ("torch", "onnx", "ctranslate2")
 QUANTISATIONS = ("decoder-int8", "encoder-int8", "int8")
 _WHISPER_OPTIONS = (
     "task", "num_beams", "length_penalty", "max_new_tokens", "max_tokens_per_s", "timestamps", "temperatures",
     "compression_ratio_threshold", "logprob_threshold", "suppress", "no_speech_threshold", "overlap_s", "long_audio_batch",
-    "encoder_padding", "padding_s", "quantise", "retry_logprob",
+    "encoder_padding", "padding_s", "quantise", "backend", "retry_logprob",
 )  # fmt: skip
 
 
@@ -139,11 +140,9 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compression_ratio_threshold", type=float,
         help="try the next temperature if zlib compresses the text by more than this (it repeats itself; default 2.4)",
     )  # fmt: skip
-    group.add_argument(
-        "--logprob_threshold",
-        type=float,
+    group.add_argument("--logprob_threshold", type=float,
         help="try the next temperature if the mean log-probability is lower (default -1.0)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--suppress", type=yes_or_no, help="suppress the tokens listed in the model's configuration (default True)"
     )
@@ -155,11 +154,9 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--long_audio_batch", type=at_least(1), help="pieces of one recording transcribed together (default 8)"
     )
-    group.add_argument(
-        "--no_speech_threshold",
-        type=float,
+    group.add_argument("--no_speech_threshold", type=float,
         help="return empty text if the probability of silence is higher (Whisper's own: 0.6)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--encoder_padding",
         help="what to encode behind the audio: seconds of silence (default 30: the whole window), or the name of a technique "
@@ -173,6 +170,9 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--quantise", choices=QUANTISATIONS, help="int8 weights, on the CPU: decoder-int8 keeps the WER best"
+    )
+    group.add_argument(
+        "--backend", choices=BACKENDS, help="engine that runs a Whisper (default: that of a converted model, or torch)"
     )
 
 

@@ -116,6 +116,12 @@ class LoraWhisper(Whisper):
         model.merge = merge
         return model.eval()
 
+    def plain(self) -> Whisper:
+        """Return a plain Whisper with the matrices merged into its weights."""
+        merged = Whisper(copy.deepcopy(self._peft[0]).merge_and_unload(), self.tokenizer).eval()
+        merged.technique, merged.label, merged.encoder_padding = self.technique, self.label, self.encoder_padding
+        return merged
+
     def load_parts(self, source: str) -> LoraWhisper:
         """Load matrices that `save` stored separately."""
         peft = import_peft()

@@ -21,6 +21,7 @@ class RecipeBrain(Loop):
     """Hooks called by `efficient_asr.training.run`, with defaults."""
 
     takes_language_model = False
+    needs_text = True  # of training and validation utterances; otherwise `check_rows` gives them a text
     validates_by: tuple[str, ...] = ()  # evaluation keys that affect the choice of the best checkpoint
 
     @classmethod

@@ -90,12 +90,15 @@ def read_language_model(hparams: dict[str, Any], vocabulary: list[str], check: b
     )
 
 
-def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
+def read_training_rows(
+    hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path, need_text: bool = True
+) -> Rows:
     """Read and check training or validation data; skip and report utterances that are too long."""
     skip_bad, limit = hparams["skip_bad"], hparams["max_duration_s"] or float("inf")
     rows = main_first(
         lambda: read_manifest(
             manifest,
+            need_text=need_text,
             skip_bad=skip_bad,
             skipped_file=output_folder / f"skipped_{split}.jsonl",
             check_audio=hparams["check_audio"],
@@ -103,8 +106,9 @@ def read_training_rows(hparams: dict[str, Any], manifest: Path, split: str, outp
             cache=output_folder / f"checked_{split}.json",
         )
     )
-    normaliser = get_normaliser(hparams["train_normaliser"])
-    rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
+    if need_text:
+        normaliser = get_normaliser(hparams["train_normaliser"])
+        rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
     long = (rows.durations > limit).nonzero()[0]
     if len(long) == len(rows):
         raise UserError(f"every utterance in '{split}' is longer than max_duration_s={limit}")

@@ -315,7 +315,7 @@ def _train_and_save(
     """
     hparams, output_folder = this.hparams, this.output_folder
     rows = {
-        key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder)
+        key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder, brain_class.needs_text)
         for key in ("train_split", "valid_split")
     }
     model = brain_class.build(hparams, rows["train_split"])

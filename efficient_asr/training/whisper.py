@@ -102,7 +102,7 @@ class WhisperBrain(RecipeBrain):
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load a model folder with the decoding options of the YAML file."""
         options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
-        names = ("long_audio", "overlap_s", "long_audio_batch", "encoder_padding", "padding_s", "quantise")
+        names = ("long_audio", "overlap_s", "long_audio_batch", "encoder_padding", "padding_s", "quantise", "backend")
         loading = {key: hparams[key] for key in names if key in hparams}
         return load_transcriber(source, language=hparams["language"], **loading, **options)
 

@@ -133,6 +133,10 @@ def main() -> None:
     device = choose_device(args.device)
     source = resolve_source(args.model)
     transcriber = load_transcriber(source, **whisper_options(args)).to(device)
+    if not transcriber.counts_macs:
+        raise UserError(
+            f"{args.model}: the MACs of a backend other than torch are not known; label with the original model"
+        )
     normaliser = args.normaliser or transcriber.normaliser
     benchmark = Benchmark.from_manifest(
         args.manifest, normaliser=normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,

@@ -1,1 +1,1 @@
-"""Models for and from other libraries: transformers, SpeechBrain, faster-whisper."""
+"""CTC models for and from other libraries: transformers, SpeechBrain, ONNX."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,6 +42,15 @@ class Found:
     entropies: torch.Tensor
 
 
+class Steps(Protocol):
+    """What `generate` needs of a decoder: the scores of the next token, and the size of the vocabulary."""
+
+    vocab_size: int
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens [batch, n]; return scores [batch, 1 or n, vocabulary] of which the last are those of the next token."""
+
+
 class Decoder:
     """The decoder of a Whisper network for one batch of encoder states.
 
@@ -56,7 +66,7 @@ class Decoder:
 
     def __init__(self, network: Any, encoded: Encoded, room: int) -> None:
         self.network, self.layers = network, network.model.decoder.layers
-        self.used = 0
+        self.used, self.vocab_size = 0, network.config.vocab_size
         shape = (len(encoded.states), network.config.decoder_attention_heads, room, -1)
         empty = encoded.states.new_empty(len(encoded.states), room, network.config.d_model)
         self.own: list[_Cache] = [(empty.clone().view(*shape), empty.clone().view(*shape)) for _ in self.layers]
@@ -72,40 +82,49 @@ class Decoder:
             for layer, caches in zip(self.layers, self.cross, strict=True):
                 caches.append(_cross(layer.encoder_attn, states, encoded.tail, first))
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens [batch, n] and return the scores of the next one after each, [batch, n, vocabulary]."""
+    def step(self, tokens: torch.Tensor, states: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """Append tokens [batch, n] and return the scores of the next one after each, [batch, n, vocabulary].
+
+        The input of every layer and the output of the last, after the final layer norm, are appended to `states` if it is
+        given, [batch, n, dim] each.
+        """
         decoder, start, count = self.network.model.decoder, self.used, tokens.shape[1]
         end = self.used = start + count
         x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[start:end]
         causal = None
         if count > 1:
             causal = torch.full((count, end), -torch.inf, dtype=x.dtype, device=x.device).triu(start + 1)
+        found = []
         for layer, own, cross in zip(self.layers, self.own, self.cross, strict=True):
+            found.append(x)
             queries, *new = _project(layer.self_attn, layer.self_attn_layer_norm(x))
             for cache, values in zip(own, new, strict=True):
-                cache[:, :, start:end] = _heads(values, layer.self_attn)
+                cache[:, :, start:end] = heads(values, layer.self_attn)
             seen = (own[0][:, :, :end], own[1][:, :, :end])
             x = x + _attend(layer.self_attn, queries, [seen], [causal])
             queries = layer.encoder_attn.q_proj(layer.encoder_attn_layer_norm(x))
             x = x + _attend(layer.encoder_attn, queries, cross, self.biases)
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
-        return self.network.proj_out(decoder.layer_norm(x)).float()
+        x = decoder.layer_norm(x)
+        if states is not None:
+            states += [*found, x]
+        return self.network.proj_out(x).float()
 
 
 def _cross(attention: nn.Module, states: torch.Tensor, tail: Tail | None, first: int) -> _Cache:
     """Return keys and values of encoder states [batch, frames, dim], followed by those of a tail from group `first` on."""
-    found = [_heads(project(states), attention) for project in (attention.k_proj, attention.v_proj)]
+    found = [heads(project(states), attention) for project in (attention.k_proj, attention.v_proj)]
     if tail is not None:
         if attention not in tail.projected:
             ends = (project(tail.states[None]) for project in (attention.k_proj, attention.v_proj))
-            tail.projected[attention] = [_heads(end, attention) for end in ends]
+            tail.projected[attention] = [heads(end, attention) for end in ends]
         ends = [end[:, :, first:].expand(len(states), -1, -1, -1) for end in tail.projected[attention]]
         found = [torch.cat(pair, dim=2) for pair in zip(found, ends, strict=True)]
     keys, values = (each.contiguous() for each in found)
     return keys, values
 
 
-def _heads(values: torch.Tensor, attention: nn.Module) -> torch.Tensor:
+def heads(values: torch.Tensor, attention: nn.Module) -> torch.Tensor:
     """Return [batch, frames, dim] as [batch, heads, frames, head dim]."""
     return values.view(*values.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)
 
@@ -126,7 +145,7 @@ def _attend(
     Keys, values and additive biases of the scores are those of the whole batch, or of each utterance.
     """
     shape = queries.shape
-    parts = _heads(queries, attention).split(len(queries) // len(caches))
+    parts = heads(queries, attention).split(len(queries) // len(caches))
     found = [
         nn.functional.scaled_dot_product_attention(part, *cache, attn_mask=bias, scale=attention.scaling)
         for part, cache, bias in zip(parts, caches, biases, strict=True)
@@ -137,8 +156,7 @@ def _attend(
 
 @torch.inference_mode()  # less overhead than no_grad, in a loop of many small operations
 def generate(
-    network: Any,
-    encoded: Encoded,
+    decoder: Steps,
     prompt: torch.Tensor,
     limits: torch.Tensor,
     end: int,
@@ -151,10 +169,8 @@ def generate(
 
     Arguments
     ---------
-    network : WhisperForConditionalGeneration
-        The network, in evaluation mode.
-    encoded : Encoded
-        Output of `Whisper.encode`.
+    decoder : Steps
+        The decoder, for encoder states of the batch; with room for prompt and tokens.
     prompt : torch.Tensor
         Tokens that each hypothesis starts with, [batch, prompt].
     limits : torch.Tensor
@@ -170,14 +186,13 @@ def generate(
     temperature : float
         Of sampling.
     """
-    limits, size = limits.to(prompt.device), prompt.shape[1]
-    decoder = Decoder(network, encoded, size + int(limits.max()))
-    masks = _masks(network.config.vocab_size, suppress, prompt.device)
+    limits = limits.to(prompt.device)
+    masks = _masks(decoder.vocab_size, suppress, prompt.device)
     tokens, new = prompt, prompt
     done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     log_probs, entropies = [], []
     while not bool(done.all()):
-        scores = decoder.step(new)[:, -1].add_(next(masks))
+        scores = _add(decoder.step(new)[:, -1], next(masks))
         for process in processors or ():
             scores = process(tokens, scores).clamp(min=2 * FORBIDDEN)
         chosen, log_prob, entropy = _choose(scores, temperature)
@@ -203,8 +218,22 @@ def _masks(size: int, suppress: tuple[list[int], list[int]], device: torch.devic
         yield mask
 
 
+def _add(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Add a mask [vocabulary] to scores [batch, vocabulary], in place; on the CPU by numpy, see `_choose`."""
+    if scores.device.type != "cpu":
+        return scores.add_(mask)
+    np.add(scores.numpy(), mask.numpy(), out=scores.numpy())
+    return scores
+
+
 def _choose(scores: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return token, its log-probability, and the entropy of the distribution, each [batch], from scores [batch, vocabulary]."""
+    """Return token, its log-probability, and the entropy of the distribution, each [batch], from scores [batch, vocabulary].
+
+    On the CPU this is numpy: torch divides the vocabulary among its threads, which then spin and keep those of other engines
+    from running.
+    """
+    if scores.device.type == "cpu" and temperature == 0:
+        return tuple(map(torch.from_numpy, _choose_numpy(scores.numpy())))
     highest, chosen = scores.max(dim=1)
     scores = scores - highest[:, None]
     weights = scores.exp()
@@ -213,3 +242,17 @@ def _choose(scores: torch.Tensor, temperature: float) -> tuple[torch.Tensor, tor
     if temperature > 0:
         chosen = torch.multinomial((scores / temperature).softmax(dim=1), 1)[:, 0]
     return chosen, scores.gather(1, chosen[:, None])[:, 0] - total.log(), entropy
+
+
+def _choose_numpy(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Do the same for the most likely token; row by row, so that the batch does not matter."""
+    found = []
+    for row in scores:
+        token = int(row.argmax())
+        row = row - row[token]
+        weights = np.exp(row)
+        total = weights.sum()
+        log_total = np.log(total)
+        found.append((token, -log_total, log_total - (weights @ row) / total))
+    tokens, log_probs, entropies = zip(*found, strict=True)
+    return np.array(tokens), np.array(log_probs, dtype=np.float32), np.array(entropies, dtype=np.float32)

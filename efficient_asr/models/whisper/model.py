@@ -21,6 +21,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from transformers.modeling_outputs import BaseModelOutput
 
 from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.backends import ENTRY, backend_class, own_folder
 from efficient_asr.models.int8 import quantise
 from efficient_asr.models.loading import is_adapter, load_config, load_network
 from efficient_asr.models.log_mel import HOP, LogMel
@@ -28,6 +29,7 @@ from efficient_asr.models.parts import build, describe, find_class
 from efficient_asr.models.sources import read_config
 from efficient_asr.models.whisper.adapters import load_adapted
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
+from efficient_asr.models.whisper.greedy import Decoder, Found, Steps
 from efficient_asr.models.whisper.labels import WhisperLabels
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.models.whisper.tokens import complete_generation_config
@@ -67,6 +69,7 @@ class Whisper(nn.Module):
     """
 
     technique, label = "none", "baseline"
+    backend = "torch"  # engine that runs the network
     network_class = WhisperForConditionalGeneration
     encodes_alone = True  # an utterance of a batch can be encoded without the others
     cost_is_fixed = True  # the cost of greedy decoding depends only on the number of tokens
@@ -109,9 +112,12 @@ class Whisper(nn.Module):
                 raise UserError(
                     f"'{source}' is a model of efficient_asr of the kind '{own.get('kind')}'; it is not a Whisper"
                 )
-        config = load_config(source)
+        config = load_config(str(own_folder(source)))
         if config.model_type != "whisper":
             raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper model")
+        backend = getattr(config, ENTRY, None)
+        if backend is not None:
+            return backend_class(str(backend.get("name")), f"{source}/config.json").open(source, config)
         adapter = getattr(config, "adapter", None)
         kind = find_class(adapter, source) if adapter else cls
         if not issubclass(kind, Whisper):
@@ -189,6 +195,20 @@ class Whisper(nn.Module):
 
     # ------------------------------------------------------------ for techniques
 
+    def plain(self) -> Whisper:
+        """Return the model with nothing but a plain Whisper's layers, for other engines.
+
+        Raises
+        ------
+        UserError
+            If that is impossible.
+        """
+        if type(self) is not Whisper:
+            raise UserError(
+                f"this Whisper has layers of the technique {self.technique}, which other engines do not know; run it with torch"
+            )
+        return self
+
     def load_parts(self, source: str) -> Whisper:
         """Load what a technique stores next to the network in a model folder; return the model itself."""
         return self
@@ -214,6 +234,14 @@ class Whisper(nn.Module):
         """Return a context manager for decoding utterances in these languages [batch]."""
         return contextlib.nullcontext()
 
+    def generate(
+        self, encoded: Encoded, prompt: torch.Tensor, limits: torch.Tensor, options: DecodingOptions, temperature: float
+    ) -> Found | None:
+        """Return the tokens after `prompt` [batch, tokens] if the model has a search of its own, otherwise None.
+
+        See `efficient_asr.models.whisper.greedy.generate` for `limits` and the temperature.
+        """
+
     def annotate(self, hypotheses: list[Hypothesis], encoded: Encoded) -> None:
         """Record in the `details` of each hypothesis what the technique did."""
 
@@ -229,15 +257,23 @@ class Whisper(nn.Module):
         lengths: torch.Tensor,
         tokens: torch.Tensor,
         token_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens]."""
+        with_states: bool = False,
+    ) -> Any:
+        """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens].
+
+        With `with_states`: encoder states [batch, frames, dim], decoder states [batch, tokens, layers + 1, dim], logits.
+        """
         encoded = self.encode(wavs, lengths, languages=self.prompt_languages(tokens))
-        logits = self.predict(encoded, tokens, token_lengths)
+        states: list[torch.Tensor] = []
+        if with_states:
+            logits = Decoder(self.network, encoded, tokens.shape[1]).step(tokens, states)
+        else:
+            logits = self.predict(encoded, tokens, token_lengths)
         if self.training and distributed.world_size() > 1:
             # DistributedDataParallel must see every trainable parameter in every step.
             for parameter in self.ddp_parameters():
                 logits = logits + 0 * parameter.sum()
-        return logits
+        return (encoded.states, torch.stack(states, dim=2), logits) if with_states else logits
 
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
@@ -247,8 +283,7 @@ class Whisper(nn.Module):
         `token_lengths` [batch] is ignored here; subclasses may use it.
         """
         if encoded.is_ragged:  # transformers has no mask for encoder states
-            rows = [torch.tensor([row]) for row in range(len(tokens))]
-            return torch.cat([self.predict(encoded.select(row), tokens[row]) for row in rows])
+            return Decoder(self.network, encoded, tokens.shape[1]).step(tokens)
         out = self.network(encoder_outputs=BaseModelOutput(encoded.states), decoder_input_ids=tokens, use_cache=False)
         return out.logits.float()
 
@@ -305,6 +340,10 @@ class Whisper(nn.Module):
         window = window if frames is None else frames * HOP
         wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
         return self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device)).to(self.network.dtype)
+
+    def decoder(self, encoded: Encoded, room: int) -> Steps:
+        """Return the decoder for encoder states, with room for so many tokens."""
+        return Decoder(self.network, encoded, room)
 
     def first_step(self, encoded: Encoded) -> torch.Tensor:
         """Return the logits [batch, vocabulary] after the start token, which give language and silence."""

@@ -104,12 +104,12 @@ class OwnLength(Part):
         found = []
         for i, layer in enumerate(network.layers):
             found.append(x)
-            x = x + self._attend(layer, layer.self_attn_layer_norm(x), bias, self.silence(whisper, i, own))
+            x = x + self.attend(layer, layer.self_attn_layer_norm(x), bias, self.silence(whisper, i, own))
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
         return [*found, network.layer_norm(x)]
 
     @staticmethod
-    def _attend(
+    def attend(
         layer: nn.Module,
         x: torch.Tensor,
         bias: torch.Tensor | None,

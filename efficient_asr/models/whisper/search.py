@@ -113,7 +113,10 @@ def search(
     prompt = torch.tensor([labels.prompt(language, options) for language in languages], device=device)
     limits = _length_limits(model, encoded, prompt.shape, options)
     with quiet_transformers(), model.search_context(languages, options):
-        if temperature == 0 and options.num_beams > 1:
+        out = model.generate(encoded, prompt, limits, options, temperature)
+        if out is not None:
+            pass  # a backend with a search of its own
+        elif temperature == 0 and options.num_beams > 1:
             out = _beam_search(model, encoded, prompt, limits, options)
         else:
             out = _greedy(model, encoded, prompt, limits, options, temperature)
@@ -155,10 +158,12 @@ def _greedy(
     temperature: float,
 ) -> Found:
     """Decode greedily, or sample if the temperature is above 0."""
-    own = model.network.generation_config
+    own, size = model.network.generation_config, prompt.shape[1]
     suppress = (own.suppress_tokens or [], own.begin_suppress_tokens or []) if options.suppress else ([], [])
-    processors, stops = _rules(model, prompt.shape[1], options)
-    return generate(model.network, encoded, prompt, limits, model.labels.end, suppress, processors, stops, temperature)
+    processors, stops = _rules(model, size, options)
+    with torch.inference_mode():
+        decoder = model.decoder(encoded, size + int(limits.max()))
+    return generate(decoder, prompt, limits, model.labels.end, suppress, processors, stops, temperature)
 
 
 def _beam_search(

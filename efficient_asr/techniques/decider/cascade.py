@@ -86,6 +86,7 @@ class CascadeTranscriber(Transcriber):
                     f"but '{self.names[needed]}' is not a Whisper"
                 )
         self.batched = all(t.batched for t in self.transcribers)
+        self.counts_macs = all(t.counts_macs for t in self.transcribers)
         self.thop_counts = all(t.thop_counts for t in self.transcribers)
         normalisers = {t.normaliser for t in self.transcribers}
         self.normaliser = None if None in normalisers else normalisers.pop()

@@ -1,0 +1,193 @@
+"""What all Whispers in other engines share: the folder, the metadata, and a network without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.models.backends import ENTRY, own_folder
+from efficient_asr.models.int8 import quantise_encoder
+from efficient_asr.models.loading import load_config
+from efficient_asr.models.parts import build, describe
+from efficient_asr.models.whisper.model import PADDING, Whisper
+from efficient_asr.models.whisper.own_length import OwnLength
+from efficient_asr.models.whisper.tokens import complete_generation_config
+from efficient_asr.utils.errors import UserError
+
+ENCODER_WEIGHTS = "encoder.safetensors"
+
+
+class ConvertedPadding(OwnLength):
+    """How much of the window a converted model encodes; what stands for the rest is in the engine's files.
+
+    Arguments
+    ---------
+    padding_s : float
+        Silence behind each utterance in seconds.
+    step : int
+        The number of positions of an utterance is a multiple of this.
+    technique, label : str
+        Of the padding that was converted.
+    """
+
+    def __init__(self, padding_s: float, step: int, technique: str | None, label: str) -> None:
+        super().__init__(padding_s)
+        self.step, self.technique, self._label = step, technique, label
+
+    @property
+    def label(self) -> str:
+        """Variant, for the tables."""
+        return self._label
+
+    @classmethod
+    def describe(cls, padding: OwnLength | None) -> dict[str, Any] | None:
+        """Return the arguments for a padding, as plain data; None for none."""
+        if padding is None:
+            return None
+        return {
+            "padding_s": padding.padding_s, "step": padding.step, "technique": padding.technique, "label": padding.label,
+        }  # fmt: skip
+
+
+class ConvertedWhisper(Whisper):
+    """A Whisper whose decoder runs in another engine, and its encoder there or in torch.
+
+    Its `network` has a configuration, but no weights other than those of an encoder for torch.
+
+    Attributes
+    ----------
+    backend : str
+        Name of the engine.
+    folder : Path
+        The converted model.
+    torch_encoder : bool
+        Whether the encoder runs in torch.
+    """
+
+    backend, torch_encoder = "", False
+
+    @classmethod
+    def open(cls, source: str, config: Any) -> ConvertedWhisper:
+        """Open a converted model; `config` is the network's configuration with the entry `backend`.
+
+        Raises
+        ------
+        UserError
+            If the folder is damaged.
+        """
+        folder, about = own_folder(source), getattr(config, ENTRY)
+        tokenizer = load_config(str(folder), WhisperTokenizer)
+        try:
+            with torch.device("meta"):
+                network = WhisperForConditionalGeneration(config)
+            network.generation_config = GenerationConfig.from_pretrained(folder)
+            complete_generation_config(network.generation_config, tokenizer, source)
+            model = cls(network, tokenizer)
+            model.folder, model.torch_encoder = Path(source), (folder / ENCODER_WEIGHTS).is_file()
+            if model.torch_encoder:
+                model._load_encoder(folder, about["quantise"])
+            elif about[PADDING] is not None:
+                model.encoder_padding = ConvertedPadding(**about[PADDING])
+            model.quantised, model.stored_parameters = about["quantise"], int(about["parameters"])
+            return model.load_engine().eval()
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(f"{source}: the converted model is damaged ({error}); convert it again") from None
+
+    def _load_encoder(self, folder: Path, mode: str | None) -> None:
+        """Load the encoder's weights and its padding from a folder, and quantise it if the mode says so."""
+        encoder = self.network.model.encoder
+        encoder.load_state_dict(load_file(folder / ENCODER_WEIGHTS), assign=True)
+        stored = getattr(self.network.config, PADDING, None)
+        if stored:
+            self.encoder_padding = build(stored, f"{folder}/config.json, {PADDING}").load(str(folder), self)
+        if mode in ("encoder-int8", "int8"):
+            quantise_encoder(encoder)
+
+    def load_engine(self) -> ConvertedWhisper:
+        """Load the engine's files; return the model itself."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def to(self, *args: Any, **kwargs: Any) -> ConvertedWhisper:
+        """Stay on the CPU.
+
+        Raises
+        ------
+        UserError
+            For another device.
+        """
+        if torch.device(args[0]).type != "cpu":
+            raise UserError(
+                f"{self.folder}: models for the backend {self.backend} run on the CPU here; pass --device cpu"
+            )
+        return self
+
+    @property
+    def changes(self) -> list[str]:
+        """Labels for the tables."""
+        return [*super().changes, self.backend]
+
+    def quantise(self, mode: str) -> None:
+        """Refuse: the weights are fixed.
+
+        Raises
+        ------
+        UserError
+            Unless the model was converted in this mode.
+        """
+        if mode != self.quantised:
+            raise UserError(
+                f"quantise: {self.folder} was converted with {self.quantised or 'float32'}; convert it again"
+            )
+
+    def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Refuse: there are no weights to save.
+
+        Raises
+        ------
+        UserError
+            Always.
+        """
+        raise UserError(f"{self.folder} is a model for the backend {self.backend}; copy the folder instead")
+
+
+def write_own_files(
+    whisper: Whisper, folder: Path, backend: str, quantise: str | None, torch_encoder: bool = False
+) -> None:
+    """Write configuration and tokenizer of a Whisper into the folder of a converted model, and its encoder if torch runs it."""
+    folder.mkdir(exist_ok=True)
+    network = whisper.network
+    network.config.save_pretrained(folder)
+    network.generation_config.save_pretrained(folder)
+    whisper.tokenizer.save_pretrained(folder)
+    seconds = whisper.window_samples // SAMPLE_RATE
+    WhisperFeatureExtractor(network.config.num_mel_bins, chunk_length=seconds).save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop(PADDING, None)
+    if torch_encoder:
+        save_file(
+            {name: value.detach().contiguous() for name, value in network.model.encoder.state_dict().items()},
+            folder / ENCODER_WEIGHTS,
+        )
+        if whisper.encoder_padding is not None:
+            config[PADDING] = describe(whisper.encoder_padding)
+            whisper.encoder_padding.save(folder)
+    config["about"] = {"technique": whisper.technique, "variant": whisper.label, "details": {}}
+    config[ENTRY] = {
+        "name": backend,
+        "quantise": quantise,
+        "parameters": whisper.stored_parameters or sum(p.numel() for p in network.parameters()),
+        PADDING: ConvertedPadding.describe(whisper.encoder_padding),
+    }
+    path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

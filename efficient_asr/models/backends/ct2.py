@@ -1,0 +1,205 @@
+"""CTranslate2Whisper: a Whisper whose decoder runs in CTranslate2, and its encoder there or in torch.
+
+CTranslate2's `generate` takes encoder output made elsewhere. So the encoder is CTranslate2's own for models that need nothing in
+the place of the silence, on the whole window or on the audio's own length, and torch's for those that do.
+
+The folder is one that faster-whisper opens as well; this package's files are in its subfolder `efficient_asr`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import torch
+
+from efficient_asr.models.backends import OWN_FOLDER, need
+from efficient_asr.models.backends.base import ConvertedWhisper, write_own_files
+from efficient_asr.models.loading import quiet_transformers
+from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded
+from efficient_asr.models.whisper.greedy import Found
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import atomic_write
+
+FILES = ["tokenizer.json", "preprocessor_config.json"]  # that faster-whisper reads
+
+
+class CTranslate2Whisper(ConvertedWhisper):
+    """A Whisper in CTranslate2, on the CPU. It gives no entropies, and one confidence for all tokens of a hypothesis."""
+
+    backend = "ctranslate2"
+
+    def load_engine(self) -> CTranslate2Whisper:
+        """Load the model.
+
+        Raises
+        ------
+        UserError
+            If a file is missing or damaged.
+        """
+        kind = "int8" if self.quantised else "float32"
+        try:
+            self.engine = ctranslate2.models.Whisper(
+                str(self.folder), compute_type=kind, intra_threads=torch.get_num_threads(), inter_threads=1
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{self.folder}: {str(error).splitlines()[0]}; convert the model again") from None
+        return self
+
+    def encode(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        hidden_states: bool = False,
+        languages: list[str | None] | None = None,
+    ) -> Encoded:
+        """Run the encoder; see `Whisper.encode`.
+
+        Raises
+        ------
+        UserError
+            If CTranslate2 encodes and the states of all layers are requested.
+        """
+        if self.torch_encoder:
+            return super().encode(wavs, lengths, hidden_states, languages)
+        if hidden_states:
+            raise UserError(
+                f"{self.folder}: the backend ctranslate2 does not give the states of all layers; use the original model"
+            )
+        if self.encoder_padding is None:
+            return Encoded(self._encode(self.features(wavs, lengths)), lengths)
+        own = self.encoder_padding.positions(self, lengths)
+        states = wavs.new_zeros(len(wavs), int(own.max()), self.network.config.d_model)
+        for row, count in enumerate(own.tolist()):
+            samples = wavs[row : row + 1, : max(1, int(lengths[row]))]
+            states[row, :count] = self._encode(self.features(samples, lengths[row : row + 1], count * 2))[0]
+        return Encoded(states, lengths, own=own)
+
+    def _encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return states [batch, frames / 2, dim] of features [batch, mels, frames]."""
+        storage = ctranslate2.StorageView.from_array(np.ascontiguousarray(features.numpy()))
+        return torch.from_numpy(np.array(self.engine.encode(storage)))
+
+    def generate(
+        self, encoded: Encoded, prompt: torch.Tensor, limits: torch.Tensor, options: DecodingOptions, temperature: float
+    ) -> Found:
+        """Return what CTranslate2 finds; see `Whisper.generate`."""
+        if encoded.is_ragged:
+            rows = [torch.tensor([row]) for row in range(len(prompt))]
+            found = [self.generate(encoded.select(row), prompt[row], limits[row], options, temperature) for row in rows]
+            return _join(found, self.labels.end)
+        own = self.network.generation_config
+        ctranslate2.set_random_seed(round(1000 * temperature))
+        results = self.engine.generate(
+            self._states(encoded),
+            prompt.tolist(),
+            beam_size=options.num_beams if temperature == 0 else 1,
+            length_penalty=options.length_penalty,
+            max_length=prompt.shape[1] + int(limits.max()),
+            return_scores=True,
+            suppress_blank=options.suppress,
+            suppress_tokens=list(own.suppress_tokens or []) if options.suppress else [],
+            max_initial_timestamp_index=getattr(own, "max_initial_timestamp_index", None) or 50,
+            sampling_topk=0 if temperature > 0 else 1,
+            sampling_temperature=temperature or 1.0,
+        )
+        found = []
+        for row, result in zip(prompt, results, strict=True):
+            tokens = [*result.sequences_ids[0], self.labels.end]
+            # the score is the sum of log-probabilities over the length, without the end token, to the power of the penalty
+            total = result.scores[0] * max(1, len(tokens) - 1) ** options.length_penalty
+            log_probs = torch.full((1, len(tokens)), total / len(tokens))
+            found.append(Found(torch.cat([row, torch.tensor(tokens)])[None], log_probs, log_probs * math.nan))
+        return _join(found, self.labels.end)
+
+    @staticmethod
+    def _states(encoded: Encoded) -> Any:
+        return ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded.states.numpy()))
+
+    def predict(
+        self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Refuse: CTranslate2 gives no scores of single steps.
+
+        Raises
+        ------
+        UserError
+            Always.
+        """
+        raise UserError(f"{self.folder}: the backend ctranslate2 does not give the scores of single tokens")
+
+    def first_step(self, encoded: Encoded) -> torch.Tensor:
+        """Return logits [batch, vocabulary] after the start token that hold languages and silence, and nothing else."""
+        logits = torch.full((len(encoded.states), self.network.config.vocab_size), -torch.inf)
+        for row in range(len(logits)):
+            states = self._states(encoded.select(torch.tensor([row])))
+            start = [[self.labels.start]]
+            silence = self.engine.generate(states, start, max_length=2, return_no_speech_prob=True)[0].no_speech_prob
+            logits[row, self.labels.no_speech] = math.log(max(silence, 1e-10))
+            speech = max(1 - silence, 1e-10)
+            if self.engine.is_multilingual:
+                for token, probability in self.engine.detect_language(states)[0]:
+                    logits[row, self.labels.languages[token.strip("<|>")]] = math.log(max(probability, 1e-10) * speech)
+            else:
+                logits[row, self.labels.start] = math.log(speech)
+        return logits
+
+    def detect_languages(self, logits: torch.Tensor) -> list[str]:
+        """Return the most likely language of each row of `first_step` [batch, vocabulary].
+
+        Raises
+        ------
+        UserError
+            If CTranslate2 cannot detect the languages of this model: its vocabulary is not that of a published Whisper.
+        """
+        if not self.engine.is_multilingual:
+            raise UserError(f"{self.folder}: CTranslate2 cannot detect this model's languages; give the language")
+        return super().detect_languages(logits)
+
+
+def _join(found: list[Found], end: int) -> Found:
+    """Return hypotheses, each with one row, as one batch, padded with the end token."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    return Found(
+        pad([each.tokens[0] for each in found], batch_first=True, padding_value=end),
+        pad([each.log_probs[0] for each in found], batch_first=True),
+        pad([each.entropies[0] for each in found], batch_first=True),
+    )
+
+
+def convert(whisper: Whisper, folder: Path, quantise: str | None = None) -> None:
+    """Write a folder for the backend `ctranslate2`, which faster-whisper opens too.
+
+    Arguments
+    ---------
+    whisper : Whisper
+        The model, in float32; see `Whisper.plain`.
+    folder : Path
+        The folder; written atomically.
+    quantise : str, optional
+        `decoder-int8`, `encoder-int8` or `int8`: of encoder and decoder, what CTranslate2 runs is int8 in either case; with
+        `encoder-int8` and `int8`, so is an encoder that torch runs. Or a number format of CTranslate2, such as `float16`.
+
+    Raises
+    ------
+    UserError
+        If a package is missing, or the model has layers that a plain Whisper does not have.
+    """
+    need("ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+
+    whisper = whisper.plain()
+    kind = "int8" if quantise and quantise.endswith("int8") else quantise
+    padding = whisper.encoder_padding
+    torch_encoder = padding is not None and padding.tail(whisper) is not None
+    with tempfile.TemporaryDirectory() as plain, atomic_write(Path(folder)) as partial:
+        source = Path(plain) / "model"
+        with whisper.whole_window(), quiet_transformers():
+            whisper.save(source)
+            TransformersConverter(str(source), copy_files=FILES).convert(str(partial), quantization=kind)
+        write_own_files(whisper, partial / OWN_FOLDER, "ctranslate2", quantise, torch_encoder)

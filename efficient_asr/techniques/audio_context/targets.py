@@ -1,0 +1,109 @@
+"""The teacher's texts and states on disk, one file per utterance; an interrupted run continues where it stopped."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, absolute_lengths, iterate_batches
+from efficient_asr.models.log_mel import encoder_frames
+from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.models.whisper.greedy import Decoder
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.models.whisper.search import decode
+from efficient_asr.utils import distributed
+from efficient_asr.utils.files import file_state
+
+
+class Targets:
+    """What a Whisper hears in whole windows: its greedy text, and the states of encoder and decoder for that text.
+
+    A file is valid for one utterance id and the size and modification time of its audio file.
+
+    Arguments
+    ---------
+    folder : Path
+        Folder of the files.
+    meta : dict
+        What they depend on; a folder with other metadata is refused. None to read only.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any] | None) -> None:
+        self.store = FeatureStore(folder, meta, "targets_folder")
+
+    def fill(self, teacher: Whisper, rows: Rows, options: DecodingOptions, device: str) -> int:
+        """Compute what is missing, utterance by utterance; return how much that was.
+
+        Arguments
+        ---------
+        teacher : Whisper
+            The model; it encodes the whole window.
+        rows : Rows
+            The utterances; those without a language are in the teacher's default language.
+        options : DecodingOptions
+            For the greedy text.
+        device : str
+            Device to run the teacher on.
+        """
+        wanted = rows.select([i for i, row in enumerate(rows) if not self.store.holds(row["id"], _state_of(row))])
+        seconds = max(0.0, float(wanted.durations.sum()))
+        config = teacher.network.config
+        needed = 2 * config.d_model * seconds * (50 + 5 * (config.decoder_layers + 1))  # about 5 tokens per second
+        self.store.check_room(round(needed), "use fewer utterances, or another targets_folder")
+        teacher = teacher.to(device).eval()
+        quiet = not len(wanted) or not distributed.if_main_process()
+        batches = tqdm(
+            iterate_batches(wanted, 1), total=len(wanted), desc="running teacher", unit="utt", leave=False, mininterval=1,
+            disable=quiet,
+        )  # fmt: skip
+        for (row,), wavs, wav_lens in batches:
+            self.store.write(row["id"], compute(teacher, row, wavs.to(device), wav_lens, options), _state_of(row))
+        return len(wanted)
+
+    def with_text(self, rows: Rows, teacher: Whisper) -> Rows:
+        """Return utterances with the teacher's text in the place of their own."""
+        return rows.map(partial(_with_text, self.store, teacher.labels))
+
+    def read(self, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return states of encoder [batch, positions, dim] and decoder [batch, tokens, layers + 1, dim], padded with zeros."""
+        parts = [self.store.read(name) for name in names]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return tuple(pad([part[key].float() for part in parts], batch_first=True) for key in ("encoder", "decoder"))
+
+
+@torch.no_grad()
+def compute(
+    teacher: Whisper, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor, options: DecodingOptions
+) -> dict[str, torch.Tensor]:
+    """Return tokens [tokens] with prompt and end, and states of encoder and decoder, for one utterance [1, time].
+
+    Their shapes are [positions, dim] and [tokens - 1, layers + 1, dim].
+    """
+    lengths, language = absolute_lengths(wavs, wav_lens.to(wavs.device)), row.get("language")
+    encoded = teacher.encode(wavs, lengths)
+    (found,) = decode(teacher, encoded, [language or teacher.labels.default_language], options)
+    tokens = teacher.labels.encode_row(row | {"text": found.text})[: teacher.network.config.max_target_positions]
+    states: list[torch.Tensor] = []
+    Decoder(teacher.network, encoded, len(tokens)).step(torch.tensor([tokens[:-1]], device=wavs.device), states)
+    return {
+        "tokens": torch.tensor(tokens, dtype=torch.int32),
+        "encoder": encoded.states[0, : audio_positions(teacher, lengths)[0]].half(),
+        "decoder": torch.stack(states, dim=2)[0].half(),
+    }
+
+
+def audio_positions(whisper: Whisper, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the number of encoder positions that audio of `lengths` samples [batch] fills, without silence, [batch]."""
+    return encoder_frames(lengths.cpu()).clamp(min=1, max=whisper.window_samples * 50 // SAMPLE_RATE).long()
+
+
+def _state_of(row: Row) -> dict[str, str]:
+    return {"audio": file_state(row["audio"]), "place": f"{row.get('offset', 0)} {row['duration']}"}
+
+
+def _with_text(store: FeatureStore, labels: Any, row: Row) -> Row:
+    return {**row, "text": labels.text(store.read(row["id"], "tokens")["tokens"].tolist())}
