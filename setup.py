@@ -30,6 +30,7 @@ CORE = [
     "thop==0.1.1.post2209072238",  # the papers' MACs counter, for comparison with their tables
 ]
 
+ONNX = ["onnx>=1.16", "onnx-ir>=0.1", "onnxruntime>=1.22"]  # graphs, their int8 form, and the engine that runs them
 EXTRAS = {
     "lm": [
         "kenlm==0.3.0",
@@ -40,11 +41,14 @@ EXTRAS = {
     "translation": ["sacrebleu>=2.4"],  # BLEU of translations into English
     "asterisk": [],  # what it needs, PyAV, is part of the core now
     "ctranslate2": ["ctranslate2>=4.5", "faster-whisper>=1.1"],  # export to faster-whisper, and running it
+    "fast": ["ctranslate2>=4.5", *ONNX],  # the backends ctranslate2 and onnx
     "hub": ["datasets==5.2.0"],  # fetches FLEURS
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": [
         "peft==0.21.2",
         "sacrebleu>=2.4",
+        "ctranslate2>=4.5",
+        *ONNX,
         "pytest>=8",
         "pytest-xdist>=3.6",  # tests on all cores
         "ruff==0.17.5",

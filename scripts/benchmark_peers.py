@@ -1,6 +1,7 @@
 """Run this project beside other programs: same weights, same audio, interleaved rounds, one scorer.
 
     python scripts/benchmark_peers.py WHISPER --manifest test.jsonl --language en --out results/peers/tiny.json
+    python scripts/benchmark_peers.py WHISPER --manifest test.jsonl --models "audio context=FOLDER" --out peers.json
 
 Every system is one process, loaded and warmed up. Then all systems take turns (A B C A B C ...), so a machine that slows down
 does so for all. Rows have the median of the rounds; `ratio_to_ours` is the time of ours (plain) divided by the system's, in the
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import functools
 import json
 import os
 import statistics
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 
-from efficient_asr.commands.peers import SYSTEMS
+from efficient_asr.commands.peers import OTHER_MODELS, SYSTEMS
 from efficient_asr.data import load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name, peak_memory_bytes
@@ -45,13 +47,23 @@ def read_audio(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[str]]
     return [load_row(row) for row in rows], [row["text"] for row in rows]
 
 
+def system(label: str, args: argparse.Namespace) -> tuple[str, str, str, Any]:
+    """Return system, backend, precision and `(language, batch_size, work) -> recognise` of a label."""
+    for name, folder in args.models:  # of another model, in the forms of this project
+        for suffix, (_, *about, function) in OTHER_MODELS.items():
+            if label == f"ours, {name}{suffix}":
+                return "efficient_asr", *about, functools.partial(function, folder)
+    *about, function = SYSTEMS[label]
+    return *about, functools.partial(function, args.model)
+
+
 def work(args: argparse.Namespace) -> None:
     """Serve one system: load it, then answer each line of standard input with the time and the texts of one round."""
     answer, sys.stdout = sys.stdout, sys.stderr
     os.environ.setdefault(CACHE, str(args.work))
     wavs, _ = read_audio(args)
     try:
-        recognise = SYSTEMS[args.serve][3](args.model, args.language, args.batch_size, args.work)
+        recognise = system(args.serve, args)[3](args.language, args.batch_size, args.work)
         recognise(wavs[: 2 * args.batch_size])
     except (ImportError, UserError) as error:
         print(json.dumps({"missing": str(error)}), file=answer, flush=True)
@@ -109,10 +121,10 @@ def rows_of(workers: list[Worker], args: argparse.Namespace, texts: list[str], a
             for a, b in zip(texts, worker.rounds[0]["texts"], strict=True)
         ]
         errors = sum(found.total for found in count_errors([a for a, _ in pairs], [b for _, b in pairs]))
-        system, backend, precision, _ = SYSTEMS[worker.label]
+        name, backend, precision, _ = system(worker.label, args)
         rows.append(
             {
-                "label": worker.label, "system": system, "model": Path(args.model).name, "backend": backend,
+                "label": worker.label, "system": name, "model": Path(args.model).name, "backend": backend,
                 "precision": precision, "batch_size": worker.batch_size,
                 "audio": [path.parent.name for path in args.manifest], "utterances": len(texts), "audio_s": audio_s,
                 "wer_percent": 100 * errors / sum(len(a.split()) for a, _ in pairs),
@@ -131,7 +143,8 @@ def compare(args: argparse.Namespace, argv: list[str]) -> None:
     rows, missing = [], {}
     for batch_size in args.batch_sizes:
         workers = []
-        for label in args.systems:
+        others = [f"ours, {name}{suffix}" for name, _ in args.models for suffix in OTHER_MODELS]
+        for label in (*args.systems, *others):
             worker = Worker(label, batch_size, argv, args.threads)
             print(f"batch {batch_size}: {label}: {worker.missing or 'ready'}", file=sys.stderr)
             if worker.missing:
@@ -171,9 +184,13 @@ def main() -> None:
     parser.add_argument("--batch_sizes", type=at_least(1), nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=at_least(1), default=os.cpu_count())
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="default: all")
+    parser.add_argument(
+        "--models", type=lambda text: tuple(text.split("=", 1)), nargs="+", default=[],
+        help="NAME=FOLDER: other models, such as trained ones, to run in forms of this project",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, default=Path("data/peers"), help="folder for converted models")
     parser.add_argument("--out", type=Path, default=Path("peers.json"), help="file for the result")
-    parser.add_argument("--serve", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=at_least(1), default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -181,6 +198,8 @@ def main() -> None:
         work(args)
         return
     check_writable(args.out.parent, "--out")
+    if any(len(pair) != 2 or not Path(pair[1]).is_dir() for pair in args.models):
+        raise UserError("--models: give NAME=FOLDER, with a folder that is there")
     compare(args, sys.argv[1:])
 
 

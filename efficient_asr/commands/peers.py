@@ -204,3 +204,10 @@ SYSTEMS: dict[str, tuple[str, str, str, Callable[..., Recognise]]] = {
     "CTranslate2 int8": ("ctranslate2", "ctranslate2", "int8", ctranslate2),
     "whisper.cpp": ("whisper.cpp", "ggml", "float16", whisper_cpp),
 }  # fmt: skip
+# forms in which other models of this project are run: end of the label -> entry
+OTHER_MODELS = {
+    "": ("efficient_asr", "torch", "float32", ours),
+    ", int8 decoder": _ours("torch", "decoder-int8"),
+    ", int8 decoder, ONNX": _ours("onnx", "decoder-int8"),
+    ", int8, CTranslate2": _ours("ctranslate2", "int8"),
+}

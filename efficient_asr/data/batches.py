@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from efficient_asr.data.audio import load_row
+from efficient_asr.data.audio import SAMPLE_RATE, load_row
 from efficient_asr.data.manifest import Row, Rows, report_skipped
 from efficient_asr.data.padding import pad_wavs
 from efficient_asr.data.parallel import Loader
@@ -100,22 +100,36 @@ class Utterances(Dataset):
         }
 
 
-def collate(items: list[dict[str, Any]]) -> PaddedBatch | SimpleNamespace:
-    """Return a padded batch. `problems` lists unreadable utterances; `id` is empty if all of them are unreadable."""
-    from speechbrain.dataio.batch import PaddedBatch  # importing SpeechBrain takes over a second
+def collate(items: list[dict[str, Any]], multiple: int = 1) -> PaddedBatch | SimpleNamespace:
+    """Return a batch, padded to a multiple of so many samples.
+
+    `problems` lists unreadable utterances; `id` is empty if all of them are unreadable.
+    """
+    from speechbrain.dataio.batch import PaddedBatch, PaddedData  # importing SpeechBrain takes over a second
 
     good = [item for item in items if "problem" not in item]
     batch = PaddedBatch(good) if good else SimpleNamespace(id=[])
+    if good and batch.wav.data.shape[1] % multiple:
+        wavs, wav_lens = batch.wav
+        time = -(-wavs.shape[1] // multiple) * multiple
+        wavs, wav_lens = torch.nn.functional.pad(wavs, (0, time - wavs.shape[1])), wav_lens * (wavs.shape[1] / time)
+        batch.wav = PaddedData(wavs, wav_lens)
     batch.problems = [item for item in items if "problem" in item]
     return batch
 
 
-def make_loader(rows: Rows, labels: Labels, order: BatchOrder, num_workers: int) -> DataLoader:
-    """Return the data loader for a training or validation set."""
+def make_loader(
+    rows: Rows, labels: Labels, order: BatchOrder, num_workers: int, round_lengths_s: float | None = None
+) -> DataLoader:
+    """Return the data loader for a training or validation set.
+
+    With `round_lengths_s`, batches are padded to a multiple of so many seconds: a GPU then sees few different shapes.
+    """
     return Loader(
         Utterances(rows, labels),
         batch_sampler=order,
-        collate_fn=collate,
+        collate_fn=partial(collate, multiple=max(1, round((round_lengths_s or 0) * SAMPLE_RATE))),
         num_workers=num_workers,
+        persistent_workers=num_workers > 0,  # ending them takes seconds, after every epoch and every validation
         pin_memory=torch.cuda.is_available(),
     )

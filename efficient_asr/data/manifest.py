@@ -304,7 +304,7 @@ def read_manifest(
     path: Path,
     columns: dict[str, Any] | None = None,
     need_text: bool = True,
-    skip_bad: bool = False,
+    skip_bad: bool | None = None,
     skipped_file: Path | None = None,
     check_audio: str = "header",
     refuse_silence: bool = False,
@@ -320,8 +320,8 @@ def read_manifest(
         Manifest field -> column name, or a list of names of which the first one present is used.
     need_text : bool
         Whether an utterance without text is an error.
-    skip_bad : bool
-        Skip bad lines instead of raising an error.
+    skip_bad : bool or None
+        Skip bad lines instead of raising an error. None raises it, and does not suggest the option, for commands without one.
     skipped_file : Path, optional
         File to which `skip_bad` writes the skipped lines and their problems, as JSON lines.
     check_audio : str
@@ -366,10 +366,8 @@ def read_manifest(
     bad = [{"line": n, "origin": origins[n], "problem": problems[n]} for n in sorted(problems)]
     if bad and not skip_bad:
         shown = listing([f"{b['origin'] or 'line ' + str(b['line'])}: {b['problem']}" for b in bad])
-        raise UserError(
-            f"{len(bad)} bad line{'s' * (len(bad) > 1)} in {path}:\n{shown}\n"
-            "Fix them, or skip them with --skip_bad True."
-        )
+        advice = "Fix them." if skip_bad is None else "Fix them, or skip them with --skip_bad True."
+        raise UserError(f"{len(bad)} bad line{'s' * (len(bad) > 1)} in {path}:\n{shown}\n{advice}")
     if bad:
         report_skipped(path.name, bad, skipped_file)
     if not len(good):

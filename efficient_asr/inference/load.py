@@ -68,7 +68,7 @@ def load_transcriber(
     """
     source = resolve_source(source)
     is_whole_folder = os.path.isdir(source) and not is_adapter(source)
-    config = read_config(str(own_folder(source))) if is_whole_folder else {}
+    config = read_config(own_folder(source)) if is_whole_folder else {}
     language = normalise_or_keep(language)
     speed = {"encoder_padding": encoder_padding, "padding_s": padding_s, "quantise": quantise, "backend": backend}
     options |= {key: value for key, value in speed.items() if value is not None}

@@ -42,7 +42,7 @@ class RecipeBrain(Loop):
     @staticmethod
     def loader(model: nn.Module, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
         """Return the loader of `train_split` or `valid_split`."""
-        return make_loader(rows, model.labels, order, hparams["num_workers"])
+        return make_loader(rows, model.labels, order, hparams["num_workers"], hparams["round_lengths_s"])
 
     @staticmethod
     def calibrate(model: nn.Module, hparams: dict[str, Any], rows: Rows) -> None:

@@ -25,6 +25,6 @@ def seed_step(*position: int) -> None:
 
 
 def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether all gradients are finite."""
-    flags = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
-    return bool(torch.stack(flags).all()) if flags else True
+    """Whether all gradients are finite, and the sum of their squares; one synchronisation with a GPU."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())

@@ -1,6 +1,7 @@
 """What the silence cache costs and saves: WER against the padded model, with paired intervals, and time.
 
     python recipes/silence_cache/compare.py WHISPER --manifest a.jsonl b.jsonl --out results/silence_cache/tiny.json
+    python recipes/silence_cache/compare.py WHISPER --manifest a.jsonl --models audio_context=FOLDER --out out.json
 
 Each variant decodes all utterances once, greedily, in their own language. A variant that is in the output already is not run
 again. Times are those of single runs, one after the other; for times to be compared, use scripts/benchmark_peers.py.
@@ -36,6 +37,35 @@ VARIANTS = {  # name -> real padding in seconds, group, whether calibrated on re
     "0 s, groups of 4, recordings": (0.0, 4, True), "1 s, groups of 4, recordings": (1.0, 4, True),
     "2 s, groups of 4, recordings": (2.0, 4, True), "5 s, groups of 4, recordings": (5.0, 4, True),
 }  # fmt: skip
+CACHED = {"encoder_padding": "silence_cache"}  # 0.2 s, groups of 4
+OPTIONS: dict[str, dict[str, Any]] = {
+    "int8 decoder": {"quantise": "decoder-int8"}, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
+    "cache, int8": CACHED | {"quantise": "int8"},
+    "cache, int8 decoder, onnx": CACHED | {"quantise": "decoder-int8", "backend": "onnx"},
+    "cache, int8, ctranslate2": CACHED | {"quantise": "int8", "backend": "ctranslate2"},
+}  # fmt: skip
+
+
+def build(name: str, args: argparse.Namespace, recordings: list[Any]) -> WhisperTranscriber:
+    """Return the transcriber of a variant, or of another model."""
+    common: dict[str, Any] = {"language": MANIFEST, "max_tokens_per_s": 8.0}
+    if name in args.models:
+        return WhisperTranscriber.from_source(args.models[name], **common)
+    options = OPTIONS.get(name, {"encoder_padding": 30.0})
+    transcriber = WhisperTranscriber.from_source(args.model, **common, **options)
+    if name in VARIANTS:
+        padding_s, group, needs_recordings = VARIANTS[name]
+        wavs = recordings if needs_recordings else None
+        transcriber.model.encoder_padding = SilenceCache.calibrate(transcriber.model, wavs, padding_s, group)
+    return transcriber.prepare()
+
+
+def named(text: str) -> tuple[str, str]:
+    """Return name and folder of `NAME=FOLDER`."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
+    return name, folder
 
 
 def transcripts(transcriber: WhisperTranscriber, rows: list[dict[str, Any]], name: str) -> list[str]:
@@ -79,9 +109,12 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSON lines: id, audio, text, language")
     parser.add_argument("--calibration", type=Path, help="manifest of recordings for calibration (needs no texts)")
     parser.add_argument("--utterances", type=at_least(1), default=100, help="of each manifest, the first ones")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    choices = [*VARIANTS, *OPTIONS]
+    parser.add_argument("--variants", nargs="*", choices=choices, default=list(VARIANTS), help="default: paddings")
+    parser.add_argument("--models", type=named, nargs="+", default=[], help="NAME=FOLDER: other models to compare")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
+    args.models = dict(args.models)
     check_writable(args.out.parent, "--out")
     rows: list[dict[str, Any]] = []
     for path in args.manifest:
@@ -91,18 +124,12 @@ def main() -> None:
     result = json.loads(args.out.read_text()) if args.out.is_file() else {"key": key, "variants": {}}
     if result["key"] != key:
         raise UserError(f"--out: {args.out} is of another model or other utterances; choose another file")
-    transcriber = WhisperTranscriber.from_source(args.model, MANIFEST, max_tokens_per_s=8.0)
     silent = [] if args.calibration is None else list(read_manifest(args.calibration, need_text=False))[:16]
     recordings = [load_row(row) for row in silent]
-    for name in ("padded", *args.variants):
-        padding_s, group, needs_recordings = VARIANTS.get(name, (30.0, 1, False))
-        if name in result["variants"] or (needs_recordings and not recordings):
+    for name in ("padded", *args.variants, *args.models):
+        if name in result["variants"] or (VARIANTS.get(name, (0, 0, False))[2] and not recordings):
             continue
-        transcriber.model.encoder_padding = None
-        if name != "padded":
-            wavs = recordings if needs_recordings else None
-            transcriber.model.encoder_padding = SilenceCache.calibrate(transcriber.model, wavs, padding_s, group)
-            transcriber.prepare()
+        transcriber = build(name, args, recordings)
         start = time.perf_counter()
         texts = transcripts(transcriber, rows, name)
         seconds = time.perf_counter() - start

@@ -20,7 +20,14 @@ from conftest import ROOT
 from efficient_asr import load_transcriber
 from efficient_asr.commands import peers, run_command
 from efficient_asr.models.sources import resolve_source
-from efficient_asr.techniques.silence_cache.report import comparison_table, draw_all, peers_table
+from efficient_asr.techniques.audio_context.report import comparison_table as audio_context_table
+from efficient_asr.techniques.silence_cache.report import (
+    comparison_table,
+    distances_table,
+    draw_all,
+    lengths_table,
+    peers_table,
+)
 
 MINI = "efficient_asr:mini_whisper_small"
 
@@ -104,19 +111,64 @@ def test_an_export_is_compared_on_a_manifest(
     assert "is not a CTC model" in capsys.readouterr().err
 
 
-@pytest.mark.real
-def test_a_real_whisper_is_compared_with_faster_whisper(
-    real_data: Path, real_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def run_recipe(script: str, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "recipes" / "silence_cache" / script), run_name="__main__")
+    return done.value.code
+
+
+def test_other_models_and_engines_are_compared(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFICIENT_ASR_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "audio_context" / "mini.json"
+    out.parent.mkdir()
+    common = [resolve_source(MINI), "--manifest", manifest, "--out", out]
+    models = ["--models", f"the same={resolve_source(MINI)}"]
+    assert run_recipe("compare.py", monkeypatch, *common, "--variants", "cache, int8 decoder", *models) == 0
+    found = json.loads(out.read_text())["variants"]
+    assert list(found) == ["padded", "cache, int8 decoder", "the same"]
+    assert found["the same"]["all"]["identical"] == 3 and found["the same"]["all"]["ci95_percent"] == [0.0, 0.0]
+    table = audio_context_table("mini", tmp_path)
+    assert "| variant |" in table and "| the same |" in table and "Calibrated" not in table
+
+
+def test_distances_by_layer_and_place(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "silence_cache" / "distances-mini.json"
+    out.parent.mkdir()
+    assert run_recipe("distances.py", monkeypatch, resolve_source(MINI), "--manifest", manifest, "--out", out) == 0
+    found = json.loads(out.read_text())
+    assert [entry["layer"] for entry in found["layers"]] == [0, "output"] and found["utterances"] == 3
+    first, last = (entry["relative_percent"] for entry in found["layers"])
+    assert first["speech"] < 0.1  # before the first layer, nothing has seen the silence
+    assert 0 < last["speech"] < 50 and 0 < last["cached, 0 to 1 s"] and found["kl_nats"] > 0
+    assert "| output |" in distances_table("mini", tmp_path)
+
+
+def test_times_by_length(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    pytest.importorskip("faster_whisper")
-    model, speech = real_models / "whisper-tiny", real_data / "ljspeech" / "manifest.jsonl"
-    options = ["--to", "faster-whisper", "--out", str(tmp_path / "out"), "--manifest", str(speech), "--utterances", "8"]
-    assert run_command("export", [str(model), *options, "--quantization", "int8"]) in (
-        0,
-        2,
-    )  # may lose more than allowed
-    captured = capsys.readouterr()
-    assert re.search(r"\d of 8 transcripts are the same; WER \d+\.\d+ % here", captured.out + captured.err)
+    out = tmp_path / "silence_cache" / "lengths-mini.json"
+    out.parent.mkdir()
+    common = [resolve_source(MINI), "--manifest", manifest, "--out", out, "--forms", "padded", "cache", "--lengths_s"]
+    assert run_recipe("lengths.py", monkeypatch, *common, "0.5", "0.7", "9", "--rounds", "2") == 0
+    found = json.loads(out.read_text())
+    assert [row["audio_s"] for row in found["rows"]] == [0.5, 0.7] and set(found["rows"][0]["seconds"]) == {
+        "padded",
+        "cache",
+    }
+    assert len(found["rows"][0]["rounds"]["cache"]) == 2 and "| 0.50 |" not in lengths_table("mini", tmp_path)
+    assert run_recipe("lengths.py", monkeypatch, *common, "9") == 2
+    assert "--lengths_s: the recordings have" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_faster_whisper_runs_an_exported_real_whisper(real_data: Path, real_models: Path, tmp_path: Path) -> None:
+    faster_whisper = pytest.importorskip("faster_whisper")
+    options = ["--to", "faster-whisper", "--out", str(tmp_path / "out"), "--quantise", "int8"]
+    assert run_command("export", [str(real_models / "whisper-tiny"), *options]) == 0
+    audio = next((real_data / "misc_short").rglob("jfk*"))
+    segments, _ = faster_whisper.WhisperModel(str(tmp_path / "out"), device="cpu").transcribe(str(audio), language="en")
+    assert "ask not what your country can do for you" in " ".join(segment.text for segment in segments)
 
 
 @pytest.mark.slow
@@ -126,11 +178,12 @@ def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> No
     systems = ["ours", "ours, silence cache, int8 decoder", "whisper.cpp"]
     done = run(
         "scripts/benchmark_peers.py", resolve_source(MINI), "--manifest", manifest, "--rounds", "2", "--out", out,
-        "--batch_sizes", "2", "--work", tmp_path / "work", "--systems", *systems,
+        "--batch_sizes", "2", "--work", tmp_path / "work", "--models", f"other={resolve_source(MINI)}", "--systems", *systems,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [(system, 2) for system in systems[:2]]
+    others = [f"ours, other{end}" for end in ("", ", int8 decoder", ", int8 decoder, ONNX", ", int8, CTranslate2")]
+    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [(name, 2) for name in systems[:2] + others]
     assert {name.partition(",")[0] for name in result["missing"]} == {"whisper.cpp"}
     for row in result["rows"]:
         assert row["rounds"] == 2 and row["rtfx"] > 0 and row["peak_memory_bytes"] > 1e6 and len(row["hypotheses"]) == 3

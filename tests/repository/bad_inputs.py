@@ -337,6 +337,8 @@ MEASURING = [
     evaluate("a language model in capitals", upper_case_language_model, "--lm_case upper", "--lm", "{root}/lm.arpa"),
     evaluate("a model that was saved quantised", quantised, "was saved quantised, by bitsandbytes (8 bits)"),
     evaluate("int8 weights for a CTC model", lambda w: None, "'quantise' is not an option of CTC models", "--quantise", "decoder-int8"),
+    evaluate("a backend for a CTC model", lambda w: None, "'backend' is not an option of CTC models", "--backend", "onnx"),
+    evaluate("a model for a backend that does not exist", lambda w: (w.model / "config.json").write_text('{"model_type": "whisper", "backend": {"name": "tensorrt"}}'), "is not a"),
     evaluate("the silence cache for a CTC model", lambda w: None, "'encoder_padding' is not an option", "--encoder_padding", "silence_cache"),
     evaluate("an adapter whose base is not there", adapter, "is an adapter for '/nowhere', which cannot be loaded"),
     evaluate("a pipe in place of a manifest", lambda w: ((w.corpus / "test.jsonl").unlink(), os.mkfifo(w.corpus / "test.jsonl")), "is a pipe or a device"),

@@ -67,13 +67,13 @@ def converted(whisper: Any, source: str, backend: str, quantise: str | None) -> 
         See `convert`.
     """
     _check_source(whisper)
-    packages = _load(_CONVERTERS, backend, "backend") and _PACKAGES[backend]
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    _load(_CONVERTERS, backend, "backend")  # refuses an unknown one
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES[backend]}
     key = [1, fingerprint(source), whisper.settings, backend, quantise, versions]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "efficient_asr") / "backends"
     folder = cache / f"{Path(source).name}-{backend}-{digest}"
-    if not own_folder(str(folder)).joinpath("config.json").is_file():
+    if not folder.is_dir():
         check_writable(cache, CACHE)
         with FolderLock(cache, wait=True):
             if not folder.exists():
@@ -109,7 +109,7 @@ def need(*packages: str) -> None:
         raise UserError(f"this needs {' and '.join(missing)}; install with: pip install 'efficient_asr[fast]'")
 
 
-def own_folder(source: str) -> Path:
-    """Return the folder with this package's files of a converted model."""
+def own_folder(source: str) -> str:
+    """Return the folder with this package's files of a converted model; any other source as it is."""
     inner = Path(source) / OWN_FOLDER
-    return inner if (inner / "config.json").is_file() else Path(source)
+    return str(inner) if (inner / "config.json").is_file() else source

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
@@ -81,7 +82,7 @@ class ConvertedWhisper(Whisper):
         UserError
             If the folder is damaged.
         """
-        folder, about = own_folder(source), getattr(config, ENTRY)
+        folder, about = Path(own_folder(source)), getattr(config, ENTRY)
         tokenizer = load_config(str(folder), WhisperTokenizer)
         try:
             with torch.device("meta"):
@@ -96,8 +97,9 @@ class ConvertedWhisper(Whisper):
                 model.encoder_padding = ConvertedPadding(**about[PADDING])
             model.quantised, model.stored_parameters = about["quantise"], int(about["parameters"])
             return model.load_engine().eval()
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise UserError(f"{source}: the converted model is damaged ({error}); convert it again") from None
+        except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{source}: the converted model is damaged ({reason}); convert it again") from None
 
     def _load_encoder(self, folder: Path, mode: str | None) -> None:
         """Load the encoder's weights and its padding from a folder, and quantise it if the mode says so."""

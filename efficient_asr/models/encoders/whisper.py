@@ -131,14 +131,16 @@ class WhisperEncoder(Encoder):
 
 def _mask_bands(mel: torch.Tensor, masks: int, frames: int, bands: int) -> torch.Tensor:
     """SpecAugment (arXiv 1904.08779) without time warping: zero `masks` spans of time and of frequency in each row."""
-    keep = torch.ones_like(mel, requires_grad=False)
-    for row in keep.unbind():
-        for dim, widest in ((1, frames), (0, bands)):
-            size = row.shape[dim]
-            for _ in range(masks):
-                width = int(torch.randint(min(widest, size) + 1, ()))
-                start = int(torch.randint(size - width + 1, ()))
-                row.narrow(dim, start, width).zero_()
+    keep = torch.ones(mel.shape[0], 1, 1, dtype=torch.bool, device=mel.device)
+    for dim, widest in ((2, frames), (1, bands)):
+        size = mel.shape[dim]
+        # drawn on the CPU, so that a GPU masks what a CPU masks; places of all rows are compared at once
+        widths = (torch.rand(len(mel), masks, 1) * (min(widest, size) + 1)).floor()
+        starts = (torch.rand(len(mel), masks, 1) * (size - widths + 1)).floor()
+        widths, starts = (values.to(mel.device, non_blocking=True) for values in (widths, starts))
+        places = torch.arange(size, device=mel.device)
+        masked = ((places >= starts) & (places < starts + widths)).any(dim=1)
+        keep = keep & ~masked.unsqueeze(3 - dim)
     return mel * keep
 
 

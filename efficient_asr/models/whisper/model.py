@@ -112,7 +112,7 @@ class Whisper(nn.Module):
                 raise UserError(
                     f"'{source}' is a model of efficient_asr of the kind '{own.get('kind')}'; it is not a Whisper"
                 )
-        config = load_config(str(own_folder(source)))
+        config = load_config(own_folder(source))
         if config.model_type != "whisper":
             raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper model")
         backend = getattr(config, ENTRY, None)

@@ -17,4 +17,5 @@ TECHNIQUE = Technique(
         Key("logits_weight", least=0.0),
         Key("trained_layers"),
     ),
+    page_markers={"audio_context": "report:comparison_table"},
 )

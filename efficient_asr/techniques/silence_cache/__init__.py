@@ -10,6 +10,11 @@ TECHNIQUE = Technique(
     parts={"silence_cache": "cache:SilenceCache"},
     encoder_paddings={"silence_cache": "cache:SilenceCache"},
     columns=(Column("encoded s", "encoder_s", digits=1), Column("encoded again %", "encoded_again_percent", digits=1)),
-    page_markers={"silence_cache": "report:comparison_table", "peers": "report:peers_table"},
+    page_markers={
+        "silence_cache": "report:comparison_table",
+        "peers": "report:peers_table",
+        "distances": "report:distances_table",
+        "lengths": "report:lengths_table",
+    },
     pictures="report:draw_all",
 )

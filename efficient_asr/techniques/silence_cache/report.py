@@ -26,9 +26,9 @@ def _read(path: Path, made_by: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def comparison_table(name: str, results_folder: Path) -> str:
-    """Return the table for the marker `<!-- silence_cache NAME -->`, from `silence_cache/NAME.json`."""
-    found = _read(results_folder / "silence_cache" / f"{name}.json", "recipes/silence_cache/compare.py")["variants"]
+def comparison_table(name: str, results_folder: Path, folder: str = "silence_cache") -> str:
+    """Return the table for the marker `<!-- silence_cache NAME -->`, from `silence_cache/NAME.json` (or another folder)."""
+    found = _read(results_folder / folder / f"{name}.json", "recipes/silence_cache/compare.py")["variants"]
     corpora = [corpus for corpus in found["padded"] if isinstance(found["padded"][corpus], dict) and corpus != "all"]
     about = found["padded"]["all"]
     rows = []
@@ -39,8 +39,10 @@ def comparison_table(name: str, results_folder: Path) -> str:
         same = 100 * every["identical"] / every["utterances"]
         each = [show(entry[corpus]["wer_percent"]) for corpus in corpora]
         rows.append([variant, show(every["wer_percent"]), difference, show(same, 0), *each])
+    recordings = any("recordings" in variant for variant in found)
+    calibrated = " Calibrated on noise, or on 16 recordings." if recordings else ""
     head = [
-        "real silence, groups, calibration",
+        "real silence, groups, calibration" if recordings else "variant",
         "WER %",
         "difference [95 %]",
         "identical %",
@@ -49,7 +51,7 @@ def comparison_table(name: str, results_folder: Path) -> str:
     counts = f"{about['utterances']} utterances, {about['words']} words"
     return (
         f"whisper-{name}, real speech, {counts}; Whisper's own normalisers by language; difference from the padded model with a "
-        f"paired bootstrap interval. Calibrated on noise, or on 16 recordings.\n\n{markdown_table(head, rows)}"
+        f"paired bootstrap interval.{calibrated}\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -117,3 +119,36 @@ def draw_peers(path: Path, folder: Path) -> Path:
     figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     figure.suptitle(f"whisper-{path.stem} on the CPU")
     return save_figure(figure, folder / f"peers-{path.stem}.png")
+
+
+def distances_table(name: str, results_folder: Path) -> str:
+    """Return the table for the marker `<!-- distances NAME -->`, from `silence_cache/distances-NAME.json`."""
+    found = _read(results_folder / "silence_cache" / f"distances-{name}.json", "recipes/silence_cache/distances.py")
+    places = list(found["layers"][0]["relative_percent"])
+    rows = [
+        [entry["layer"], *(show(entry["relative_percent"][place], 1) for place in places)] for entry in found["layers"]
+    ]
+    return (
+        f"whisper-{name}, {found['utterances']} utterances of {', '.join(found['audio'])}, {found['padding']}: distance of the "
+        "states from the padded model's, in percent of their norm. Columns: the speech, the real silence, and the cached silence "
+        "by its distance from the speech. Next-token distributions for the padded model's text: KL "
+        f"{show(found['kl_nats'], 4)} nats, same most likely token for {show(found['same_token_percent'], 1)} %.\n\n"
+        f"{markdown_table(['input of layer', *places], rows)}"
+    )
+
+
+def lengths_table(name: str, results_folder: Path) -> str:
+    """Return the table for the marker `<!-- lengths NAME -->`, from `silence_cache/lengths-NAME.json`."""
+    found = _read(results_folder / "silence_cache" / f"lengths-{name}.json", "recipes/silence_cache/lengths.py")
+    labels = list(found["rows"][0]["seconds"])
+    rows = [
+        [show(row["audio_s"], 0), *(show(row["seconds"][label], 2) for label in labels),
+         *(f"{show(row['seconds'][labels[0]] / row['seconds'][label], 1)}×" for label in labels[1:])]
+        for row in found["rows"]
+    ]  # fmt: skip
+    head = ["audio s", *(f"{label}, s" for label in labels), *(f"{label}, speed-up" for label in labels[1:])]
+    return (
+        f"whisper-{name}, batch 1, {found['utterances']} recordings cut to each length, medians of {found['rounds']} interleaved "
+        f"rounds, seconds from audio in memory to text; {found['provenance']['cpu']}, {found['provenance']['threads']} "
+        f"threads.\n\n{markdown_table(head, rows)}"
+    )

@@ -59,7 +59,13 @@ def test_the_ends_are_the_single_models(router_input: str, models: list[Any], wa
 
 
 @pytest.mark.parametrize("router_input", ORDERS)
-def test_a_batch_is_split_and_put_together(router_input: str, models: list[Any], wavs: list[torch.Tensor]) -> None:
+@pytest.mark.parametrize("padding", [None, "silence_cache"])
+def test_a_batch_is_split_and_put_together(
+    router_input: str, padding: str | None, tiny_whispers: dict[str, str], wavs: list[torch.Tensor]
+) -> None:
+    own = {} if padding is None else {"encoder_padding": padding, "padding_s": 0.1}
+    models = [WhisperTranscriber.from_source(tiny_whispers[name], "en", **own) for name in ("small", "large")]
+    wavs = [wav[: 9000 + 2000 * i] for i, wav in enumerate(wavs)]  # with room for silence behind them
     router = make_router(router_input)
     cascade = CascadeTranscriber(models, [router], [middle(models, router, wavs)])
     together = cascade.transcribe(*pad_wavs(wavs))
