@@ -121,10 +121,11 @@ def rows_of(workers: list[Worker], args: argparse.Namespace, texts: list[str], a
             for a, b in zip(texts, worker.rounds[0]["texts"], strict=True)
         ]
         errors = sum(found.total for found in count_errors([a for a, _ in pairs], [b for _, b in pairs]))
-        name, backend, precision, _ = system(worker.label, args)
+        name, backend, precision, function = system(worker.label, args)
+        model = function.args[0]
         rows.append(
             {
-                "label": worker.label, "system": name, "model": Path(args.model).name, "backend": backend,
+                "label": worker.label, "system": name, "model": Path(model).name, "backend": backend,
                 "precision": precision, "batch_size": worker.batch_size,
                 "audio": [path.parent.name for path in args.manifest], "utterances": len(texts), "audio_s": audio_s,
                 "wer_percent": 100 * errors / sum(len(a.split()) for a, _ in pairs),

@@ -19,6 +19,7 @@ from efficient_asr import load_transcriber
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import evaluate, score
 from efficient_asr.evaluation.runtime import limit_convolution_cache
+from efficient_asr.models.backends import own_folder
 from efficient_asr.models.sources import fingerprint, read_config
 from efficient_asr.settings.options import (
     add_lm_options,
@@ -65,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     limit_convolution_cache(len(benchmark.rows))
     with_lm = load_transcriber(args.model, **lm_given) if lm_given else None
-    about = read_config(args.model).get("about", {}) if (Path(args.model) / "config.json").is_file() else {}
+    folder = own_folder(args.model)
+    about = read_config(folder).get("about", {}) if (Path(folder) / "config.json").is_file() else {}
     lm_config = with_lm.language_model.config if with_lm else None
     changed = transcriber.changes
     records = score(

@@ -21,7 +21,17 @@ from efficient_asr.evaluation.runtime import CACHE_VARIABLE
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write, atomic_write_text
 
-PACKAGES = ("torch", "torchaudio", "transformers", "speechbrain", "jiwer", "kenlm", "thop")
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "transformers",
+    "speechbrain",
+    "jiwer",
+    "kenlm",
+    "thop",
+    "onnxruntime",
+    "ctranslate2",
+)
 
 
 @dataclass

@@ -91,6 +91,8 @@ class WhisperTranscriber(Transcriber):
         language = None if self.takes_languages else normalise_or_keep(language)
         model.labels.check_language(language)
         self.model, self.language, self.options = model.eval(), language, options or DecodingOptions()
+        if not model.samples and max(self.options.schedule) > 0:
+            raise UserError(f"temperatures: the backend {model.backend} cannot sample; leave them at null")
         self.window_s = model.window_samples / SAMPLE_RATE
 
     @classmethod
@@ -185,7 +187,8 @@ class WhisperTranscriber(Transcriber):
     def for_long_audio(self) -> WhisperTranscriber:
         """Return a transcriber of the same model for the pieces of long audio; see `DecodingOptions.for_long_audio`."""
         pieces = copy.copy(self)
-        pieces.options = self.options.for_long_audio()
+        options = self.options if self.model.samples else dataclasses.replace(self.options, temperatures=(0.0,))
+        pieces.options = options.for_long_audio()
         return pieces
 
     def cost_key(self, transcript: Transcript) -> tuple | None:

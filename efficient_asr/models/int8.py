@@ -123,8 +123,7 @@ def quantise(network: nn.Module, mode: str) -> None:
         raise UserError(
             f"quantise: '{mode}' is invalid; use {', '.join(QUANTISATIONS)}.{did_you_mean(str(mode), QUANTISATIONS)}"
         )
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise UserError(f"quantise: {mode} needs torch's FBGEMM kernels, which this build (not x86) does not have")
+    _need_kernels(mode)
     if network.dtype != torch.float32 or network.device.type != "cpu":
         raise UserError(
             f"quantise: {mode} needs a model in float32 on the CPU, not {network.dtype} on {network.device}"
@@ -144,8 +143,14 @@ def quantise(network: nn.Module, mode: str) -> None:
 
 def quantise_encoder(encoder: nn.Module) -> None:
     """Replace the linear layers of a Whisper's encoder, in float32 on the CPU, with row-wise int8 ones, in place."""
+    _need_kernels("int8")
     for parent, name, linear in _linears(encoder.layers):
         setattr(parent, name, RowWise(linear))
+
+
+def _need_kernels(mode: str) -> None:
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise UserError(f"quantise: {mode} needs torch's FBGEMM kernels, which this build (not x86) does not have")
 
 
 def _linears(layers: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:

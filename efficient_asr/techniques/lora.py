@@ -119,7 +119,9 @@ class LoraWhisper(Whisper):
     def plain(self) -> Whisper:
         """Return a plain Whisper with the matrices merged into its weights."""
         merged = Whisper(copy.deepcopy(self._peft[0]).merge_and_unload(), self.tokenizer).eval()
-        merged.technique, merged.label, merged.encoder_padding = self.technique, self.label, self.encoder_padding
+        merged.technique, merged.label = self.technique, self.label
+        if self.encoder_padding is not None:
+            merged.encoder_padding = self.encoder_padding.for_weights(merged)
         return merged
 
     def load_parts(self, source: str) -> LoraWhisper:

@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ class Loop(sb.Brain):
         self.logs, self.stop_request = Logs(folder), StopRequest()
         self.bad_batches = BadBatches(folder, self.logs, hparams.skip_bad, self.nonfinite_patience)
         self.valid_utterances = len(valid_loader.dataset)
-        with self.stop_request.listening():
+        with self.stop_request.listening(), _without_cudnn_attention():
             try:
                 self.fit(hparams.epoch_counter, train_loader, valid_loader)
             except RuntimeError as error:
@@ -76,9 +78,6 @@ class Loop(sb.Brain):
 
     def on_fit_start(self) -> None:
         """Wrap the model, create the optimisers, and resume from the last checkpoint."""
-        if torch.device(self.device).type == "cuda":
-            # cuDNN's attention makes a new plan for every shape, and the batches of speech have many: 7 ms for each call
-            torch.backends.cuda.enable_cudnn_sdp(False)
         self._compile()
         self._wrap_distributed()
         self.init_optimizers()
@@ -296,6 +295,17 @@ class Loop(sb.Brain):
         raise KeyboardInterrupt(
             f"stopped in epoch {epoch} {done}; saved in {self.checkpointer.checkpoints_dir}. Rerun the command to resume."
         )
+
+
+@contextlib.contextmanager
+def _without_cudnn_attention() -> Iterator[None]:
+    """Use other kernels: cuDNN's attention makes a new plan for every shape, 7 ms each, and batches of speech have many."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _recoverable(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:

@@ -314,6 +314,7 @@ def _train_and_save(
     An interrupted training resumes from its last checkpoint.
     """
     hparams, output_folder = this.hparams, this.output_folder
+    hparams["run_device"] = str(this.run_opts.device)
     rows = {
         key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder, brain_class.needs_text)
         for key in ("train_split", "valid_split")

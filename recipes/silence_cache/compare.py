@@ -127,6 +127,9 @@ def main() -> None:
     silent = [] if args.calibration is None else list(read_manifest(args.calibration, need_text=False))[:16]
     recordings = [load_row(row) for row in silent]
     for name in ("padded", *args.variants, *args.models):
+        model = fingerprint(args.models[name]) if name in args.models else None
+        if result["variants"].get(name, {}).get("model", model) != model:
+            raise UserError(f"--models: {args.out} has results of another model as '{name}'; choose another name")
         if name in result["variants"] or (VARIANTS.get(name, (0, 0, False))[2] and not recordings):
             continue
         transcriber = build(name, args, recordings)
@@ -135,6 +138,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         plain = result["variants"]["padded"]["texts"] if name != "padded" else texts
         result["variants"][name] = describe(rows, texts, plain) | {"seconds": seconds, "texts": texts}
+        if model is not None:
+            result["variants"][name]["model"] = model
         result["provenance"] = provenance(None)
         atomic_write_text(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         about = result["variants"][name]["all"]

@@ -26,7 +26,7 @@ from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.whisper.own_length import POSITIONS_PER_S
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.distillation.losses import kl_divergence
-from efficient_asr.utils.errors import check_writable, exit_code
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
 
 EDGES_S = (0.0, 1.0, 3.0, 10.0, 30.0)  # distances from the end of what was computed
@@ -55,11 +55,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
-    rows = [row for path in args.manifest for row in list(read_manifest(path))[: args.utterances]]
+    rows = [
+        row for path in args.manifest for row in list(read_manifest(path))[: args.utterances] if row["duration"] < 25
+    ]
     transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
     whisper = transcriber.model
     window, sums, kl, same, tokens = whisper.network.config.max_source_positions, {}, 0.0, 0, 0
-    for row in tqdm([row for row in rows if row["duration"] < 25], unit="utt"):
+    if whisper.encoder_padding is None or whisper.encoder_padding.tail(whisper) is None:
+        raise UserError("--encoder_padding: name a technique that puts something in the place of the silence")
+    for row in tqdm(rows, unit="utt"):
         wavs = load_row(row)[None]
         lengths = torch.tensor([wavs.shape[1]])
         with torch.no_grad():

@@ -51,7 +51,7 @@ def test_every_bad_line_is_reported_with_its_number(corpus: Path) -> None:
     ]
     path = write_lines(corpus / "bad.jsonl", lines)
     with pytest.raises(UserError) as caught:
-        data.read_manifest(path)
+        data.read_manifest(path, skip_bad=False)
     message = str(caught.value)
     expected = {
         2: "not JSON", 3: "not a JSON object", 4: "no such file", 5: "cannot decode", 6: "empty text", 7: "no text",
@@ -61,7 +61,9 @@ def test_every_bad_line_is_reported_with_its_number(corpus: Path) -> None:
     for number, words in expected.items():
         line = next(x for x in message.splitlines() if x.strip().startswith(f"line {number}:"))
         assert words in line
-    assert message.startswith("13 bad lines") and "--skip_bad True" in message
+    assert message.startswith("13 bad lines") and message.endswith("Fix them, or skip them with --skip_bad True.")
+    with pytest.raises(UserError, match=r"Fix them\.$"):  # of a command that cannot skip them
+        data.read_manifest(path)
     skipped = corpus / "skipped.jsonl"
     rows = data.read_manifest(path, skip_bad=True, skipped_file=skipped)
     assert [row["id"] for row in rows] == ["g"]

@@ -16,12 +16,18 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import evaluate
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
+from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.backends import CACHE, convert
+from efficient_asr.models.ctc import CTCHead, CTCModel, greedy_texts
+from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.encoders.whisper import new_whisper_encoder
+from efficient_asr.models.interchange.onnx import export_to_onnx, largest_difference
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.audio_context.context import AudioContext
 from efficient_asr.techniques.lora import LoraWhisper
 from efficient_asr.techniques.silence_cache.cache import SilenceCache
+from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.utils.errors import UserError
 
 pytest.importorskip("onnxruntime")
@@ -94,15 +100,17 @@ def test_int8_keeps_most_transcripts_and_is_smaller(engine: str, speech: Rows, c
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_options_of_decoding_work(engine: str, speech: Rows) -> None:
-    more = {"temperatures": [0.0, 0.4], "no_speech_threshold": 0.6, "timestamps": False}
+    more = {"no_speech_threshold": 0.6}
     ours, theirs = (transcribe(load(backend=name, **more), speech[:4]) for name in ("torch", engine))
     assert [a.text for a in ours] == [b.text for b in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert a.details["no_speech_prob"] == pytest.approx(b.details["no_speech_prob"], abs=1e-3)
-    short = transcribe(load(backend=engine, max_new_tokens=3), speech[:4])
-    assert [one.details["tokens"] for one in short] == [
-        one.details["tokens"] for one in transcribe(load(max_new_tokens=3), speech[:4])
-    ]
+    for limit in ({"max_new_tokens": 3}, {"max_new_tokens": 8}, {"max_tokens_per_s": 2.0}):
+        ours, theirs = (transcribe(load(backend=name, **limit), speech, size=3) for name in ("torch", engine))
+        assert [a.text for a in ours] == [b.text for b in theirs]
+        assert [a.details["tokens"] for a in ours] == [b.details["tokens"] for b in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.details["avg_logprob"] == pytest.approx(b.details["avg_logprob"], abs=2e-3)
     if engine == "onnx":
         with pytest.raises(UserError, match="num_beams: the backend onnx decodes greedily"):
             transcribe(load(backend="onnx", num_beams=3), speech[:1])
@@ -123,6 +131,43 @@ def test_languages_are_detected(tmp_path: Path, wavs: list[torch.Tensor]) -> Non
     with pytest.raises(UserError, match="cannot detect this model's languages; give the language"):
         load_transcriber(source, long_audio=None, backend="ctranslate2").transcribe(*batch)
     assert load_transcriber(source, language="de", long_audio=None, backend="ctranslate2").transcribe(*batch)
+
+
+def test_fallback_is_repeatable_or_refused(speech: Rows) -> None:
+    """Every hypothesis fails, so all temperatures are tried; the order of the utterances does not matter."""
+    transcriber = load(backend="onnx", temperatures=[0.0, 0.6], logprob_threshold=0.0)
+    found = transcribe(transcriber, speech[:4])
+    assert {one.details["temperature"] for one in found} == {0.6}
+    again = transcribe(transcriber, speech.select([3, 2, 1, 0]), size=2)
+    assert [a.text for a in found] == [b.text for b in reversed(again)]
+    with pytest.raises(UserError, match="temperatures: the backend ctranslate2 cannot sample"):
+        load(backend="ctranslate2", temperatures=[0.0, 0.6])
+    long = load_transcriber(MINI, language="en", backend="ctranslate2")  # long audio has no fallback there
+    wav = torch.cat([load_row(row) for row in speech[:4]])
+    assert len(long.transcribe(wav[None])[0].text.split()) > 8
+
+
+def test_every_length_is_encoded_once(speech: Rows) -> None:
+    """CTranslate2 takes states for features if there are as many positions as mel bands."""
+    transcriber = load(backend="ctranslate2", encoder_padding=0.2)
+    window = transcriber.model.network.config.max_source_positions
+    wav = torch.cat([load_row(row) for row in speech[:2]])
+    for positions in (79, 80, 81):
+        samples = (positions - 10) * 320
+        (found,) = transcriber.transcribe(wav[None, :samples])
+        (expected,) = load(encoder_padding=0.2).transcribe(wav[None, :samples])
+        assert found.text == expected.text and positions < window
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_end_of_the_window_is_no_silence(engine: str, speech: Rows) -> None:
+    """The window of 250 positions is not a multiple of the groups of 4."""
+    wav = torch.cat([load_row(row) for row in speech])[None, : 5 * 16000 - 100]
+    found, expected = (
+        load(encoder_padding="silence_cache", backend=name).transcribe(wav)[0] for name in (engine, "torch")
+    )
+    assert found.text == expected.text and found.details["encoder_s"] == expected.details["encoder_s"] == 5.0
+    assert found.details["avg_logprob"] == pytest.approx(expected.details["avg_logprob"], abs=2e-3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -179,8 +224,8 @@ def test_damaged_folders_are_named(damaged: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model: .*convert (it|the model) again"):
         load_transcriber(tmp_path / "model", language="en")
-    if damaged == "config.json":
-        path.write_text(json.dumps(config | {"backend": {"name": "tensorrt"}}))
+    for entry in ({"name": "tensorrt"}, "tensorrt") if damaged == "config.json" else ():
+        path.write_text(json.dumps(config | {"backend": entry}))
         with pytest.raises(UserError, match="'tensorrt' is not a backend; use torch, onnx or ctranslate2"):
             load_transcriber(tmp_path / "model", language="en")
 
@@ -188,7 +233,9 @@ def test_damaged_folders_are_named(damaged: str, tmp_path: Path) -> None:
 def test_macs_of_another_engine_are_not_made_up(mini_corpus: dict[str, Path]) -> None:
     benchmark = Benchmark.from_manifest(mini_corpus["test"], normaliser="plain")
     benchmark.rows = benchmark.rows[:3]
-    result = evaluate(load(backend="onnx"), benchmark, repeats=1, batch_size=2)
+    evaluate(load(backend="ctranslate2", encoder_padding=0.3), benchmark, repeats=0)
+    result = evaluate(load(backend="onnx", encoder_padding="silence_cache"), benchmark, repeats=1, batch_size=2)
+    assert result.details["encoder_s"] < 5
     assert result.macs_g is None and result.macs_g_per_audio_s is None and result.macs_thop_g is None
     assert (
         result.wer_percent is not None
@@ -209,6 +256,13 @@ def test_own_length_and_merged_lora_go_along(tmp_path: Path, speech: Rows) -> No
     expected = transcribe(load_transcriber(tmp_path / "lora", language="en", long_audio=None), speech)
     found = transcribe(load_transcriber(tmp_path / "lora", language="en", long_audio=None, backend="onnx"), speech)
     assert [a.text for a in found] == [b.text for b in expected]
+    cached = LoraWhisper.from_source(str(tmp_path / "lora"))
+    cached.encoder_padding = SilenceCache.calibrate(cached)
+    expected = transcribe(WhisperTranscriber(cached, "en"), speech)
+    for engine in ENGINES:
+        convert(cached, tmp_path / f"cached-{engine}", engine, None)
+        opened = load_transcriber(tmp_path / f"cached-{engine}", language="en", long_audio=None)
+        assert [a.text for a in transcribe(opened, speech)] == [b.text for b in expected]
     own = Whisper.from_source(resolve_source(MINI))
     own.encoder_padding = AudioContext(0.3)
     own.save(tmp_path / "own")
@@ -243,12 +297,25 @@ def test_export_compares_and_says_so(
             export.main([MINI, *arguments, "--out", str(tmp_path / ("onnx" if "exists" in message else "new"))])
 
 
+@pytest.mark.parametrize("name", ["wav2vec2-base", "wavlm-base", "whisper"])
+@pytest.mark.parametrize("output_norm", [True, False])
+def test_ctc_models_of_all_encoders_become_graphs(
+    name: str, output_norm: bool, ssl_sources: dict[str, str], tmp_path: Path
+) -> None:
+    labels = CharacterLabels.from_texts(["abc"])
+    if name == "whisper":
+        encoder = new_whisper_encoder(32, 1, 2, output_norm=output_norm)
+    else:
+        encoder = load_encoder(ssl_sources[name], output_norm=output_norm)
+    model = CTCModel(torch.nn.Identity(), encoder, CTCHead(32, len(labels), "feedforward", neurons=16), labels)
+    export_to_onnx(model, tmp_path / "graph")
+    assert largest_difference(model, tmp_path / "graph") < 1e-3
+
+
 def test_ctc_models_become_a_graph_or_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, mini_corpus: dict[str, Path]
 ) -> None:
     import onnxruntime
-
-    from efficient_asr.models.ctc import CTCModel, greedy_texts
 
     folder = tmp_path / "ctc"
     assert run_command("export", ["efficient_asr:mini_encoder", "--to", "onnx", "--out", str(folder)]) == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -62,13 +61,13 @@ def converted(whisper: Any, source: str, backend: str, quantise: str | None) -> 
     whisper : Whisper
         The model, with its padding.
     source : str
-        Folder or hub id that it was loaded from.
+        Folder or hub id that it was loaded from. A hub id is not looked up again: if its weights change there, delete the cache.
     backend, quantise
         See `convert`.
     """
     _check_source(whisper)
     _load(_CONVERTERS, backend, "backend")  # refuses an unknown one
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES[backend]}
+    versions = {name: importlib.import_module(name).__version__ for name in _PACKAGES[backend]}
     key = [1, fingerprint(source), whisper.settings, backend, quantise, versions]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "efficient_asr") / "backends"

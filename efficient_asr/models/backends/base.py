@@ -107,7 +107,10 @@ class ConvertedWhisper(Whisper):
         encoder.load_state_dict(load_file(folder / ENCODER_WEIGHTS), assign=True)
         stored = getattr(self.network.config, PADDING, None)
         if stored:
-            self.encoder_padding = build(stored, f"{folder}/config.json, {PADDING}").load(str(folder), self)
+            part = build(stored, f"{folder}/config.json, {PADDING}")
+            if not isinstance(part, OwnLength):
+                raise ValueError(f"{PADDING} is not a padding")
+            self.encoder_padding = part.load(str(folder), self)
         if mode in ("encoder-int8", "int8"):
             quantise_encoder(encoder)
 
@@ -128,7 +131,8 @@ class ConvertedWhisper(Whisper):
         UserError
             For another device.
         """
-        if torch.device(args[0]).type != "cpu":
+        device, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None and device.type != "cpu":
             raise UserError(
                 f"{self.folder}: models for the backend {self.backend} run on the CPU here; pass --device cpu"
             )
@@ -138,6 +142,13 @@ class ConvertedWhisper(Whisper):
     def changes(self) -> list[str]:
         """Labels for the tables."""
         return [*super().changes, self.backend]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that identify this model, as plain data."""
+        found = {"network": self.network.config.to_diff_dict(), "quantised": self.quantised}
+        found[PADDING] = ConvertedPadding.describe(self.encoder_padding)
+        return found
 
     def quantise(self, mode: str) -> None:
         """Refuse: the weights are fixed.
@@ -185,7 +196,8 @@ def write_own_files(
         if whisper.encoder_padding is not None:
             config[PADDING] = describe(whisper.encoder_padding)
             whisper.encoder_padding.save(folder)
-    config["about"] = {"technique": whisper.technique, "variant": whisper.label, "details": {}}
+    own = {"technique": whisper.technique, "variant": whisper.label, "details": {}}
+    config["about"] = (getattr(network.config, "about", None) or {}) | own
     config[ENTRY] = {
         "name": backend,
         "quantise": quantise,

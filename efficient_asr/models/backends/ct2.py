@@ -21,7 +21,7 @@ from efficient_asr.models.backends import OWN_FOLDER, need
 from efficient_asr.models.backends.base import ConvertedWhisper, write_own_files
 from efficient_asr.models.loading import quiet_transformers
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded
-from efficient_asr.models.whisper.greedy import Found
+from efficient_asr.models.whisper.greedy import FORBIDDEN, Found
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write
@@ -32,7 +32,7 @@ FILES = ["tokenizer.json", "preprocessor_config.json"]  # that faster-whisper re
 class CTranslate2Whisper(ConvertedWhisper):
     """A Whisper in CTranslate2, on the CPU. It gives no entropies, and one confidence for all tokens of a hypothesis."""
 
-    backend = "ctranslate2"
+    backend, samples = "ctranslate2", False  # its seed is read once in a process, so sampling could not be repeated
 
     def load_engine(self) -> CTranslate2Whisper:
         """Load the model.
@@ -74,6 +74,9 @@ class CTranslate2Whisper(ConvertedWhisper):
         if self.encoder_padding is None:
             return Encoded(self._encode(self.features(wavs, lengths)), lengths)
         own = self.encoder_padding.positions(self, lengths)
+        own = (
+            own + (own == self.network.config.num_mel_bins).long()
+        )  # CTranslate2 would take so many states for features
         states = wavs.new_zeros(len(wavs), int(own.max()), self.network.config.d_model)
         for row, count in enumerate(own.tolist()):
             samples = wavs[row : row + 1, : max(1, int(lengths[row]))]
@@ -89,31 +92,32 @@ class CTranslate2Whisper(ConvertedWhisper):
         self, encoded: Encoded, prompt: torch.Tensor, limits: torch.Tensor, options: DecodingOptions, temperature: float
     ) -> Found:
         """Return what CTranslate2 finds; see `Whisper.generate`."""
-        if encoded.is_ragged:
+        if encoded.is_ragged or len({*limits.tolist()}) > 1:  # CTranslate2 has one limit for the whole batch
             rows = [torch.tensor([row]) for row in range(len(prompt))]
             found = [self.generate(encoded.select(row), prompt[row], limits[row], options, temperature) for row in rows]
             return _join(found, self.labels.end)
-        own = self.network.generation_config
-        ctranslate2.set_random_seed(round(1000 * temperature))
+        own, size, limit = self.network.generation_config, prompt.shape[1], int(limits[0])
+        beams, penalty = options.num_beams, options.length_penalty if options.num_beams > 1 else 0.0
+        first_max = getattr(own, "max_initial_timestamp_index", None)
         results = self.engine.generate(
             self._states(encoded),
             prompt.tolist(),
-            beam_size=options.num_beams if temperature == 0 else 1,
-            length_penalty=options.length_penalty,
-            max_length=prompt.shape[1] + int(limits.max()),
+            beam_size=beams,
+            length_penalty=penalty,
+            max_length=max(2 * limit, limit + size - 1),  # CTranslate2 stops at half of it, or at it without the prompt
             return_scores=True,
             suppress_blank=options.suppress,
             suppress_tokens=list(own.suppress_tokens or []) if options.suppress else [],
-            max_initial_timestamp_index=getattr(own, "max_initial_timestamp_index", None) or 50,
-            sampling_topk=0 if temperature > 0 else 1,
-            sampling_temperature=temperature or 1.0,
+            max_initial_timestamp_index=self.window_samples if first_max is None else first_max,
         )
         found = []
         for row, result in zip(prompt, results, strict=True):
-            tokens = [*result.sequences_ids[0], self.labels.end]
-            # the score is the sum of log-probabilities over the length, without the end token, to the power of the penalty
-            total = result.scores[0] * max(1, len(tokens) - 1) ** options.length_penalty
-            log_probs = torch.full((1, len(tokens)), total / len(tokens))
+            tokens = result.sequences_ids[0]
+            # the score is the sum of the log-probabilities, divided by the number of tokens to the power of the penalty
+            total = result.scores[0] * max(1, len(tokens)) ** penalty
+            tokens = tokens if len(tokens) >= limit else [*tokens, self.labels.end]
+            mean = max(total / len(tokens), FORBIDDEN)  # an empty text has a score of minus infinity with beams
+            log_probs = torch.full((1, len(tokens)), mean)
             found.append(Found(torch.cat([row, torch.tensor(tokens)])[None], log_probs, log_probs * math.nan))
         return _join(found, self.labels.end)
 
@@ -182,8 +186,8 @@ def convert(whisper: Whisper, folder: Path, quantise: str | None = None) -> None
     folder : Path
         The folder; written atomically.
     quantise : str, optional
-        `decoder-int8`, `encoder-int8` or `int8`: of encoder and decoder, what CTranslate2 runs is int8 in either case; with
-        `encoder-int8` and `int8`, so is an encoder that torch runs. Or a number format of CTranslate2, such as `float16`.
+        `decoder-int8`, `encoder-int8` or `int8`. Whatever CTranslate2 runs is int8 with any of them; an encoder that torch runs
+        is int8 with the last two.
 
     Raises
     ------
@@ -194,12 +198,13 @@ def convert(whisper: Whisper, folder: Path, quantise: str | None = None) -> None
     from ctranslate2.converters import TransformersConverter
 
     whisper = whisper.plain()
-    kind = "int8" if quantise and quantise.endswith("int8") else quantise
     padding = whisper.encoder_padding
     torch_encoder = padding is not None and padding.tail(whisper) is not None
     with tempfile.TemporaryDirectory() as plain, atomic_write(Path(folder)) as partial:
         source = Path(plain) / "model"
         with whisper.whole_window(), quiet_transformers():
             whisper.save(source)
-            TransformersConverter(str(source), copy_files=FILES).convert(str(partial), quantization=kind)
+            TransformersConverter(str(source), copy_files=FILES).convert(
+                str(partial), quantization="int8" if quantise else None
+            )
         write_own_files(whisper, partial / OWN_FOLDER, "ctranslate2", quantise, torch_encoder)

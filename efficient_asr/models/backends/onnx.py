@@ -84,7 +84,17 @@ class OnnxWhisper(ConvertedWhisper):
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the logits after the last of `tokens` [batch, tokens], [batch, 1, vocabulary]."""
+        """Return the logits after `tokens` [batch, 1], [batch, 1, vocabulary].
+
+        Raises
+        ------
+        UserError
+            For more than one token: the graph returns the scores after the last one only.
+        """
+        if tokens.shape[1] > 1:
+            raise UserError(
+                f"{self.folder}: the backend onnx gives the scores of the next token only; use the original model"
+            )
         return self.decoder(encoded, tokens.shape[1]).step(tokens)
 
     def generate(
@@ -138,7 +148,7 @@ def _memory(model: OnnxWhisper, encoded: Encoded, names: list[str]) -> dict[str,
         pairs = [pair[0] for pair in model.sessions[CROSS].run(None, {"states": states[None, :count].numpy()})]
         bias = [np.zeros(count, dtype=np.float32)]
         if silence is not None and encoded.own is not None:
-            first = count // int(silence["size"])
+            first = -(-count // int(silence["size"]))
             bias.append(silence["log_weights"][first:])
             ends = silence["cross"][:, :, first:]
             pairs = [np.concatenate(pair, axis=1) for pair in zip(pairs, ends, strict=True)]

@@ -60,7 +60,7 @@ class EncoderGraph(nn.Module):
         x = nn.functional.gelu(encoder.conv1(features))
         x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)[:, :positions]
         x = x + encoder.embed_positions.weight[:positions]
-        first, bias = positions // self.size, None
+        first, bias = (positions + self.size - 1) // self.size, None
         if self.log_weights is not None:
             bias = torch.cat([torch.zeros_like(x[0, :, 0]), self.log_weights[first:]])[None, None, None]
         for i, layer in enumerate(encoder.layers):

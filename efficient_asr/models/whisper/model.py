@@ -70,6 +70,7 @@ class Whisper(nn.Module):
 
     technique, label = "none", "baseline"
     backend = "torch"  # engine that runs the network
+    samples = True  # decoding can sample, for the fallback at temperatures above 0
     network_class = WhisperForConditionalGeneration
     encodes_alone = True  # an utterance of a batch can be encoded without the others
     cost_is_fixed = True  # the cost of greedy decoding depends only on the number of tokens
@@ -117,6 +118,7 @@ class Whisper(nn.Module):
             raise UserError(f"'{source}' is of type '{config.model_type}', not a Whisper model")
         backend = getattr(config, ENTRY, None)
         if backend is not None:
+            backend = backend if isinstance(backend, dict) else {"name": backend}
             return backend_class(str(backend.get("name")), f"{source}/config.json").open(source, config)
         adapter = getattr(config, "adapter", None)
         kind = find_class(adapter, source) if adapter else cls

@@ -65,6 +65,10 @@ class OwnLength(Part):
         """Read tensors from a model folder; return the part itself."""
         return self
 
+    def for_weights(self, whisper: Any) -> OwnLength:
+        """Return the padding for a model that computes the same with other weights, such as one with merged adapters."""
+        return self
+
     def positions(self, whisper: Any, lengths: torch.Tensor) -> torch.Tensor:
         """Return the number of positions to compute for utterances of `lengths` samples [batch]."""
         needed = encoder_frames(lengths.cpu()) + round(self.padding_s * POSITIONS_PER_S)

@@ -9,7 +9,7 @@ import speechbrain as sb
 import torch
 from torch.utils.data import DataLoader
 
-from efficient_asr.data import SAMPLE_RATE, Rows, absolute_lengths
+from efficient_asr.data import Row, Rows, absolute_lengths
 from efficient_asr.models.sources import fingerprint, resolve_source
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
@@ -17,7 +17,6 @@ from efficient_asr.techniques.audio_context.context import AudioContext, States,
 from efficient_asr.techniques.audio_context.targets import Targets, audio_positions
 from efficient_asr.training.whisper import WhisperBrain
 from efficient_asr.utils import distributed
-from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 TRAINED = ("all", "encoder", "layers")  # values of `trained_layers`
@@ -62,16 +61,16 @@ class AudioContextBrain(WhisperBrain):
     @staticmethod
     def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Replace the texts by those of the teacher, running it where that was not done before."""
-        if not (rows.durations <= model.window_samples / SAMPLE_RATE).all():
-            raise UserError("max_duration_s: longer than the model's window; lower it")
+        known = {row["id"] for row in WhisperBrain.check_rows(model, rows.map(_without_text), hparams, skipped_file)}
+        rows = rows.select([i for i, row in enumerate(rows) if row["id"] in known])
         source, language = resolve_source(hparams["source"]), model.labels.default_language
-        options = DecodingOptions(max_tokens_per_s=hparams["max_tokens_per_s"])
-        meta = {"model": fingerprint(source), "language": language, "max_tokens_per_s": hparams["max_tokens_per_s"]}
-        targets = Targets(Path(hparams["targets_folder"]), meta)
+        room = model.network.config.max_target_positions - model.labels.prompt_length - 1
+        limits = {"max_new_tokens": room, "max_tokens_per_s": hparams["max_tokens_per_s"], "cut_loops": True}
+        targets = Targets(Path(hparams["targets_folder"]), {"model": fingerprint(source)} | limits)
         teacher = Whisper.from_source(source, with_padding=False)
         teacher.labels.default_language = language
         share = range(distributed.rank(), len(rows), distributed.world_size())
-        asked = targets.fill(teacher, rows.select(share), options, choose_device(None))
+        asked = targets.fill(teacher, rows.select(share), DecodingOptions(**limits), hparams["run_device"])
         (total,) = map(round, distributed.all_reduce([float(asked)]))  # acts as a barrier
         print(f"{targets.store.folder}: ran the teacher on {total} utterances, {len(rows) - total} were there already")
         return WhisperBrain.check_rows(model, targets.with_text(rows, teacher), hparams, skipped_file)
@@ -83,6 +82,7 @@ class AudioContextBrain(WhisperBrain):
         self.targets = Targets(Path(self.hparams.targets_folder), None)
         teacher = Whisper.from_source(resolve_source(self.hparams.source), with_padding=False)
         self.teacher_output = teacher.network.proj_out.weight.detach().to(self.device)
+        self.rows = _ById(train_loader.dataset.rows)
         super().train(train_loader, valid_loader)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> Any:
@@ -103,15 +103,42 @@ class AudioContextBrain(WhisperBrain):
         """Return the loss of `context_loss`; outside training, the cross-entropy of the teacher's text, and count word errors."""
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(predictions, batch, stage)
-        encoder, decoder = (states.to(self.device) for states in self.targets.read(batch.id))
-        teacher = States(encoder, decoder, decoder[:, :, -1] @ self.teacher_output.T)
+        rows = [self.rows[name] for name in batch.id]
+        stored = self.targets.read(rows, self.model.labels.default_language)
+        encoder, decoder = (states.to(self.device) for states in stored)
+        with torch.autocast(encoder.device.type, enabled=False):  # half precision would round more than models differ
+            teacher = States(encoder, decoder, decoder[:, :, -1] @ self.teacher_output.T)
         positions = audio_positions(self.model, absolute_lengths(*batch.wav))
         count = int(positions.max())
         real = torch.arange(count)[None] < positions[:, None]
         tokens = torch.arange(decoder.shape[1])[None] < (self.token_lengths(batch).cpu() - 1)[:, None]
         weights = (self.hparams.encoder_weight, self.hparams.decoder_weight, self.hparams.logits_weight)
         student = States(predictions.encoder[:, :count], predictions.decoder, predictions.logits)
-        return context_loss(student, teacher, real.to(self.device), tokens.to(self.device), weights)
+        loss = context_loss(student, teacher, real.to(self.device), tokens.to(self.device), weights)
+        # DistributedDataParallel must see every output in every step, also one with a weight of 0
+        return (
+            loss + 0 * (predictions.logits.sum() + predictions.decoder.sum()) if distributed.world_size() > 1 else loss
+        )
+
+
+class _ById:
+    """Utterances by id.
+
+    Arguments
+    ---------
+    rows : Rows
+        The utterances.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.places = rows, {row["id"]: i for i, row in enumerate(rows)}
+
+    def __getitem__(self, name: str) -> Row:
+        return self.rows[self.places[name]]
+
+
+def _without_text(row: Row) -> Row:
+    return {**row, "text": ""}
 
 
 def _check(hparams: dict[str, Any]) -> None:

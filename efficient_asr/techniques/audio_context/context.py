@@ -17,6 +17,8 @@ Let :math:`e_t` be the teacher's encoder states at the :math:`n` positions of th
 
 averaged over the positions and tokens of a batch.
 
+The text is the teacher's transcript, encoded as training encodes texts (without a space in front).
+
 Deviations: FUTO matches the decoder's states (:math:`w_e = w_p = 0`) on the reference texts. Here the text is the teacher's own,
 so that audio is enough, and the silence is drawn from a range, so that the model can be used with any length in it. Which layers
 learn is a setting; convolutions, positions and embeddings stay as they are unless all learn.

@@ -13,6 +13,7 @@ from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, absolute_le
 from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.greedy import Decoder
+from efficient_asr.models.whisper.labels import WhisperLabels
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.search import decode
 from efficient_asr.utils import distributed
@@ -22,7 +23,7 @@ from efficient_asr.utils.files import file_state
 class Targets:
     """What a Whisper hears in whole windows: its greedy text, and the states of encoder and decoder for that text.
 
-    A file is valid for one utterance id and the size and modification time of its audio file.
+    A file is valid for one place in an audio file, with its size and modification time, and one language.
 
     Arguments
     ---------
@@ -49,7 +50,8 @@ class Targets:
         device : str
             Device to run the teacher on.
         """
-        wanted = rows.select([i for i, row in enumerate(rows) if not self.store.holds(row["id"], _state_of(row))])
+        language = teacher.labels.default_language
+        wanted = rows.select([i for i, row in enumerate(rows) if not self.store.holds(*self._file(row, language))])
         seconds = max(0.0, float(wanted.durations.sum()))
         config = teacher.network.config
         needed = 2 * config.d_model * seconds * (50 + 5 * (config.decoder_layers + 1))  # about 5 tokens per second
@@ -61,16 +63,24 @@ class Targets:
             disable=quiet,
         )  # fmt: skip
         for (row,), wavs, wav_lens in batches:
-            self.store.write(row["id"], compute(teacher, row, wavs.to(device), wav_lens, options), _state_of(row))
+            name, about = self._file(row, language)
+            self.store.write(name, compute(teacher, row, wavs.to(device), wav_lens, options), about)
         return len(wanted)
+
+    @staticmethod
+    def _file(row: Row, default_language: str) -> tuple[str, dict[str, str]]:
+        """Return the name of an utterance's file, and what makes it valid."""
+        language = row.get("language") or default_language
+        name = f"{row['audio']}\0{row.get('offset', 0)}\0{row['duration']}\0{language}"
+        return name, {"audio": file_state(row["audio"])}
 
     def with_text(self, rows: Rows, teacher: Whisper) -> Rows:
         """Return utterances with the teacher's text in the place of their own."""
-        return rows.map(partial(_with_text, self.store, teacher.labels))
+        return rows.map(partial(_with_text, self.store, teacher.labels, teacher.labels.default_language))
 
-    def read(self, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, rows: list[Row], default_language: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return states of encoder [batch, positions, dim] and decoder [batch, tokens, layers + 1, dim], padded with zeros."""
-        parts = [self.store.read(name) for name in names]
+        parts = [self.store.read(self._file(row, default_language)[0]) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence
         return tuple(pad([part[key].float() for part in parts], batch_first=True) for key in ("encoder", "decoder"))
 
@@ -81,7 +91,8 @@ def compute(
 ) -> dict[str, torch.Tensor]:
     """Return tokens [tokens] with prompt and end, and states of encoder and decoder, for one utterance [1, time].
 
-    Their shapes are [positions, dim] and [tokens - 1, layers + 1, dim].
+    Their shapes are [positions, dim] and [tokens - 1, layers + 1, dim]. The tokens are those of the text as training encodes it,
+    without the space in front that Whisper writes.
     """
     lengths, language = absolute_lengths(wavs, wav_lens.to(wavs.device)), row.get("language")
     encoded = teacher.encode(wavs, lengths)
@@ -101,9 +112,6 @@ def audio_positions(whisper: Whisper, lengths: torch.Tensor) -> torch.Tensor:
     return encoder_frames(lengths.cpu()).clamp(min=1, max=whisper.window_samples * 50 // SAMPLE_RATE).long()
 
 
-def _state_of(row: Row) -> dict[str, str]:
-    return {"audio": file_state(row["audio"]), "place": f"{row.get('offset', 0)} {row['duration']}"}
-
-
-def _with_text(store: FeatureStore, labels: Any, row: Row) -> Row:
-    return {**row, "text": labels.text(store.read(row["id"], "tokens")["tokens"].tolist())}
+def _with_text(store: FeatureStore, labels: WhisperLabels, default_language: str, row: Row) -> Row:
+    name, _ = Targets._file(row, default_language)
+    return {**row, "text": labels.text(store.read(name, "tokens")["tokens"].tolist())}

@@ -163,6 +163,12 @@ class SilenceCache(OwnLength):
         other.states = self.states
         return other
 
+    def for_weights(self, whisper: Any) -> SilenceCache:
+        """Return the same cache, with the checksum of another model's encoder."""
+        other = self.with_padding(self.padding_s)
+        other.fingerprint = encoder_fingerprint(whisper.network)
+        return other
+
     # ------------------------------------------------------------ what stands for the silence
 
     def _means(self, values: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ def distances_table(name: str, results_folder: Path) -> str:
     found = _read(results_folder / "silence_cache" / f"distances-{name}.json", "recipes/silence_cache/distances.py")
     places = list(found["layers"][0]["relative_percent"])
     rows = [
-        [entry["layer"], *(show(entry["relative_percent"][place], 1) for place in places)] for entry in found["layers"]
+        [str(entry["layer"]), *(show(entry["relative_percent"][place], 1) for place in places)] for entry in found["layers"]
     ]
     return (
         f"whisper-{name}, {found['utterances']} utterances of {', '.join(found['audio'])}, {found['padding']}: distance of the "
