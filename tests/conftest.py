@@ -27,6 +27,16 @@ TINY_SSL = {
 }  # fmt: skip
 
 
+# Files with slow tests, the longest first: with two workers, one that starts last keeps the other waiting (see .ci/run).
+LONGEST = ("test_expert_recipes", "test_decider_recipe", "test_resume", "test_tutorial", "test_run", "test_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 PLACES = """
 corpus: jsonl
 data_folder: {corpus}

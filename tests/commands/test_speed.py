@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from conftest import ROOT
 
 from efficient_asr import load_transcriber
 from efficient_asr.commands import peers, run_command
+from efficient_asr.data import load_row, read_manifest
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.techniques.audio_context.report import comparison_table as audio_context_table
 from efficient_asr.techniques.silence_cache.report import (
@@ -178,12 +180,11 @@ def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> No
     systems = ["ours", "ours, silence cache, int8 decoder", "whisper.cpp"]
     done = run(
         "scripts/benchmark_peers.py", resolve_source(MINI), "--manifest", manifest, "--rounds", "2", "--out", out,
-        "--batch_sizes", "2", "--work", tmp_path / "work", "--models", f"other={resolve_source(MINI)}", "--systems", *systems,
+        "--batch_sizes", "2", "--work", tmp_path / "work", "--systems", *systems,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    others = [f"ours, other{end}" for end in ("", ", int8 decoder", ", int8 decoder, ONNX", ", int8, CTranslate2")]
-    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [(name, 2) for name in systems[:2] + others]
+    assert [(row["label"], row["batch_size"]) for row in result["rows"]] == [(name, 2) for name in systems[:2]]
     assert {name.partition(",")[0] for name in result["missing"]} == {"whisper.cpp"}
     for row in result["rows"]:
         assert row["rounds"] == 2 and row["rtfx"] > 0 and row["peak_memory_bytes"] > 1e6 and len(row["hypotheses"]) == 3
@@ -192,6 +193,18 @@ def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> No
     table = peers_table("mini", tmp_path)
     assert "| ours, silence cache, int8 decoder |" in table and "whisper.cpp" in table
     assert [path.is_file() for path in draw_all(tmp_path)] == [True]
+
+
+def test_other_models_run_beside_them(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFICIENT_ASR_CACHE", str(tmp_path / "cache"))
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmark_peers.py"))
+    args = SimpleNamespace(model="/plain", models=[("other", resolve_source(MINI))])
+    wavs = [load_row(row) for row in read_manifest(manifest)]
+    for end, backend in (("", "torch"), (", int8 decoder, ONNX", "onnx")):
+        name, engine, _, recognise = script["system"](f"ours, other{end}", args)
+        assert (name, engine) == ("efficient_asr", backend) and recognise.args == (resolve_source(MINI),)
+        assert len(recognise("en", 2, tmp_path)(wavs)) == 3
+    assert script["system"]("ours", args)[3].args == ("/plain",)
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def draw_peers(path: Path, folder: Path) -> Path:
             number = labels.index(row["label"])
             own = row["system"] == "efficient_asr"
             axis.plot(
-                row["rtfx"], row["wer_percent"], "o" if own else "s", markersize=8, label=row["label"],
+                row["rtfx"], row["wer_percent"], "o^v"[number // len(COLOURS)] if own else "s", markersize=8, label=row["label"],
                 color=COLOURS[number % len(COLOURS)], markerfacecolor=None if own else "none", markeredgewidth=2,
             )  # fmt: skip
         axis.set_title(f"batch {batch}")
@@ -126,7 +126,8 @@ def distances_table(name: str, results_folder: Path) -> str:
     found = _read(results_folder / "silence_cache" / f"distances-{name}.json", "recipes/silence_cache/distances.py")
     places = list(found["layers"][0]["relative_percent"])
     rows = [
-        [str(entry["layer"]), *(show(entry["relative_percent"][place], 1) for place in places)] for entry in found["layers"]
+        [str(entry["layer"]), *(show(entry["relative_percent"][place], 1) for place in places)]
+        for entry in found["layers"]
     ]
     return (
         f"whisper-{name}, {found['utterances']} utterances of {', '.join(found['audio'])}, {found['padding']}: distance of the "
