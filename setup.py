@@ -47,8 +47,6 @@ EXTRAS = {
     "dev": [
         "peft==0.21.2",
         "sacrebleu>=2.4",
-        "ctranslate2>=4.5",
-        *ONNX,
         "pytest>=8",
         "pytest-xdist>=3.6",  # tests on all cores
         "ruff==0.17.5",

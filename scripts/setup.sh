@@ -43,6 +43,8 @@ PY
     fi
     $pip install -q -r "$ROOT/requirements.txt"
     $pip install -q -e "$ROOT[dev]"
+    $pip install -q -e "$ROOT[fast]" ||
+        echo "ONNX Runtime and CTranslate2 could not be installed: the backends onnx and ctranslate2, and their tests, are skipped"
     $pip install -q -e "$ROOT[lm]" ||
         echo "kenlm could not be installed (it may need a C++ compiler): decoding with language models is skipped, and its columns stay empty"
 }
