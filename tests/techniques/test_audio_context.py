@@ -21,7 +21,7 @@ from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.audio_context.brain import AudioContextBrain
 from efficient_asr.techniques.audio_context.context import AudioContext, States, context_loss
-from efficient_asr.techniques.audio_context.targets import Targets, audio_positions
+from efficient_asr.techniques.audio_context.targets import Targets, audio_positions, file_name
 from efficient_asr.training.run import run
 from efficient_asr.utils.errors import UserError
 
@@ -119,7 +119,7 @@ def test_targets_continue_and_follow_the_audio(audio: Path, tmp_path: Path, tiny
     assert targets.fill(teacher, rows, options, "cpu") == 1 and targets.fill(teacher, rows, options, "cpu") == 0
     heard = load_transcriber(tiny_whispers["large"], language="en").transcribe_files([row["audio"] for row in rows])
     assert [row["text"] for row in targets.with_text(rows, teacher)] == [one.text for one in heard]
-    encoder, decoder = targets.read([rows[0], rows[2]], "en")
+    encoder, decoder = targets.read([file_name(rows[i], "en") for i in (0, 2)])
     lengths = torch.tensor([round(rows[i]["duration"] * 16000) for i in (0, 2)])
     assert encoder.shape[1] == int(audio_positions(teacher, lengths).max()) and decoder.shape[2] == 2
     soundfile.write(audio / "0.wav", np.zeros(16000, dtype=np.float32) + 0.1, 16000)
@@ -130,7 +130,7 @@ def test_targets_continue_and_follow_the_audio(audio: Path, tmp_path: Path, tiny
     )
     others = read_manifest(audio / "others.jsonl", need_text=False)
     assert targets.fill(teacher, others, options, "cpu") == 1 and targets.fill(teacher, rows, options, "cpu") == 0
-    assert targets.read([others[0]], "en")[0].shape[1] == 25 != encoder.shape[1]
+    assert targets.read([file_name(others[0], "en")])[0].shape[1] == 25 != encoder.shape[1]
     with pytest.raises(UserError, match=r"targets_folder: .* differs in model"):
         Targets(tmp_path / "targets", {"model": "b"})
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
-from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.backends import ENTRY, own_folder
 from efficient_asr.models.int8 import quantise_encoder
 from efficient_asr.models.loading import load_config
-from efficient_asr.models.parts import build, describe
+from efficient_asr.models.parts import describe
+from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.model import PADDING, Whisper
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.models.whisper.tokens import complete_generation_config
@@ -107,15 +107,49 @@ class ConvertedWhisper(Whisper):
         encoder.load_state_dict(load_file(folder / ENCODER_WEIGHTS), assign=True)
         stored = getattr(self.network.config, PADDING, None)
         if stored:
-            part = build(stored, f"{folder}/config.json, {PADDING}")
-            if not isinstance(part, OwnLength):
-                raise ValueError(f"{PADDING} is not a padding")
-            self.encoder_padding = part.load(str(folder), self)
+            self.encoder_padding = OwnLength.stored(stored, str(folder), self)
         if mode in ("encoder-int8", "int8"):
             quantise_encoder(encoder)
 
     def load_engine(self) -> ConvertedWhisper:
         """Load the engine's files; return the model itself."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        hidden_states: bool = False,
+        languages: list[str | None] | None = None,
+    ) -> Encoded:
+        """Run the encoder, utterance by utterance if it is the engine's; see `Whisper.encode`.
+
+        Raises
+        ------
+        UserError
+            If the engine encodes and the states of all layers are requested.
+        """
+        if self.torch_encoder:
+            return super().encode(wavs, lengths, hidden_states, languages)
+        if hidden_states:
+            raise UserError(
+                f"{self.folder}: the backend {self.backend} does not give the states of all layers; use the original model"
+            )
+        own = torch.full((len(wavs),), self.network.config.max_source_positions)
+        if self.encoder_padding is not None:
+            own = self.positions(lengths)
+        states = wavs.new_zeros(len(wavs), int(own.max()), self.network.config.d_model)
+        for row, count in enumerate(own.tolist()):
+            samples = wavs[row : row + 1, : max(1, int(lengths[row]))]
+            states[row, :count] = self.encode_one(samples, lengths[row : row + 1], count)
+        return Encoded(states, lengths, own=None if self.encoder_padding is None else own)
+
+    def positions(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the number of positions to compute for utterances of `lengths` samples [batch]."""
+        return self.encoder_padding.positions(self, lengths)
+
+    def encode_one(self, wavs: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the first `count` states [count, dim] of an utterance [1, time] of `lengths` [1] samples, by the engine."""
         raise NotImplementedError
 
     @property
@@ -182,9 +216,7 @@ def write_own_files(
     network = whisper.network
     network.config.save_pretrained(folder)
     network.generation_config.save_pretrained(folder)
-    whisper.tokenizer.save_pretrained(folder)
-    seconds = whisper.window_samples // SAMPLE_RATE
-    WhisperFeatureExtractor(network.config.num_mel_bins, chunk_length=seconds).save_pretrained(folder)
+    whisper.write_processor(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop(PADDING, None)

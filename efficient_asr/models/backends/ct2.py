@@ -58,30 +58,19 @@ class CTranslate2Whisper(ConvertedWhisper):
         hidden_states: bool = False,
         languages: list[str | None] | None = None,
     ) -> Encoded:
-        """Run the encoder; see `Whisper.encode`.
-
-        Raises
-        ------
-        UserError
-            If CTranslate2 encodes and the states of all layers are requested.
-        """
-        if self.torch_encoder:
-            return super().encode(wavs, lengths, hidden_states, languages)
-        if hidden_states:
-            raise UserError(
-                f"{self.folder}: the backend ctranslate2 does not give the states of all layers; use the original model"
-            )
-        if self.encoder_padding is None:
+        """Run the encoder, for whole windows on the batch together; see `ConvertedWhisper.encode`."""
+        if self.encoder_padding is None and not (self.torch_encoder or hidden_states):
             return Encoded(self._encode(self.features(wavs, lengths)), lengths)
-        own = self.encoder_padding.positions(self, lengths)
-        own = (
-            own + (own == self.network.config.num_mel_bins).long()
-        )  # CTranslate2 would take so many states for features
-        states = wavs.new_zeros(len(wavs), int(own.max()), self.network.config.d_model)
-        for row, count in enumerate(own.tolist()):
-            samples = wavs[row : row + 1, : max(1, int(lengths[row]))]
-            states[row, :count] = self._encode(self.features(samples, lengths[row : row + 1], count * 2))[0]
-        return Encoded(states, lengths, own=own)
+        return super().encode(wavs, lengths, hidden_states, languages)
+
+    def positions(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return numbers of positions [batch] that differ from that of mel bands: CTranslate2 takes such states for features."""
+        own = super().positions(lengths)
+        return own + (own == self.network.config.num_mel_bins).long()
+
+    def encode_one(self, wavs: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
+        """Return states [count, dim]."""
+        return self._encode(self.features(wavs, lengths, count * 2))[0]
 
     def _encode(self, features: torch.Tensor) -> torch.Tensor:
         """Return states [batch, frames / 2, dim] of features [batch, mels, frames]."""

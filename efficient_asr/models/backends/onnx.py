@@ -45,37 +45,11 @@ class OnnxWhisper(ConvertedWhisper):
         self.silence = {key: value.numpy() for key, value in load_file(path).items()} if path.is_file() else None
         return self
 
-    def encode(
-        self,
-        wavs: torch.Tensor,
-        lengths: torch.Tensor,
-        hidden_states: bool = False,
-        languages: list[str | None] | None = None,
-    ) -> Encoded:
-        """Run the encoder; see `Whisper.encode`.
-
-        Raises
-        ------
-        UserError
-            If the states of all layers are requested.
-        """
-        if self.torch_encoder:
-            return super().encode(wavs, lengths, hidden_states, languages)
-        if hidden_states:
-            raise UserError(
-                f"{self.folder}: the backend onnx does not give the states of all layers; use the original model"
-            )
-        window = self.network.config.max_source_positions
-        own = torch.full((len(wavs),), window)
-        if self.encoder_padding is not None:
-            own = self.encoder_padding.positions(self, lengths)
-        states = wavs.new_zeros(len(wavs), int(own.max()), self.network.config.d_model)
-        for row, count in enumerate(own.tolist()):
-            samples = wavs[row : row + 1, : max(1, int(lengths[row]))]
-            features = self.features(samples, lengths[row : row + 1], min(window, count + 1) * 2)
-            feed = {"features": features.numpy(), "positions": np.array(count)}
-            states[row, :count] = torch.from_numpy(self.sessions[ENCODER].run(None, feed)[0][0])
-        return Encoded(states, lengths, own=None if self.encoder_padding is None else own)
+    def encode_one(self, wavs: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
+        """Return states [count, dim]; the convolutions see the features behind the last position."""
+        features = self.features(wavs, lengths, min(self.network.config.max_source_positions, count + 1) * 2)
+        feed = {"features": features.numpy(), "positions": np.array(count)}
+        return torch.from_numpy(self.sessions[ENCODER].run(None, feed)[0][0])
 
     def decoder(self, encoded: Encoded, room: int) -> OnnxDecoder:
         """Return the decoder for encoder states."""

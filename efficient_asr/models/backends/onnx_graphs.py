@@ -65,8 +65,7 @@ class EncoderGraph(nn.Module):
             bias = torch.cat([torch.zeros_like(x[0, :, 0]), self.log_weights[first:]])[None, None, None]
         for i, layer in enumerate(encoder.layers):
             silence = None if self.silence is None else tuple(each[:, :, first:] for each in self.silence[i])
-            x = x + OwnLength.attend(layer, layer.self_attn_layer_norm(x), bias, silence)
-            x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+            x = OwnLength.run_layer(layer, x, bias, silence)
         return encoder.layer_norm(x)
 
 

@@ -25,7 +25,7 @@ from efficient_asr.models.backends import ENTRY, backend_class, own_folder
 from efficient_asr.models.int8 import quantise
 from efficient_asr.models.loading import is_adapter, load_config, load_network
 from efficient_asr.models.log_mel import HOP, LogMel
-from efficient_asr.models.parts import build, describe, find_class
+from efficient_asr.models.parts import describe, find_class
 from efficient_asr.models.sources import read_config
 from efficient_asr.models.whisper.adapters import load_adapted
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
@@ -130,12 +130,7 @@ class Whisper(nn.Module):
         whisper = kind(network, tokenizer).load_parts(source).eval()
         stored = getattr(config, PADDING, None)
         if stored and with_padding:
-            part = build(stored, f"{source}/config.json, {PADDING}")
-            if not isinstance(part, OwnLength):
-                raise UserError(
-                    f"{source}/config.json: {PADDING} is not a padding; the folder is damaged or cannot be trusted"
-                )
-            whisper.encoder_padding = part.load(source, whisper)
+            whisper.encoder_padding = OwnLength.stored(stored, source, whisper)
         return whisper
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -144,11 +139,9 @@ class Whisper(nn.Module):
             raise UserError(
                 f"{folder}: a quantised model ({self.quantised}) cannot be saved; quantise it after loading instead"
             )
-        seconds = self.window_samples // SAMPLE_RATE
         with atomic_write(Path(folder)) as partial:
             self.write_network(partial, dtype)
-            self.tokenizer.save_pretrained(partial)
-            WhisperFeatureExtractor(self.network.config.num_mel_bins, chunk_length=seconds).save_pretrained(partial)
+            self.write_processor(partial)
             config = json.loads((partial / "config.json").read_text(encoding="utf-8")) | {"about": about or {}}
             config.pop(PADDING, None)
             if self.encoder_padding is not None:
@@ -219,6 +212,12 @@ class Whisper(nn.Module):
         """Write the network's weights and configuration."""
         network = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network
         network.save_pretrained(folder)
+
+    def write_processor(self, folder: Path) -> None:
+        """Write the tokenizer and the settings of the features."""
+        self.tokenizer.save_pretrained(folder)
+        seconds = self.window_samples // SAMPLE_RATE
+        WhisperFeatureExtractor(self.network.config.num_mel_bins, chunk_length=seconds).save_pretrained(folder)
 
     def prompt_languages(self, tokens: torch.Tensor) -> list[str | None] | None:
         """Return the language in each row of prompts [batch, tokens] if the encoder needs it, otherwise None."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.log_mel import HOP, encoder_frames
-from efficient_asr.models.parts import Part
+from efficient_asr.models.parts import Part, build
 from efficient_asr.models.whisper.decoding import Encoded, Tail, attention_bias
 from efficient_asr.utils.errors import UserError
 
@@ -60,6 +60,22 @@ class OwnLength(Part):
 
     def save(self, folder: Path) -> None:
         """Write tensors next to the model; there are none."""
+
+    @staticmethod
+    def stored(entry: dict[str, Any], folder: str, whisper: Any) -> OwnLength:
+        """Return the padding of a model folder from its entry in config.json.
+
+        Raises
+        ------
+        UserError
+            If the entry is not a padding, or its tensors cannot be read.
+        """
+        part = build(entry, f"{folder}/config.json, encoder_padding")
+        if not isinstance(part, OwnLength):
+            raise UserError(
+                f"{folder}/config.json: encoder_padding is not a padding; the folder is damaged or cannot be trusted"
+            )
+        return part.load(folder, whisper)
 
     def load(self, folder: str, whisper: Any) -> OwnLength:
         """Read tensors from a model folder; return the part itself."""
@@ -108,12 +124,23 @@ class OwnLength(Part):
         found = []
         for i, layer in enumerate(network.layers):
             found.append(x)
-            x = x + self.attend(layer, layer.self_attn_layer_norm(x), bias, self.silence(whisper, i, own))
-            x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+            x = self.run_layer(layer, x, bias, self.silence(whisper, i, own))
         return [*found, network.layer_norm(x)]
 
+    @classmethod
+    def run_layer(
+        cls,
+        layer: nn.Module,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        silence: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Return the output of an encoder layer for [batch, positions, dim]; see `attention_bias` and `silence`."""
+        x = x + cls._attend(layer, layer.self_attn_layer_norm(x), bias, silence)
+        return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+
     @staticmethod
-    def attend(
+    def _attend(
         layer: nn.Module,
         x: torch.Tensor,
         bias: torch.Tensor | None,

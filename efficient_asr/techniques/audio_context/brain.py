@@ -14,7 +14,7 @@ from efficient_asr.models.sources import fingerprint, resolve_source
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.audio_context.context import AudioContext, States, context_loss
-from efficient_asr.techniques.audio_context.targets import Targets, audio_positions
+from efficient_asr.techniques.audio_context.targets import Targets, audio_positions, file_name
 from efficient_asr.training.whisper import WhisperBrain
 from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError, did_you_mean
@@ -82,7 +82,8 @@ class AudioContextBrain(WhisperBrain):
         self.targets = Targets(Path(self.hparams.targets_folder), None)
         teacher = Whisper.from_source(resolve_source(self.hparams.source), with_padding=False)
         self.teacher_output = teacher.network.proj_out.weight.detach().to(self.device)
-        self.rows = _ById(train_loader.dataset.rows)
+        language = self.model.labels.default_language
+        self.names = {row["id"]: file_name(row, language) for row in train_loader.dataset.rows}
         super().train(train_loader, valid_loader)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> Any:
@@ -103,8 +104,7 @@ class AudioContextBrain(WhisperBrain):
         """Return the loss of `context_loss`; outside training, the cross-entropy of the teacher's text, and count word errors."""
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(predictions, batch, stage)
-        rows = [self.rows[name] for name in batch.id]
-        stored = self.targets.read(rows, self.model.labels.default_language)
+        stored = self.targets.read([self.names[utterance] for utterance in batch.id])
         encoder, decoder = (states.to(self.device) for states in stored)
         with torch.autocast(encoder.device.type, enabled=False):  # half precision would round more than models differ
             teacher = States(encoder, decoder, decoder[:, :, -1] @ self.teacher_output.T)
@@ -119,22 +119,6 @@ class AudioContextBrain(WhisperBrain):
         return (
             loss + 0 * (predictions.logits.sum() + predictions.decoder.sum()) if distributed.world_size() > 1 else loss
         )
-
-
-class _ById:
-    """Utterances by id.
-
-    Arguments
-    ---------
-    rows : Rows
-        The utterances.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows, self.places = rows, {row["id"]: i for i, row in enumerate(rows)}
-
-    def __getitem__(self, name: str) -> Row:
-        return self.rows[self.places[name]]
 
 
 def _without_text(row: Row) -> Row:

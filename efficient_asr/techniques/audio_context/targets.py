@@ -51,7 +51,9 @@ class Targets:
             Device to run the teacher on.
         """
         language = teacher.labels.default_language
-        wanted = rows.select([i for i, row in enumerate(rows) if not self.store.holds(*self._file(row, language))])
+        wanted = rows.select(
+            [i for i, row in enumerate(rows) if not self.store.holds(file_name(row, language), _state_of(row))]
+        )
         seconds = max(0.0, float(wanted.durations.sum()))
         config = teacher.network.config
         needed = 2 * config.d_model * seconds * (50 + 5 * (config.decoder_layers + 1))  # about 5 tokens per second
@@ -63,24 +65,20 @@ class Targets:
             disable=quiet,
         )  # fmt: skip
         for (row,), wavs, wav_lens in batches:
-            name, about = self._file(row, language)
-            self.store.write(name, compute(teacher, row, wavs.to(device), wav_lens, options), about)
+            features = compute(teacher, row, wavs.to(device), wav_lens, options)
+            self.store.write(file_name(row, language), features, _state_of(row))
         return len(wanted)
-
-    @staticmethod
-    def _file(row: Row, default_language: str) -> tuple[str, dict[str, str]]:
-        """Return the name of an utterance's file, and what makes it valid."""
-        language = row.get("language") or default_language
-        name = f"{row['audio']}\0{row.get('offset', 0)}\0{row['duration']}\0{language}"
-        return name, {"audio": file_state(row["audio"])}
 
     def with_text(self, rows: Rows, teacher: Whisper) -> Rows:
         """Return utterances with the teacher's text in the place of their own."""
         return rows.map(partial(_with_text, self.store, teacher.labels, teacher.labels.default_language))
 
-    def read(self, rows: list[Row], default_language: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return states of encoder [batch, positions, dim] and decoder [batch, tokens, layers + 1, dim], padded with zeros."""
-        parts = [self.store.read(self._file(row, default_language)[0]) for row in rows]
+    def read(self, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return states by `file_name`, padded with zeros.
+
+        These are of the encoder, [batch, positions, dim], and of the decoder, [batch, tokens, layers + 1, dim].
+        """
+        parts = [self.store.read(name) for name in names]
         pad = torch.nn.utils.rnn.pad_sequence
         return tuple(pad([part[key].float() for part in parts], batch_first=True) for key in ("encoder", "decoder"))
 
@@ -112,6 +110,15 @@ def audio_positions(whisper: Whisper, lengths: torch.Tensor) -> torch.Tensor:
     return encoder_frames(lengths.cpu()).clamp(min=1, max=whisper.window_samples * 50 // SAMPLE_RATE).long()
 
 
+def file_name(row: Row, default_language: str) -> str:
+    """Return the name under which the targets of an utterance are stored."""
+    language = row.get("language") or default_language
+    return f"{row['audio']}\0{row.get('offset', 0)}\0{row['duration']}\0{language}"
+
+
+def _state_of(row: Row) -> dict[str, str]:
+    return {"audio": file_state(row["audio"])}
+
+
 def _with_text(store: FeatureStore, labels: WhisperLabels, default_language: str, row: Row) -> Row:
-    name, _ = Targets._file(row, default_language)
-    return {**row, "text": labels.text(store.read(name, "tokens")["tokens"].tolist())}
+    return {**row, "text": labels.text(store.read(file_name(row, default_language), "tokens")["tokens"].tolist())}
