@@ -50,7 +50,7 @@ from efficient_asr.training.data import (
 from efficient_asr.training.loop import Loop
 from efficient_asr.training.measure import measure
 from efficient_asr.utils import distributed
-from efficient_asr.utils.devices import devices_to_time
+from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
 from efficient_asr.utils.locks import FolderLock
@@ -314,7 +314,7 @@ def _train_and_save(
     An interrupted training resumes from its last checkpoint.
     """
     hparams, output_folder = this.hparams, this.output_folder
-    hparams["run_device"] = str(this.run_opts.device)
+    hparams["run_device"] = choose_device(this.run_opts.device)
     rows = {
         key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder, brain_class.needs_text)
         for key in ("train_split", "valid_split")

@@ -140,7 +140,7 @@ def test_training_needs_no_texts_and_its_model_opens_anywhere(
 ) -> None:
     yaml = tmp_path / "context.yaml"
     yaml.write_text(YAML.format(root=ROOT, source=tiny_whispers["large"], corpus=audio, out=tmp_path))
-    assert run(AudioContextBrain, [str(yaml), "--device", "cpu"], "audio_context") == 0
+    assert run(AudioContextBrain, [str(yaml)], "audio_context") == 0
     assert "ran the teacher on 4 utterances" in capsys.readouterr().out
     result = Result.load(tmp_path / "output" / "results" / "tiny_context.json")
     assert result.technique == "audio_context" and result.variant == "audio context + 0.1 s"
