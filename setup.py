@@ -42,6 +42,8 @@ EXTRAS = {
     "asterisk": [],  # what it needs, PyAV, is part of the core now
     "ctranslate2": ["ctranslate2>=4.5", "faster-whisper>=1.1"],  # export to faster-whisper, and running it
     "fast": ["ctranslate2>=4.5", *ONNX],  # the backends ctranslate2 and onnx
+    "ray": ["ray[data]>=2.50"],  # pseudo-labelling on several machines
+    "chinese": ["opencc>=1.1"],  # traditional and simplified characters count as the same in error rates
     "hub": ["datasets==5.2.0"],  # fetches FLEURS
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": [

@@ -23,7 +23,7 @@ from efficient_asr.evaluation.records import PartFiles, Records
 from efficient_asr.evaluation.result import Result, provenance
 from efficient_asr.evaluation.runtime import measure_runtime
 from efficient_asr.evaluation.translation import bleu
-from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent
+from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent, repeated_ngrams
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.text.normalise import join_signs
@@ -95,6 +95,7 @@ def evaluate(
         transcriber, lm_transcriber if time_lm else None, benchmark, batch_size, repeats, devices
     )
     found = transcriber.summary(records) | by_language(benchmark, errors, character_errors) | bleu(benchmark, records)
+    found["repeated_5grams"] = sum(repeated_ngrams(record["hypothesis"]) for record in records)
     notes = {} if thop_available() else {"note": "thop cannot be imported here"}
     return Result(
         experiment=experiment,

@@ -60,6 +60,13 @@ def count_errors(references: list[str], hypotheses: list[str], characters: bool 
     return errors
 
 
+def repeated_ngrams(text: str, size: int = 5) -> int:
+    """Return how many runs of `size` words of a text occurred in it before: a measure of hallucination (arXiv 2311.00430)."""
+    words = text.split()
+    runs = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return len(runs) - len({*runs})
+
+
 def error_rate_percent(errors: list[Errors]) -> float | None:
     """Pooled error rate in percent; None if all references are empty."""
     length = sum(e.reference_length for e in errors)

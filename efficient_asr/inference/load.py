@@ -59,7 +59,8 @@ def load_transcriber(
         Engine that runs a Whisper: `torch`, `onnx` or `ctranslate2`. By default that of a converted model's folder, or torch.
         Any other model is converted first, and kept in a cache (`efficient_asr.models.backends`).
     **options
-        For CTC models, see `lm_path`; for Whisper models, see `efficient_asr.models.whisper.decoding.DecodingOptions`.
+        For CTC models, see `lm_path`; for Whisper models, see `efficient_asr.models.whisper.decoding.DecodingOptions`, and
+        `load_options` of `efficient_asr.utils.technique.Technique`: `assistant`, a smaller Whisper that proposes tokens.
 
     Raises
     ------

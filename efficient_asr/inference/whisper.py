@@ -99,8 +99,8 @@ class WhisperTranscriber(Transcriber):
     def from_source(cls, source: str, language: str | None = None, **options: Any) -> WhisperTranscriber:
         """Load a Hugging Face directory or hub id in float32.
 
-        `options` are those of DecodingOptions, and `encoder_padding`, `padding_s`, `quantise` and `backend` of
-        `load_transcriber`.
+        `options` are those of DecodingOptions, those that techniques declare (`load_options`), and `encoder_padding`,
+        `padding_s`, `quantise` and `backend` of `load_transcriber`.
 
         Raises
         ------
@@ -109,6 +109,7 @@ class WhisperTranscriber(Transcriber):
         """
         names = ("encoder_padding", "padding_s", "quantise", "backend")
         padding, padding_s, mode, backend = (options.pop(key, None) for key in names)
+        declared = {key: options.pop(key, None) for key in merged("load_options")}
         decoding = DecodingOptions.of(options)
         with contextlib.suppress(TypeError, ValueError):
             padding = float(padding)
@@ -119,6 +120,8 @@ class WhisperTranscriber(Transcriber):
             model = converted(model, source, backend, mode)
         elif mode is not None:
             model.quantise(mode)
+        for key, value in declared.items():
+            model = model if value is None else find("load_options", key)(model, value)
         return cls(model, language, decoding).prepare()
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:

@@ -28,7 +28,7 @@ def yaml_files_of(recipe: str) -> list[Path]:
     return sorted(found, key=lambda path: (path.stem != recipe, path.stem not in recipe))
 
 
-def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
+def recipe_help(path: Path | None, recipe: str | None, description: str, script: str = "train.py") -> str:
     """Return the text that `--help` prints.
 
     Arguments
@@ -39,10 +39,13 @@ def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
         The recipe.
     description : str
         What the recipe does.
+    script : str
+        Name of the script in the recipe's folder.
     """
     files = [path] if path is not None else yaml_files_of(recipe) if recipe else []
-    script = f"recipes/{recipe or '<exp>'}/train.py"
-    lines = [_docstring_of(recipe) or description.strip(), "", f"usage: python {script} YAML [--key value ...]", ""]
+    lines = [_docstring_of(recipe, script) or description.strip(), ""]
+    script = f"recipes/{recipe or '<exp>'}/{script}"
+    lines += [f"usage: python {script} YAML [--key value ...]", ""]
     lines += [
         "Run options:",
         *_table((f"--{k}", shown(RUN_OPTIONS[k]), v) for k, v in _COMMON_RUN_OPTIONS.items()),
@@ -54,17 +57,18 @@ def recipe_help(path: Path | None, recipe: str | None, description: str) -> str:
     if files:
         lines += ["", f"Keys of {_relative(files[0])}, set with --key value:"]
         lines += _table((f"--{key}", default, comment) for key, default, comment in described_keys(files[0]))
-        example = "--number_of_epochs 2 --experiment my_first"
+        example = "--experiment my_first"
+        example += " --number_of_epochs 2" if script.endswith("train.py") else ""
         lines += ["", "Example:", f"  python {script} {_relative(files[0])} {example}"]
         if len(files) > 1:
             lines.append(f"  Other YAML files of this recipe: {', '.join(map(_relative, files[1:]))}")
     return "\n".join(lines)
 
 
-def _docstring_of(recipe: str | None) -> str:
-    """Return the docstring of a recipe's train.py in this repository; empty if there is none."""
-    script = HPARAMS.parent / "recipes" / str(recipe) / "train.py"
-    return (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "") if script.is_file() else ""
+def _docstring_of(recipe: str | None, script: str) -> str:
+    """Return the docstring of a recipe's script in this repository; empty if there is none."""
+    path = HPARAMS.parent / "recipes" / str(recipe) / script
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "") if path.is_file() else ""
 
 
 def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ QUANTISATIONS = ("decoder-int8", "encoder-int8", "int8")
 _WHISPER_OPTIONS = (
     "task", "num_beams", "length_penalty", "max_new_tokens", "max_tokens_per_s", "timestamps", "temperatures",
     "compression_ratio_threshold", "logprob_threshold", "suppress", "no_speech_threshold", "overlap_s", "long_audio_batch",
-    "encoder_padding", "padding_s", "quantise", "backend", "retry_logprob",
+    "encoder_padding", "padding_s", "quantise", "backend", "retry_logprob", "assistant",
 )  # fmt: skip
 
 
@@ -171,6 +171,7 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantise", choices=QUANTISATIONS, help="int8 weights, on the CPU: decoder-int8 keeps the WER best"
     )
+    group.add_argument("--assistant", help="smaller Whisper that proposes tokens, which the model checks; same texts")
     group.add_argument(
         "--backend", choices=BACKENDS, help="engine that runs a Whisper (default: that of a converted model, or torch)"
     )

@@ -169,6 +169,21 @@ def normalise_multilingual(text: str, language: str = "en") -> str:
     return " ".join("".join(out).split())
 
 
+@functools.cache
+def _simplified() -> Callable[[str], str]:
+    """Return OpenCC's conversion of traditional Chinese to simplified Chinese."""
+    try:
+        from opencc import OpenCC
+    except ImportError:
+        raise UserError("normaliser 'chinese': OpenCC is not installed: pip install 'efficient_asr[chinese]'") from None
+    return OpenCC("t2s").convert
+
+
+def normalise_chinese(text: str, language: str = "zh") -> str:
+    """As `normalise_multilingual`, with traditional characters as simplified ones: both count as the same word."""
+    return normalise_multilingual(_simplified()(text), language)
+
+
 def join_signs(text: str) -> str:
     """Remove the spaces that `normalise_multilingual` inserted between characters, for counting characters."""
     words = text.split()
@@ -187,7 +202,7 @@ def whisper_normaliser(languages: Iterable[str | None]) -> str:
 Normaliser = Callable[[str, str], str]
 NORMALISERS: dict[str, Normaliser] = {
     "plain": normalise_plain, "none": normalise_none, "whisper": normalise_whisper, "whisper_basic": normalise_whisper_basic,
-    "multilingual": normalise_multilingual,
+    "multilingual": normalise_multilingual, "chinese": normalise_chinese,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,7 +130,9 @@ def digest_of(rows: Rows, language: str | None) -> str:
     digest = hashlib.sha256()
     for row in rows:
         segment = f"\0{row['offset']}" if "offset" in row else ""
+        more = [row["segments"] if row.get("timed") else None, row.get("previous_text")]
+        target = f"\0{json.dumps(more)}" if any(more) else ""
         digest.update(
-            f"{row['id']}\0{row['duration']}\0{row['text']}\0{row.get('language') or language}{segment}\n".encode()
+            f"{row['id']}\0{row['duration']}\0{row['text']}\0{row.get('language') or language}{segment}{target}\n".encode()
         )
     return f"{len(rows)}, sum {digest.hexdigest()[:12]}"

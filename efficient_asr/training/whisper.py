@@ -102,7 +102,16 @@ class WhisperBrain(RecipeBrain):
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load a model folder with the decoding options of the YAML file."""
         options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
-        names = ("long_audio", "overlap_s", "long_audio_batch", "encoder_padding", "padding_s", "quantise", "backend")
+        names = (
+            "long_audio",
+            "overlap_s",
+            "long_audio_batch",
+            "encoder_padding",
+            "padding_s",
+            "quantise",
+            "backend",
+            "assistant",
+        )
         loading = {key: hparams[key] for key in names if key in hparams}
         return load_transcriber(source, language=hparams["language"], **loading, **options)
 
@@ -132,7 +141,8 @@ class WhisperBrain(RecipeBrain):
     def predicted(self, batch: Any) -> torch.Tensor:
         """Return the mask of logits that belong to unpadded tokens after the prompt, [batch, tokens - 1]."""
         place = torch.arange(batch.tokens[0].shape[1], device=batch.tokens[0].device)
-        return ((place < self.token_lengths(batch)[:, None]) & (place >= self.model.labels.prompt_length))[:, 1:]
+        start = self.model.labels.text_start(batch.tokens[0])
+        return ((place < self.token_lengths(batch)[:, None]) & (place >= start[:, None]))[:, 1:]
 
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return the mean cross-entropy of the tokens after the prompt; outside training, also count word errors."""

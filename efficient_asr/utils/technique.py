@@ -106,6 +106,8 @@ class Technique:
         Value of `kind` in a model folder's config.json -> `(folder, load_model, language, options) -> Transcriber`.
     encoder_paddings : dict of str to str
         Value of `encoder_padding` -> a class with `calibrate(whisper, wavs, ...)`, for what stands behind the audio in Whisper.
+    load_options : dict of str to str
+        Option of `load_transcriber` for Whisper models -> `(model, value) -> Whisper`, called after the model was loaded.
     page_markers : dict of str to str
         Name of a marker in Markdown pages -> `(name, results_folder) -> str`, the text to insert.
     pictures : str or None
@@ -124,6 +126,7 @@ class Technique:
     plot_groups: str | None = None
     folder_kinds: dict[str, str] = field(default_factory=dict)
     encoder_paddings: dict[str, str] = field(default_factory=dict)
+    load_options: dict[str, str] = field(default_factory=dict)
     page_markers: dict[str, str] = field(default_factory=dict)
     pictures: str | None = None
     module: str = ""  # dotted path; filled in by `techniques`

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from efficient_asr import load_transcriber
-from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, iterate_batches
+from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.wer import count_errors
+from efficient_asr.inference.manifest_pass import pass_over
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.log_mel import encoder_frames
@@ -65,9 +65,16 @@ class Pass:
         costs_file: Path,
     ) -> None:
         self.transcriber, self.benchmark, self.states, self.unpadded = transcriber, benchmark, states, unpadded
-        self.language = transcriber.language
+        self.language, self.warm = transcriber.language, False
         self.costs_file = costs_file
         self._costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.is_file() else {}
+
+    def __call__(self, rows: list[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[dict[str, Any]]:
+        """Return the record of one utterance."""
+        if not self.warm:
+            self.transcriber.transcribe(wavs, wav_lens)  # the first call in a process is slow
+            self.warm = True
+        return [self.transcribe(rows[0], wavs, wav_lens)]
 
     def transcribe(self, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, Any]:
         """Return the record of one utterance."""
@@ -153,19 +160,9 @@ def main() -> None:
     left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in whole]
     if len(left) < len(benchmark.rows):
         print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are already done")
-    rows, work = (
-        benchmark.rows.select(left),
-        Pass(transcriber, benchmark, states, args.frames == "unpadded", costs_file),
-    )
+    work = Pass(transcriber, benchmark, states, args.frames == "unpadded", costs_file)
     with lines:
-        for number, ((row,), wavs, wav_lens) in enumerate(
-            tqdm(iterate_batches(rows, 1), total=len(rows), desc=args.out.stem, unit="utt", leave=False, mininterval=1)
-        ):
-            if number == 0:
-                transcriber.transcribe(wavs, wav_lens)  # warm-up: the first call in a process is slow
-            record = work.transcribe(row, wavs, wav_lens)
-            if row["id"] not in done:
-                lines.append(record)
+        pass_over(benchmark.rows, [[i] for i in left], done, work, lines.append, args.out.stem)
     lock.release()
     print(f"{len(benchmark.rows)} utterances: {args.out}" + (f"; states: {args.states}" if states is not None else ""))
 

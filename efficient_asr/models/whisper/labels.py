@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PretrainedConfig, WhisperTokenizer
 
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.utils.errors import UserError, did_you_mean
+
+PREVIOUS = "<|startofprev|>"  # stands before the text that precedes an utterance
 
 
 class WhisperLabels:
@@ -32,12 +35,15 @@ class WhisperLabels:
         One for every 0.02 s of the window and one for its end; a tokenizer may have words after them.
     default_language : str
         Language of training utterances that do not specify one.
+    positions : int
+        Longest sequence of tokens that the decoder takes.
     """
 
     def __init__(
         self, tokenizer: WhisperTokenizer, config: PretrainedConfig, generation_config: GenerationConfig
     ) -> None:
         self.tokenizer, self.generation = tokenizer, generation_config
+        self.positions = config.max_target_positions
         self.default_language = "en"
         self.start, self.end = config.decoder_start_token_id, config.eos_token_id
         self.languages: dict[str, int] = {}
@@ -58,9 +64,40 @@ class WhisperLabels:
         return self.generation.no_timestamps_token_id - 1
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:
-        """Return the tokens of an utterance for training: prompt, text, end."""
-        prompt = self.prompt(row.get("language") or self.default_language, DecodingOptions())
-        return [*prompt, *self.tokenizer(row["text"], add_special_tokens=False).input_ids, self.end]
+        """Return the tokens of an utterance for training: prompt, text, end.
+
+        With `timed`, the text is that of its `segments`, with timestamps. A `previous_text` stands in front of the prompt, cut at
+        its beginning if there is no room for all of it.
+        """
+        timed = bool(row.get("timed"))
+        prompt = self.prompt(row.get("language") or self.default_language, DecodingOptions(timestamps=timed))
+        text = self._timed_tokens(row["segments"]) if timed else self._tokens(row["text"])
+        tokens = [*prompt, *text, self.end]
+        previous = self._tokens(row["previous_text"]) if row.get("previous_text") else []
+        room = min(self.positions // 2, self.positions - len(tokens)) - 1
+        if previous and room > 0:
+            tokens = [self.tokenizer.convert_tokens_to_ids(PREVIOUS), *previous[-room:], *tokens]
+        return tokens
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _timed_tokens(self, segments: list[dict[str, Any]]) -> list[int]:
+        tokens = []
+        for segment in segments:
+            start, end = (
+                self.timestamp_tokens[min(round(50 * segment[key]), len(self.timestamp_tokens) - 1)]
+                for key in ("start_s", "end_s")
+            )
+            tokens += [start, *self._tokens(f" {segment['text'].strip()}"), end]
+        return tokens
+
+    def text_start(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the place of the first token after the prompt, for rows of `encode_row` [batch, tokens], [batch]."""
+        start = (tokens == self.start).int().argmax(dim=1)
+        last = (start + self.prompt_length - 1).clamp(max=tokens.shape[1] - 1)
+        timed = tokens.gather(1, last[:, None])[:, 0] != self.generation.no_timestamps_token_id
+        return start + self.prompt_length - timed.long()
 
     def prompt(self, language: str | None, options: DecodingOptions) -> list[int]:
         """Return the tokens that a hypothesis starts with.

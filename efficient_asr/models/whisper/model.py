@@ -259,12 +259,15 @@ class Whisper(nn.Module):
         tokens: torch.Tensor,
         token_lengths: torch.Tensor | None = None,
         with_states: bool = False,
+        encoded: Encoded | None = None,
     ) -> Any:
         """Return logits [batch, tokens, vocabulary] for audio [batch, time] with lengths [batch] and tokens [batch, tokens].
 
         With `with_states`: encoder states [batch, frames, dim], decoder states [batch, tokens, layers + 1, dim], logits.
+        With `encoded`, the encoder is not run.
         """
-        encoded = self.encode(wavs, lengths, languages=self.prompt_languages(tokens))
+        if encoded is None:
+            encoded = self.encode(wavs, lengths, languages=self.prompt_languages(tokens))
         states: list[torch.Tensor] = []
         if with_states:
             logits = Decoder(self.network, encoded, tokens.shape[1]).step(tokens, states)

@@ -1,0 +1,80 @@
+"""Settings of a step that is not a training: a YAML file and `--key value`, as for train.py, and a copy beside the output."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_asr.settings.command_line import parse_command_line
+from efficient_asr.settings.help import recipe_help
+from efficient_asr.settings.yaml import complete_yaml, load_hparams
+from efficient_asr.text.languages import normalise_or_keep
+from efficient_asr.utils.devices import choose_device
+from efficient_asr.utils.errors import UserError, check_writable
+from efficient_asr.utils.files import atomic_write_text
+
+
+@dataclass
+class Step:
+    """The settings of one command.
+
+    Attributes
+    ----------
+    hparams : dict
+        All keys with their values or objects.
+    plain : dict
+        All keys with plain values.
+    device : str
+        `cpu`, `cuda` or `cuda:1`.
+    text : str
+        The YAML file with its includes and the values of the command line.
+    """
+
+    hparams: dict[str, Any]
+    plain: dict[str, Any]
+    device: str
+    text: str
+
+    def keep(self, name: str) -> Path:
+        """Write a copy of the settings to `<output_folder>/<name>.yaml`; return the output folder."""
+        folder = Path(self.hparams["output_folder"])
+        check_writable(folder, "output_folder")
+        atomic_write_text(folder / f"{name}.yaml", self.text)
+        return folder
+
+
+def read_step(script: str, recipe: str, argv: list[str] | None = None) -> Step | None:
+    """Read the command line of `recipes/<recipe>/<script>`; None if it only asks for help or for the YAML, which is printed.
+
+    Arguments
+    ---------
+    script : str
+        Name of the script, such as `label.py`.
+    recipe : str
+        Name of the recipe; YAML files of other recipes are rejected.
+    argv : list of str, optional
+        Arguments; by default those of the process.
+
+    Raises
+    ------
+    UserError
+        For an invalid command line or YAML file.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & {*argv}:
+        path = Path(argv[0]) if argv[0].endswith((".yaml", ".yml")) else None
+        print(recipe_help(path, recipe, "", script))
+        return None
+    path, run_opts, overrides = parse_command_line([argument for argument in argv if argument != "--print_yaml"])
+    text = complete_yaml(path, overrides, run_opts)
+    if "--print_yaml" in argv:
+        print(text, end="")
+        return None
+    hparams, plain = load_hparams(path, overrides, run_opts)
+    if hparams["recipe"] != recipe:
+        raise UserError(f"{path} belongs to recipes/{hparams['recipe']}, not to recipes/{recipe}")
+    if "language" in hparams:
+        hparams["language"] = normalise_or_keep(hparams["language"])
+    return Step(hparams, plain, choose_device(run_opts.device), text)

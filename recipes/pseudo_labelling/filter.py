@@ -1,0 +1,39 @@
+"""Filter pseudo-labels, and pack short utterances into long segments (Distil-Whisper, arXiv 2311.00430, step 1b).
+
+    python recipes/pseudo_labelling/filter.py hparams/pseudo_labelling.yaml --manifest calls.jsonl --max_error_percent 20
+
+Run it after label.py, with the same YAML file and output folder. It reads `labels.jsonl` there and writes `filtered.jsonl`,
+`left_out.jsonl` with the reasons, and a report with a figure; with `pack_s`, also `packed.jsonl` and its audio. It takes seconds:
+run it again with other thresholds.
+"""
+
+import sys
+
+from efficient_asr.settings.step import read_step
+from efficient_asr.techniques.pseudo_labelling.filtering import Rules, read_labels, write_filtered
+from efficient_asr.techniques.pseudo_labelling.packing import write_packed
+from efficient_asr.utils.errors import exit_code
+
+
+def main() -> None:
+    """Run the command."""
+    step = read_step("filter.py", "pseudo_labelling")
+    if step is None:
+        return
+    hparams = step.hparams
+    names = ("max_error_percent", "min_avg_logprob", "max_no_speech_prob", "max_repetition", "max_duration_s")
+    rules = Rules(hparams["filter_metric"], **{name: hparams[name] for name in names})
+    folder = step.keep("filter")
+    report = write_filtered(read_labels(folder / "labels.jsonl"), rules, folder)
+    kept, left = (f"{report['utterances'][name]} ({report['hours'][name]:g} h)" for name in ("kept", "left_out"))
+    print(f"kept {kept}, left out {left}")
+    for reason, count in report["reasons"].items():
+        print(f"  {reason}: {count}")
+    out = folder / "filtered.jsonl"
+    if hparams["pack_s"] is not None:
+        out = write_packed(read_labels(out), folder, hparams["pack_s"])
+    print(f"report: {folder / 'filter_report.json'}, figure: {folder / 'filter_report.png'}\nlabels: {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

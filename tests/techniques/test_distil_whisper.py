@@ -1,0 +1,292 @@
+"""Distil-Whisper: objective, targets, stored encoder states, and what the public implementation got wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import speechbrain as sb
+import torch
+from conftest import PLACES, ROOT, TEXTS, multilingual_whisper
+from safetensors.torch import load_file
+
+from efficient_asr.data import Rows, load_row, read_manifest
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.techniques.distil_whisper.brain import StudentBrain
+from efficient_asr.techniques.distil_whisper.states import EncoderStates
+from efficient_asr.techniques.distil_whisper.targets import is_chosen, with_targets
+from efficient_asr.techniques.distillation.losses import TeacherDistribution, kl_divergence, weighted_loss
+from efficient_asr.training.run import run
+from efficient_asr.utils.errors import UserError
+
+YAML = (
+    PLACES
+    + """
+base: !include:{root}/hparams/_base/distil_whisper.yaml
+experiment: student
+source: {source}
+decoder_layers: 1
+test_normaliser: plain
+number_of_epochs: 2
+batch_size: 2
+lr: 0.003
+runtime_repeats: 1
+measure_runtime: False
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    multilingual_whisper(3, layers=3, max_tokens=40).save(folder)
+    return str(folder)
+
+
+def train(corpus: Path, out: Path, source: str, *options: str) -> int:
+    out.mkdir(exist_ok=True)
+    (out / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=out, source=source))
+    return run(StudentBrain, [str(out / "x.yaml"), "--device", "cpu", *options])
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "output" / "model" / "model.safetensors")
+
+
+# ------------------------------------------------------------ objective
+
+
+@pytest.mark.parametrize(("ce", "kl"), [(0.8, 1.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.7)])
+def test_weights_are_those_of_the_yaml(ce: float, kl: float) -> None:
+    generator = np.random.default_rng(0)
+    teacher, student = (torch.from_numpy(generator.normal(0, 2, (2, 3, 7))) for _ in range(2))
+    real = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    loss = weighted_loss("kl", 2.0, ce, kl)
+    t, s = (x.numpy() / 2 for x in (teacher, student))
+    t, s = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (t, s))
+    divergence = 4 * (np.exp(t) * (t - s)).sum(-1)[real.numpy()].mean()
+    found = loss.divergence(TeacherDistribution(torch.from_numpy(t)), student, real)
+    np.testing.assert_allclose(float(found), divergence, rtol=1e-6)
+    total = loss(torch.tensor(1.7, dtype=torch.float64), torch.tensor(divergence))
+    np.testing.assert_allclose(float(total), ce * 1.7 + kl * divergence, rtol=1e-6)
+    assert float(kl_divergence(torch.from_numpy(t), torch.from_numpy(t)).abs().max()) == 0.0
+
+
+def test_hidden_states_are_matched_with_those_before_the_next_kept_layer(teacher: str) -> None:
+    """Layers 1 and 3 of 3 are kept: the first answers for teacher layers 1 and 2, the second for all."""
+    brain = object.__new__(StudentBrain)
+    states = torch.from_numpy(np.random.default_rng(1).normal(0, 1, (2, 5, 4, 6)))  # [batch, tokens, layers + 1, dim]
+    brain.teacher = SimpleNamespace(model=Whisper.from_source(teacher))
+    brain.hparams = SimpleNamespace(hidden_weight=0.5, decoder_layers=2)
+    brain.teacher_states = list(states.unbind(dim=2))
+    brain.student_states = torch.zeros(2, 5, 3, 6, dtype=torch.float64)
+    real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    brain.predicted = lambda batch: real
+    matched = states[:, :, [2, 3]]
+    expected = 0.5 * float(matched[real].pow(2).mean())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudentBrain.__mro__[1], "compute_objectives", lambda *_: torch.zeros((), dtype=torch.float64))
+        found = float(brain.compute_objectives(None, None, sb.Stage.TRAIN))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--source", "null"), "source"),
+        (("--teacher", "null", "--ce_weight", "0"), "nothing to learn"),
+        (("--hidden_weight", "1.0", "--teacher", "null"), "hidden_weight"),
+        (("--encoder_states_folder", "x", "--freeze_encoder", "False"), "freeze_encoder"),
+        (("--encoder_states_folder", "x", "--speeds_percent", "[90, 100]"), "speeds_percent"),
+        (("--decoder_layers", "9"), "decoder_layers: expected a number from 1 to 3"),
+        (("--timestamp_probability", "1.5"), "timestamp_probability"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    options: tuple[str, ...],
+    message: str,
+    corpus: Path,
+    tmp_path: Path,
+    teacher: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(corpus, tmp_path / "a", teacher, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ targets
+
+
+def timed_whisper() -> Whisper:
+    """A Whisper whose tokenizer has timestamps."""
+    model = multilingual_whisper(0, max_tokens=60)
+    model.labels.timestamp_tokens = range(500, 601)  # 2 s
+    return model
+
+
+def test_targets_depend_only_on_id_and_seed() -> None:
+    names = [f"u{i}" for i in range(4000)]
+    chosen = [is_chosen(name, "timestamps", 0.5, 1) for name in names]
+    assert chosen == [is_chosen(name, "timestamps", 0.5, 1) for name in names] and 0.47 < np.mean(chosen) < 0.53
+    assert chosen != [is_chosen(name, "timestamps", 0.5, 2) for name in names]
+    assert not any(is_chosen(name, "x", 0.0, 1) for name in names) and all(
+        is_chosen(name, "x", 1.0, 1) for name in names
+    )
+
+
+def test_tokens_of_targets() -> None:
+    labels = timed_whisper().labels
+    segments = [{"start_s": 0.0, "end_s": 0.5, "text": "one"}, {"start_s": 0.52, "end_s": 9.0, "text": "two"}]
+    row = {"id": "a", "text": " one two", "language": "de", "segments": segments}
+
+    def own(text: str) -> list[int]:
+        return labels.tokenizer(text, add_special_tokens=False).input_ids
+
+    task, de = labels.generation.task_to_id["transcribe"], labels.languages["de"]
+    plain = labels.encode_row(row)
+    assert plain == [labels.start, de, task, labels.generation.no_timestamps_token_id, *own(" one two"), labels.end]
+    timed = labels.encode_row(row | {"timed": True})
+    assert timed == [
+        labels.start,
+        de,
+        task,
+        500,
+        *own(" one"),
+        525,
+        526,
+        *own(" two"),
+        600,
+        labels.end,
+    ]  # cut at the window
+    before = labels.encode_row(row | {"previous_text": " nine"})
+    assert before == [labels.tokenizer.convert_tokens_to_ids("<|startofprev|>"), *own(" nine"), *plain]
+    long = labels.encode_row(row | {"previous_text": " nine" * 100})
+    assert (
+        len(long) <= 60
+        and long[-len(plain) :] == plain
+        and long[1 : -len(plain)] == own(" nine" * 100)[-len(long) + len(plain) + 1 :]
+    )
+    pad = torch.nn.utils.rnn.pad_sequence
+    tokens = pad([torch.tensor(x) for x in (plain, timed, before)], batch_first=True)
+    assert labels.text_start(tokens).tolist() == [4, 3, 4 + len(before) - len(plain)]
+
+
+def test_previous_texts_are_those_of_the_same_speaker() -> None:
+    rows = Rows.of([{"id": f"u{i}", "duration": 1.0, "text": f"t{i}", "speaker": s} for i, s in enumerate("aabb")])
+    rows = with_targets(rows, 1.0, 1.0, 0)
+    assert [row.get("previous_text") for row in rows] == [None, " t0", None, " t2"]
+    assert [row["text"] for row in rows] == [" t0", " t1", " t2", " t3"] and not any(row["timed"] for row in rows)
+
+
+# ------------------------------------------------------------ encoder states
+
+
+def test_stored_states_are_those_of_the_encoder(teacher: str, corpus: Path, tmp_path: Path) -> None:
+    model, rows = Whisper.from_source(teacher), read_manifest(corpus / "train.jsonl")
+    store = EncoderStates(tmp_path / "states", model, rows)
+    store.fill("cpu")
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "states").rglob("*.safetensors")}
+    assert len(written) == 4
+    wavs = [load_row(row) for row in rows]
+    with torch.no_grad():
+        expected = torch.cat([model.encode(wav[None], torch.tensor([len(wav)])).states for wav in wavs])
+    torch.testing.assert_close(store.read([row["id"] for row in rows]), expected.half().float(), rtol=0, atol=0)
+    EncoderStates(tmp_path / "states", model, rows).fill("cpu")  # nothing is missing
+    assert {p: p.stat().st_mtime_ns for p in written} == written
+    other = multilingual_whisper(9, layers=3)
+    with pytest.raises(UserError, match="differs in encoder"):
+        EncoderStates(tmp_path / "states", other, rows)
+
+
+# ------------------------------------------------------------ training; defects of the public implementation
+
+
+def test_the_encoder_stays_and_the_decoder_learns(corpus: Path, tmp_path: Path, teacher: str) -> None:
+    assert train(corpus, tmp_path / "a", teacher) == 0
+    before, after = load_file(f"{teacher}/model.safetensors"), weights(tmp_path / "a")
+    encoder = [name for name in before if name.startswith("model.encoder.")]
+    assert encoder and all(torch.equal(before[name], after[name]) for name in encoder)
+    decoder = [name for name in after if name.startswith("model.decoder.layers.")]
+    assert decoder and all("layers.0." in name for name in decoder)
+    assert not any(torch.equal(before[name], after[name]) for name in decoder if name.endswith("weight"))
+    config = json.loads((tmp_path / "a/output/model/config.json").read_text())
+    assert config["about"]["technique"] == "distil_whisper" and config["about"]["details"]["kept_decoder_layers"] == [1]
+    result = json.loads((tmp_path / "a/results/student.json").read_text())  # the test set is scored
+    assert result["split"] == "test" and result["wer_percent"] is not None and result["variant"] == "student 3-1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--encoder_states_folder", "{out}/states"),
+        ("--teacher_cache", "{out}/cache"),
+        ("--hidden_weight", "1.0"),
+        ("--freeze_encoder", "False", "--kl_weight", "0"),
+        ("--teacher", "null", "--previous_text_probability", "0.5"),
+    ],
+)
+def test_it_trains_in_every_form(options: tuple[str, ...], corpus: Path, tmp_path: Path, teacher: str) -> None:
+    given = [option.format(out=tmp_path) for option in options]
+    assert train(corpus, tmp_path / "a", teacher, "--number_of_epochs", "1", "--train_only", "True", *given) == 0
+    assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "a").values())
+
+
+def test_one_encoder_serves_both_and_gives_the_same_loss(
+    corpus: Path, tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ("--train_only", "True", "--number_of_epochs", "1")
+    assert train(corpus, tmp_path / "shared", teacher, *only) == 0
+    assert "shares the encoder" in capsys.readouterr().out
+    monkeypatch.setattr("efficient_asr.techniques.distil_whisper.brain.weights_digest", lambda model: id(model))
+    assert train(corpus, tmp_path / "apart", teacher, *only) == 0
+    assert "runs its own encoder" in capsys.readouterr().out
+    for name, value in weights(tmp_path / "shared").items():
+        torch.testing.assert_close(value, weights(tmp_path / "apart")[name], rtol=0, atol=1e-6)
+
+
+def test_learning_rate_is_that_of_the_yaml(corpus: Path, tmp_path: Path, teacher: str) -> None:
+    """The public implementation ignores it."""
+    only = ("--train_only", "True", "--number_of_epochs", "1")
+    moved = {}
+    for lr in ("0.0", "0.001", "0.01"):
+        assert train(corpus, tmp_path / lr, teacher, *only, "--lr", lr) == 0
+        name = "model.decoder.layers.0.fc1.weight"
+        moved[lr] = float((weights(tmp_path / lr)[name] - load_file(f"{teacher}/model.safetensors")[name]).abs().max())
+    assert moved["0.0"] == 0.0 and 0 < moved["0.001"] < moved["0.01"] / 5
+
+
+def test_all_decoder_layers_can_stay(corpus: Path, tmp_path: Path, teacher: str) -> None:
+    """-1 does not work in the public implementation. The student starts as the teacher: their divergence is 0."""
+    only = (
+        "--train_only",
+        "True",
+        "--number_of_epochs",
+        "1",
+        "--decoder_layers",
+        "-1",
+        "--ce_weight",
+        "0.0",
+        "--lr",
+        "0.0",
+    )
+    assert train(corpus, tmp_path / "a", teacher, *only) == 0
+    assert sum("decoder.layers.2." in name for name in weights(tmp_path / "a")) > 0
+    log = (tmp_path / "a/output/train_log.txt").read_text()
+    assert "train loss: 0.00" in log or "train loss: 1.00e-0" in log or "train loss: 0" in log, log
+
+
+def test_another_language_has_its_own_prompt_and_normaliser(corpus: Path, tmp_path: Path, teacher: str) -> None:
+    """The public implementation only knows Mandarin and a column called `path`."""
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
+        renamed = [{"path": row["audio"], "sentence": row["text"], "locale": "de", "id": row["id"]} for row in rows]
+        (corpus / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    columns = "{columns: {audio: path, text: sentence, language: locale}}"
+    given: tuple[Any, ...] = ("--corpus_options", columns, "--language", "manifest", "--number_of_epochs", "1")
+    assert train(corpus, tmp_path / "a", teacher, *given) == 0
+    result = json.loads((tmp_path / "a/results/student.json").read_text())
+    assert list(result["details"].get("by_language", {"de": 0})) == ["de"] and len(TEXTS) == result["utterances"]

@@ -1,0 +1,309 @@
+"""Pseudo-labels: what a row says, continuing after a kill, the filter and its report, packing, Ray."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import TEXTS, chirp
+from runs import CONTEXT
+
+from efficient_asr.data import Rows, load_audio, read_manifest
+from efficient_asr.inference.manifest_pass import unfinished
+from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.inference.transcript import Transcript
+from efficient_asr.techniques.pseudo_labelling import labels
+from efficient_asr.techniques.pseudo_labelling.filtering import Rules, read_labels, write_filtered
+from efficient_asr.techniques.pseudo_labelling.labels import Labeller, confidences, write_labels
+from efficient_asr.techniques.pseudo_labelling.packing import groups, write_packed
+from efficient_asr.utils.errors import UserError
+
+HPARAMS: dict[str, Any] = {
+    "normaliser": "plain", "timestamps": False, "batch_size": 3, "max_batch_length_s": None, "ray_address": None,
+    "ray_workers": None, "language": "en",
+}  # fmt: skip
+
+
+class Says(Transcriber):
+    """Says the same thing of everything; with pieces, as of long audio."""
+
+    def __init__(self, text: str = "one two", **details: Any) -> None:
+        self.found = Transcript(text, details)
+
+    def transcribe(self, wavs: torch.Tensor, wav_lens: Any = None, languages: Any = None) -> list[Transcript]:
+        return [self.found] * len(wavs)
+
+
+def labeller(transcriber: Transcriber, **options: Any) -> Labeller:
+    made = object.__new__(Labeller)
+    made.transcriber, made.normaliser, made.timestamps = transcriber, None, False
+    made.__dict__ |= options
+    return made
+
+
+def make_manifest(folder: Path, count: int, texts: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(count):
+        soundfile.write(folder / f"{i}.wav", chirp(0.5 + 0.1 * (i % 7), 100 + 50 * i, 400 + 90 * i), 16000)
+        rows.append({"id": f"u{i}", "audio": f"{i}.wav", "note": i} | ({"text": TEXTS[i % 4]} if texts else {}))
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "m.jsonl"
+
+
+def row_of(**more: Any) -> dict[str, Any]:
+    return {"id": "a", "text": "x y", "duration": 3.0, "compression_ratio": 1.0, "avg_logprob": -0.2} | more
+
+
+# ------------------------------------------------------------ what a row says
+
+
+def test_a_labelled_row_keeps_everything_and_says_how_good_the_label_is() -> None:
+    details = {"avg_logprob": -0.123456, "tokens": 4, "no_speech_prob": 0.01}
+    row = {"id": "a", "text": "The cat, sat down!", "duration": 1.0, "speaker": "s", "mine": [1]}
+    found = labeller(Says("the cad SAT", **details)).label(row, Says("the cad SAT", **details).found)
+    assert found["origin_text"] == row["text"] and found["text"] == "the cad SAT"
+    assert found["wer_percent"] == 50.0  # normalised, by words: one substitution and one deletion of four
+    assert found["cer_percent"] == 37.5  # "the cat sat down": one substitution and five deletions of 16
+    assert found["avg_logprob"] == -0.1235 and found["no_speech_prob"] == 0.01
+    assert found["speaker"] == "s" and found["mine"] == [1]
+
+
+def test_audio_without_text_has_no_error_rate() -> None:
+    found = labeller(Says("so be it", avg_logprob=-0.5, tokens=3, language="fr")).label(
+        {"id": "a", "duration": 1.0}, Says("so be it", avg_logprob=-0.5, tokens=3, language="fr").found
+    )
+    assert "origin_text" not in found and "wer_percent" not in found and found["language"] == "fr"
+
+
+def test_scripts_without_spaces_are_compared_by_character() -> None:
+    rates = labeller(Says())._rates("今天天气很好", "今天天汽很好", "zh")
+    assert rates == {"wer_percent": pytest.approx(100 / 6, abs=0.01), "cer_percent": pytest.approx(100 / 6, abs=0.01)}
+
+
+def test_traditional_and_simplified_characters_count_as_the_same() -> None:
+    pytest.importorskip("opencc")
+    assert labeller(Says(), normaliser="chinese")._rates("語音識別", "语音识别", "zh")["cer_percent"] == 0.0
+    assert labeller(Says())._rates("語音識別", "语音识别", "zh")["cer_percent"] > 0
+
+
+def test_confidence_of_pieces_is_the_mean_over_tokens_and_the_highest_silence() -> None:
+    parts = [
+        {"avg_logprob": -1.0, "tokens": 1, "no_speech_prob": 0.2},
+        {"avg_logprob": -0.25, "tokens": 5, "no_speech_prob": 0.7},
+        {"text": "no details"},
+    ]
+    found = confidences(Transcript("a b", {"segments": parts}))
+    assert found["avg_logprob"] == round((2 * -1.0 + 6 * -0.25) / 8, 4) and found["no_speech_prob"] == 0.7
+    assert confidences(Transcript("a b"))["avg_logprob"] is None
+
+
+# ------------------------------------------------------------ the pass
+
+
+def test_batches_of_an_interrupted_pass_are_those_of_a_whole_one() -> None:
+    rows = Rows.of([{"id": f"u{i}", "duration": 1.0} for i in range(5)])
+    assert unfinished(rows, [[4, 3], [2, 1], [0]], {"u4", "u2", "u1"}) == [[4, 3], [0]]
+
+
+def test_a_rerun_does_nothing_and_other_settings_are_refused(
+    tiny_whispers: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_manifest(make_manifest(tmp_path / "in", 5), need_text=False)
+    hparams = HPARAMS | {"teacher_model": tiny_whispers["small"]}
+    out = write_labels(rows, hparams, tmp_path / "out", "cpu")
+    first = out.read_bytes()
+    assert [json.loads(line)["id"] for line in first.splitlines()] == [
+        f"u{i}" for i in range(5)
+    ]  # the manifest's order
+    assert json.loads(first.splitlines()[2])["note"] == 2
+    write_labels(rows, hparams, tmp_path / "out", "cpu")
+    assert out.read_bytes() == first and "labelled already" in capsys.readouterr().out
+    for change, name in (({"language": None}, "options"), ({"batch_size": 2}, "batches")):
+        with pytest.raises(UserError, match=f"a different {name}"):
+            write_labels(rows, hparams | change, tmp_path / "out", "cpu")
+    with pytest.raises(UserError, match="a different manifest"):
+        write_labels(rows[:4], hparams, tmp_path / "out", "cpu")
+    assert out.read_bytes() == first
+
+
+def _label(manifest: Path, hparams: dict[str, Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    real = Labeller.__call__
+
+    def slowly(self: Labeller, *arguments: Any) -> Any:
+        time.sleep(0.1)
+        return real(self, *arguments)
+
+    Labeller.__call__ = slowly
+    write_labels(read_manifest(manifest, need_text=False), hparams, folder, "cpu")
+
+
+@pytest.mark.slow
+def test_five_kills_change_no_byte(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path / "in", 40)
+    hparams = HPARAMS | {"teacher_model": tiny_whispers["large"]}
+    write_labels(read_manifest(manifest, need_text=False), hparams, tmp_path / "whole", "cpu")
+    generator, seen = random.Random(5), []
+    part = tmp_path / "killed" / "labels.part-0"
+    for _ in range(5):
+        process = CONTEXT.Process(target=_label, args=(manifest, hparams, tmp_path / "killed"))
+        process.start()
+        before = len(part.read_bytes().splitlines()) if part.is_file() else 0
+        while process.is_alive() and (len(part.read_bytes().splitlines()) if part.is_file() else 0) <= before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        seen.append(len(part.read_bytes().splitlines()) if part.is_file() else -1)
+    assert seen == sorted(seen) and 1 < seen[0] < seen[-1] <= 41, seen  # each went on; the first line is the key
+    _label(manifest, hparams, tmp_path / "killed")
+    assert (tmp_path / "killed/labels.jsonl").read_bytes() == (tmp_path / "whole/labels.jsonl").read_bytes()
+    assert not part.exists()
+
+
+@pytest.mark.slow
+def test_ten_thousand_utterances_need_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.wav", chirp(0.1, 100, 400), 16000)
+    lines = (json.dumps({"id": f"u{i}", "audio": "a.wav", "duration": 0.1, "text": "one two"}) for i in range(10_000))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(labels, "load_transcriber", lambda *_, **__: Says(avg_logprob=-0.1, tokens=2))
+    monkeypatch.setattr(labels, "fingerprint", str)
+    rows = read_manifest(tmp_path / "m.jsonl", need_text=False)
+    peaks = {}
+    for count in (1_000, 10_000):
+        tracemalloc.start()
+        out = write_labels(
+            rows[:count], HPARAMS | {"teacher_model": "x", "batch_size": 64}, tmp_path / f"out{count}", "cpu"
+        )
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert sum(1 for _ in open(out)) == 10_000
+    assert peaks[10_000] - peaks[1_000] < 9_000 * 1_500, peaks  # ids and places only: the rows alone have more
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_when_a_node_dies(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    manifest = make_manifest(tmp_path / "in", 30)
+    rows = read_manifest(manifest, need_text=False)
+    hparams = HPARAMS | {"teacher_model": tiny_whispers["large"], "batch_size": 1}
+    whole = write_labels(rows, hparams, tmp_path / "whole", "cpu")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    real = labels.keep
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        state = {"left": 3}
+
+        def and_kill(*arguments: Any) -> None:
+            real(*arguments)
+            state["left"] -= 1
+            if state["left"] == 0:
+                cluster.remove_node(second, allow_graceful=False)
+
+        labels.keep = and_kill
+        out = write_labels(rows, hparams | {"ray_address": cluster.address, "ray_workers": 2}, tmp_path / "ray", "cpu")
+        assert state["left"] < 0  # it was killed, and others were labelled after it
+        assert out.read_bytes() == whole.read_bytes()
+    finally:
+        labels.keep = real
+        ray.shutdown()
+        cluster.shutdown()
+
+
+# ------------------------------------------------------------ filter
+
+
+@pytest.mark.parametrize(
+    ("row", "reasons"),
+    [
+        (row_of(origin_text="x z", wer_percent=10.0), []),
+        (row_of(origin_text="x z", wer_percent=10.1), ["WER"]),
+        (row_of(origin_text="x z", wer_percent=0.0, avg_logprob=-5.0), []),  # the text says enough
+        (row_of(avg_logprob=-1.01), ["log-probability"]),
+        (row_of(no_speech_prob=0.7), ["silence"]),
+        (row_of(compression_ratio=2.5, duration=31.0), ["repetition", "too long"]),
+        (row_of(text=" ", avg_logprob=None), ["empty text"]),
+    ],
+)
+def test_reasons(row: dict[str, Any], reasons: list[str]) -> None:
+    assert Rules().reasons(row) == reasons
+    nothing = Rules(
+        max_error_percent=None, min_avg_logprob=None, max_no_speech_prob=None, max_repetition=None, max_duration_s=None
+    )
+    assert nothing.reasons(row) == [reason for reason in reasons if reason == "empty text"]
+
+
+def test_character_error_rates_can_decide_instead() -> None:
+    row = row_of(origin_text="x z", wer_percent=50.0, cer_percent=5.0)
+    assert Rules("cer").reasons(row) == [] and Rules("wer").reasons(row) == ["WER"]
+    with pytest.raises(UserError, match="filter_metric"):
+        Rules("ter")
+
+
+def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
+    known = [row_of(id=f"k{i}", origin_text="t", wer_percent=w) for i, w in enumerate((0.0, 5.0, 12.0, 30.0, 150.0))]
+    free = [row_of(id=f"f{i}", avg_logprob=-p) for i, p in enumerate((0.1, 3.0))]
+    report = write_filtered([*known, *free], Rules(), tmp_path)
+    assert report["utterances"] == {"kept": 3, "left_out": 4} and report["reasons"] == {"WER": 3, "log-probability": 1}
+    shares = report["left_out_percent_by_max_error"]
+    assert (shares["100"], shares["20"], shares["10"], shares["5"]) == (20.0, 40.0, 60.0, 60.0)  # higher is left out
+    assert [row["id"] for row in read_labels(tmp_path / "filtered.jsonl")] == ["k0", "k1", "f0"]
+    assert {row["id"]: row["reasons"] for row in read_labels(tmp_path / "left_out.jsonl")}["f1"] == ["log-probability"]
+    assert (tmp_path / "filter_report.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((tmp_path / "filter_report.json").read_text())["with_text"] == 5
+
+
+def test_what_is_no_label_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run recipes/pseudo_labelling/label\.py"):
+        list(read_labels(tmp_path / "labels.jsonl"))
+    (tmp_path / "labels.jsonl").write_text('{"id": "a", "text": "b", "duration": 1}\n{"id": \n')
+    with pytest.raises(UserError, match="line 2: damaged"):
+        list(read_labels(tmp_path / "labels.jsonl"))
+    with pytest.raises(UserError, match="'a' has no labels"):
+        Rules().reasons({"id": "a", "text": "b", "duration": 1})
+
+
+# ------------------------------------------------------------ packing
+
+
+def test_packs_have_one_speaker_and_fit() -> None:
+    rows = [{"id": str(i), "duration": d, "speaker": s} for i, (d, s) in enumerate(
+        ((10.0, "a"), (15.0, "a"), (5.01, "a"), (3.0, "b"), (40.0, "b"), (2.0, "b"))
+    )]  # fmt: skip
+    assert [[row["id"] for row in group] for group in groups(rows, 30.0)] == [["0", "1"], ["2"], ["3"], ["4"], ["5"]]
+    assert [[row["id"] for row in group] for group in groups(rows[:3], 30.02)] == [["0", "1", "2"]]
+
+
+def test_packed_audio_and_times_are_those_of_the_utterances(tmp_path: Path) -> None:
+    rows = [
+        row | {"speaker": "s", "text": f"text {i}"}
+        for i, row in enumerate(read_manifest(make_manifest(tmp_path / "in", 4)))
+    ]
+    rows[1]["segments"] = [{"start_s": 0.1, "end_s": 0.3, "text": "inner"}]
+    out = write_packed(rows, tmp_path, 2.0)
+    packs = list(read_manifest(out))
+    assert [pack.get("packed") for pack in packs] == [["u0", "u1"], ["u2", "u3"]] or len(packs) == 2
+    wav, first = load_audio(packs[0]["audio"]), load_audio(rows[0]["audio"])
+    start = -(-len(first) // 320) * 320
+    np.testing.assert_allclose(wav[: len(first)], first, atol=1e-4)
+    np.testing.assert_allclose(wav[start : start + 100], load_audio(rows[1]["audio"])[:100], atol=1e-4)
+    assert packs[0]["text"].startswith("text 0 text 1") and packs[0]["duration"] == len(wav) / 16000
+    segments = packs[0]["segments"]
+    assert segments[1] == {
+        "start_s": round(start / 16000 + 0.1, 3),
+        "end_s": round(start / 16000 + 0.3, 3),
+        "text": "inner",
+    }
+    assert all(0 <= a["start_s"] < a["end_s"] <= packs[0]["duration"] for a in segments)
