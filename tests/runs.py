@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,14 @@ OPTIONS = [
 # Processes start from one that has imported everything and used no threads.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["efficient_asr.training.run", "efficient_asr.training.brain", "efficient_asr.models.encoders.whisper"]
+    [
+        "efficient_asr.training.run",
+        "efficient_asr.training.brain",
+        "efficient_asr.models.encoders.whisper",
+        "efficient_asr.training.whisper",
+        "efficient_asr.inference.load",
+        "efficient_asr.techniques.decider.data",
+    ]
 )
 
 
@@ -66,10 +75,34 @@ def train(
     return process.exitcode, (folder / "console.txt").read_bytes()[before:].decode()
 
 
-def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a script or recipe as a user would, from the project's folder."""
-    command = [sys.executable, script, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+def _play(script: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, stream in (("out", 1), ("err", 2)):
+        with open(f"{folder}/{name}", "w") as file:
+            os.dup2(file.fileno(), stream)
+    sys.argv = [script, *arguments]
+    sys.path[0] = str((ROOT / script).parent)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script or recipe from the project's folder, in a process that does not have to import everything first."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = [str(argument) for argument in arguments]
+        process = CONTEXT.Process(target=_play, args=(script, given, dict(os.environ), folder))
+        process.start()
+        process.join(600)
+        process.kill()
+        process.join()
+        said = [Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+    return subprocess.CompletedProcess([script, *given], process.exitcode, *said)
 
 
 def torchrun(script: list[str], folder: Path, yaml: Path, *options: str) -> subprocess.CompletedProcess:

@@ -6,8 +6,8 @@
 
 The manifest may have texts or not; `calls.jsonl#train` takes the rows of one split. `<output_folder>/labels.jsonl` has its rows
 with the teacher's `text`, `avg_logprob`, `compression_ratio` and `no_speech_prob`, and, where there was a text, `origin_text`,
-`wer_percent` and `cer_percent`. Rerun an interrupted command to continue: no utterance is labelled twice, and the file is the same
-as that of an uninterrupted run.
+`wer_percent` and `cer_percent`. Rerun an interrupted command to continue: no utterance is labelled twice, and the file is that of
+an uninterrupted run.
 """
 
 import sys
@@ -16,7 +16,7 @@ from efficient_asr.corpora import jsonl
 from efficient_asr.data import read_manifest
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.settings.step import read_step
-from efficient_asr.techniques.pseudo_labelling.labels import write_labels
+from efficient_asr.techniques.pseudo_labelling.labelling import write_labels
 from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.utils.errors import exit_code
 

@@ -49,12 +49,6 @@ def manifest(wavs: list[torch.Tensor], tmp_path: Path) -> Path:
     return folder / "manifest.jsonl"
 
 
-def run(script: str, *args: str | Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / script, *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
-
-
 def test_calibrate_writes_a_model_that_is_used_like_the_original(
     manifest: Path, tmp_path: Path, wavs: list[torch.Tensor], capsys: pytest.CaptureFixture
 ) -> None:
@@ -178,7 +172,7 @@ def test_systems_are_measured_side_by_side(manifest: Path, tmp_path: Path) -> No
     out = tmp_path / "peers" / "mini.json"
     out.parent.mkdir()
     systems = ["ours", "ours, silence cache, int8 decoder", "whisper.cpp"]
-    done = run(
+    done = run_script(
         "scripts/benchmark_peers.py", resolve_source(MINI), "--manifest", manifest, "--rounds", "2", "--out", out,
         "--batch_sizes", "2", "--work", tmp_path / "work", "--systems", *systems,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from conftest import PLACES, ROOT, TEXTS, chirp, multilingual_whisper
-from runs import torchrun
+from runs import run_script, torchrun
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
@@ -406,8 +406,8 @@ def test_a_student_as_it_is_does_not_stand_under_the_techniques_name(places: Pat
 
 def test_a_yaml_file_of_another_recipe_is_refused(places: Path) -> None:
     assert train(places, "a", "--train_only", "True") == 0  # writes the YAML file
-    command = [sys.executable, "recipes/finetune_whisper/train.py", str(places / "a" / "x.yaml"), "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["recipes/finetune_whisper/train.py", str(places / "a" / "x.yaml"), "--device", "cpu"]
+    done = run_script(*command)
     assert done.returncode == 2 and "belongs to recipes/clsr" in done.stderr, done.stderr
 
 
@@ -421,10 +421,10 @@ def test_a_teacher_is_refused_where_nobody_asks_it(places: Path, capsys) -> None
 def test_the_cost_of_experts(places: Path, gates: str) -> None:
     assert train(places, "a", "--languages", "[de, fr]", "--train_only", "True") == 0
     command = [
-        sys.executable, "recipes/clsr/cost.py", str(places / "a" / "output" / "model"), "--manifest",
+        "recipes/clsr/cost.py", str(places / "a" / "output" / "model"), "--manifest",
         str(places / "corpus" / "test.jsonl"), "--repeats", "2", "--gates", gates, "--out", str(places / "cost.json"),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     cost = json.loads((places / "cost.json").read_text())
     assert cost["utterances"] == 4 and len(cost["experts"]) == 5 and len(cost["all_s"]["experts_detecting"]) == 2
@@ -438,12 +438,12 @@ def test_the_cost_of_experts(places: Path, gates: str) -> None:
 @pytest.mark.parametrize(("recipe", "yaml"), [("clsr", "clsr_js"), ("lora", "lora")])
 def test_mini_recipes_as_a_user_calls_them(recipe: str, yaml: str, tmp_path: Path) -> None:
     command = [
-        sys.executable, f"recipes/{recipe}/train.py", f"hparams/mini/{yaml}.yaml", "--device", "cpu", "--number_of_epochs", "1",
+        f"recipes/{recipe}/train.py", f"hparams/mini/{yaml}.yaml", "--device", "cpu", "--number_of_epochs", "1",
         "--corpus_options", "{minutes: 1}", "--prepared_folder", str(tmp_path / "data"), "--output_folder", str(tmp_path / "out"),
         "--results_folder", str(tmp_path / "runs"), "--runtime_repeats", "1",
     ]  # fmt: skip
     command += ["--teacher_cache", str(tmp_path / "kept")] if yaml == "clsr_js" else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = (tmp_path / "runs").glob("*.json")
     result = json.loads(path.read_text())
@@ -451,11 +451,11 @@ def test_mini_recipes_as_a_user_calls_them(recipe: str, yaml: str, tmp_path: Pat
         result["synthetic"] is True and result["wer_percent"] < 60 and result["technique"] == recipe.partition("_")[0]
     )
     command = [
-        sys.executable, "scripts/evaluate.py", str(tmp_path / "out" / "model"), "--manifest",
+        "scripts/evaluate.py", str(tmp_path / "out" / "model"), "--manifest",
         str(tmp_path / "data" / "test.jsonl"), "--language", "en", "--repeats", "0", "--out", str(tmp_path / "again.json"),
         "--normaliser", result["normaliser"],
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["wer_percent"] == result["wer_percent"] and again["technique"] == result["technique"]

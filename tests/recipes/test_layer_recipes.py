@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_wavs
+from runs import run_script
 from safetensors.torch import load_file
 
 from efficient_asr.data import pad_wavs
@@ -254,7 +254,6 @@ def test_a_model_without_exits_cannot_be_swept(tiny_ctc: CTCModel, corpus: Path)
 @pytest.mark.slow
 def test_sweep_script(trained: Path, corpus: Path, tmp_path: Path) -> None:
     command = [
-        sys.executable,
         "recipes/early_exit/sweep.py",
         str(trained),
         "--manifest",
@@ -263,7 +262,7 @@ def test_sweep_script(trained: Path, corpus: Path, tmp_path: Path) -> None:
         "entropy",
     ]
     more = ["--thresholds", "0.5", "1.0", "--out", str(tmp_path / "sweep")]
-    done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command, *more)
     assert done.returncode == 0, done.stderr[-2000:]
     names = {path.name for path in (tmp_path / "sweep").iterdir()}
     assert {
@@ -273,11 +272,9 @@ def test_sweep_script(trained: Path, corpus: Path, tmp_path: Path) -> None:
         "sweep_entropy_1-test.json",
     } <= names
     assert "| never | 3.00 |" in done.stdout
-    done = subprocess.run(
-        [*command, "--calibrate_mean_layer", "2"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_script(*command, "--calibrate_mean_layer", "2")
     assert done.returncode == 0 and "--exit_rule entropy --exit_threshold" in done.stdout
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command)
     assert done.returncode == 2 and "give either --thresholds" in done.stderr
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from runs import run_script
 
 FORMER = [
     p for p in (*ROOT.glob("scripts/*.py"), *ROOT.glob("recipes/*/train.py")) if "one more release" in p.read_text()
@@ -27,10 +26,7 @@ def test_a_former_path_names_a_script_that_is_there(path: Path) -> None:
 @pytest.mark.parametrize("path", [ROOT / "recipes" / "clsr_distillation" / "train.py"], ids=lambda p: p.parent.name)
 def test_a_former_path_does_what_the_new_one_does(path: Path) -> None:
     new = ROOT / ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("Moved to ")[1].split(";")[0]
-    outputs = [
-        subprocess.run([sys.executable, str(script), "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-        for script in (path, new)
-    ]
+    outputs = [run_script(str(script.relative_to(ROOT)), "--help") for script in (path, new)]
     assert outputs[0].stdout == outputs[1].stdout and "warning" in outputs[0].stderr and not outputs[1].stderr
 
 

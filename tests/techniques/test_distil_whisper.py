@@ -14,12 +14,15 @@ import torch
 from conftest import PLACES, ROOT, TEXTS, multilingual_whisper
 from safetensors.torch import load_file
 
+from efficient_asr import load_transcriber
 from efficient_asr.data import Rows, load_row, read_manifest
+from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.distil_whisper.brain import StudentBrain
 from efficient_asr.techniques.distil_whisper.states import EncoderStates
 from efficient_asr.techniques.distil_whisper.targets import is_chosen, with_targets
 from efficient_asr.techniques.distillation.losses import TeacherDistribution, kl_divergence, weighted_loss
+from efficient_asr.text.normalise import normalise_plain
 from efficient_asr.training.run import run
 from efficient_asr.utils.errors import UserError
 
@@ -290,3 +293,20 @@ def test_another_language_has_its_own_prompt_and_normaliser(corpus: Path, tmp_pa
     assert train(corpus, tmp_path / "a", teacher, *given) == 0
     result = json.loads((tmp_path / "a/results/student.json").read_text())
     assert list(result["details"].get("by_language", {"de": 0})) == ["de"] and len(TEXTS) == result["utterances"]
+
+
+def test_validation_wer_is_that_of_all_words(corpus: Path, tmp_path: Path, teacher: str) -> None:
+    """The public implementation averages the rates of its batches."""
+    rows = [json.loads(line) for line in (corpus / "dev.jsonl").read_text().splitlines()]
+    texts = ("a", "b b b b b b b b b b b b", "c", "d d d d")  # nothing of this will be heard
+    lines = [json.dumps(row | {"text": text}) for row, text in zip(rows, texts, strict=True)]
+    (corpus / "dev.jsonl").write_text("\n".join(lines) + "\n")
+    options = ("--train_only", "True", "--number_of_epochs", "1", "--lr", "0.0", "--test_batch_size", "1")
+    assert train(corpus, tmp_path / "a", teacher, *options) == 0
+    logged = float((tmp_path / "a/output/train_log.txt").read_text().split("valid wer_percent: ")[1].split()[0])
+    transcriber = load_transcriber(str(tmp_path / "a/output/model"), language="en", max_tokens_per_s=None)
+    found = [transcriber.transcribe(load_row(row))[0].text for row in read_manifest(corpus / "dev.jsonl")]
+    errors = count_errors(list(texts), [normalise_plain(text) for text in found])
+    rates = [error_rate_percent([error]) for error in errors]
+    assert logged == pytest.approx(error_rate_percent(errors), rel=0.01)
+    assert abs(logged - np.mean(rates)) > 5  # so that it makes a difference

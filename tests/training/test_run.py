@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, chirp, environment_folder
+from conftest import chirp, environment_folder
+from runs import run_script
 from safetensors.torch import load_file
 
 from efficient_asr.models.ctc import CTCModel
@@ -181,12 +180,12 @@ def test_every_kind_of_encoder_trains(kind: str, tiny_yaml: Path, ssl_sources: d
 def test_recipes_on_mini(recipe: str, options: list[str], name: str, technique: str, tmp_path: Path) -> None:
     """The recipe as a user calls it, on a small mini corpus, then evaluate.py on what it leaves."""
     command = [
-        sys.executable, f"recipes/{recipe}/train.py", f"hparams/mini/{recipe}.yaml", "--device", "cpu", *options,
+        f"recipes/{recipe}/train.py", f"hparams/mini/{recipe}.yaml", "--device", "cpu", *options,
         "--number_of_epochs", "1", "--corpus_options", "{minutes: 1}",
         "--prepared_folder", str(tmp_path / "data"), "--output_folder", str(tmp_path / "out"),
         "--results_folder", str(tmp_path / "runs"), "--runtime_repeats", "1", "--lm_beam_size", "20",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert str(tmp_path / "out" / "model") in done.stdout
     result = json.loads((tmp_path / "runs" / f"mini_{name}.json").read_text())
@@ -194,10 +193,10 @@ def test_recipes_on_mini(recipe: str, options: list[str], name: str, technique: 
     assert result["synthetic"] is True and result["wer_lm_percent"] is not None
     manifest = str(tmp_path / "data" / "test.jsonl")
     command = [
-        sys.executable, "scripts/evaluate.py", str(tmp_path / "out" / "model"), "--manifest", manifest, "--repeats", "1",
+        "scripts/evaluate.py", str(tmp_path / "out" / "model"), "--manifest", manifest, "--repeats", "1",
         "--out", str(tmp_path / "again.json"),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["wer_percent"] == result["wer_percent"] and again["benchmark_hash"] == result["benchmark_hash"]
@@ -215,8 +214,8 @@ def test_transcribe_prints_a_line_a_file_and_survives_a_bad_one(tmp_path: Path, 
     (tmp_path / "empty.wav").write_bytes(b"")
     soundfile.write(tmp_path / "c.flac", chirp(0.5, 100, 500), 16000)
     files = [str(tmp_path / name) for name in ("a.wav", "b.wav", "empty.wav", "none.wav", "c.flac")]
-    command = [sys.executable, "scripts/transcribe.py", str(tmp_path / "model"), *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["scripts/transcribe.py", str(tmp_path / "model"), *files]
+    done = run_script(*command)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [json.loads(line)["audio"] for line in done.stdout.splitlines()] == [files[0], files[4]]
     assert "b.wav" in done.stderr and "none.wav" in done.stderr and "3 of 5 files" in done.stderr

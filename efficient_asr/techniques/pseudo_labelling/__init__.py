@@ -1,7 +1,7 @@
 """Pseudo-labelling: the transcripts of a large model as training texts for a small one (arXiv 2311.00430).
 
-Labels and their confidences are in `labels.py`, the filter in `filtering.py`, packing into long segments in `packing.py`, and the
-same pass on several machines in `ray_workers.py`.
+Labels and their confidences are in `labels.py`, the pass over a manifest in `labelling.py`, the same on several machines in
+`ray_workers.py`, the filter in `filtering.py`, and packing into long segments in `packing.py`.
 """
 
 from efficient_asr.utils.technique import Key, Technique

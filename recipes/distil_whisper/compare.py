@@ -1,0 +1,167 @@
+"""Compare students with their teacher: WER, MACs, hallucinations, and time in interleaved rounds.
+
+    python recipes/distil_whisper/compare.py --systems teacher=WHISPER student=output/distil_whisper/1986/model \\
+        "student, fast=output/distil_whisper/1986/model;encoder_padding=silence_cache;quantise=decoder-int8" \\
+        --manifest a.jsonl b.jsonl --language en --out results/distil_whisper/base.json
+
+A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for WER
+and MACs. Then the first `--timed` utterances of each manifest are timed at batch 1 and 8, one system after the other, `--rounds`
+times; the table shows medians. Rerun the command to continue, or with further systems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficient_asr import load_transcriber
+from efficient_asr.data import Row, iterate_batches
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.evaluator import score
+from efficient_asr.evaluation.result import provenance
+from efficient_asr.evaluation.runtime import device_name
+from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap, repeated_ngrams
+from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
+from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.settings.command_line import read_value
+from efficient_asr.settings.options import at_least
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
+from efficient_asr.utils.files import atomic_write_text
+
+BATCHES = (1, 8)
+
+
+def named(text: str) -> tuple[str, tuple[str, dict[str, Any]]]:
+    """Return name, model and options of `NAME=MODEL;option=value;...`."""
+    name, equals, rest = text.partition("=")
+    model, *pairs = rest.split(";")
+    if not (name and equals and model) or not all("=" in pair for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL or NAME=MODEL;option=value")
+    return name, (model, {key: read_value(value) for key, _, value in (pair.partition("=") for pair in pairs)})
+
+
+def errors_of(records: list[dict[str, Any]]) -> list[Any]:
+    """Return the word errors of records."""
+    return count_errors([r["reference"] for r in records], [r["hypothesis"] for r in records])
+
+
+def describe(records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return WER, hallucinations and MACs of records, and the difference from the first system's WER."""
+    errors = errors_of(records)
+    words = sum(each.reference_length for each in errors)
+    test = paired_bootstrap(errors_of(reference), errors)
+    counted = [record["macs_g"] for record in records]
+    return {
+        "utterances": len(records), "words": words, "wer_percent": error_rate_percent(errors),
+        "difference_percent": test["difference_percent"], "ci95_percent": [test["low_percent"], test["high_percent"]],
+        "insertions_percent": 100 * sum(each.insertions for each in errors) / words,
+        "repeated_5grams": sum(repeated_ngrams(record["hypothesis"]) for record in records),
+        "macs_g": None if None in counted else sum(counted) / len(counted),
+    }  # fmt: skip
+
+
+def time_once(transcriber: Transcriber, rows: list[Row], batch_size: int) -> dict[str, float]:
+    """Return seconds from audio in memory to text, and tokens per second of the decoder alone where that is known."""
+    total = decoding = tokens = 0.0
+    for chunk, wavs, wav_lens in iterate_batches(rows, batch_size):
+        start = time.perf_counter()
+        if transcriber.shows_encoder and transcriber.model.backend == "torch":
+            languages = [row.get("language") for row in chunk] if transcriber.takes_languages else None
+            encoded = transcriber.encode(wavs, wav_lens, languages=languages)
+            middle = time.perf_counter()
+            found = transcriber.decode(encoded, languages)
+            decoding += time.perf_counter() - middle
+            tokens += sum(each.details.get("tokens", 0) for each in found)
+        else:
+            transcribe_rows(transcriber, chunk, wavs, wav_lens)
+        total += time.perf_counter() - start
+    return {"seconds": total, "tokens_per_s": tokens / decoding if decoding else None}
+
+
+def measure_times(systems: dict[str, Transcriber], rows: list[Row], rounds: int) -> dict[str, Any]:
+    """Return medians over interleaved rounds, by system and batch size."""
+    rows = sorted(rows, key=lambda row: row["duration"])
+    found: dict[str, Any] = {name: {batch: [] for batch in BATCHES} for name in systems}
+    for number in tqdm(range(rounds + 1), desc="timing rounds"):
+        for name, transcriber in systems.items():
+            for batch in BATCHES:
+                once = time_once(transcriber, rows[:8] if number == 0 else rows, batch)  # the first one warms up
+                found[name][batch] += [once] if number else []
+    medians = {}
+    for name, by_batch in found.items():
+        medians[name] = {}
+        for batch, times in by_batch.items():
+            keys = [key for key in times[0] if times[0][key] is not None]
+            medians[name][batch] = {key: statistics.median(each[key] for each in times) for key in keys}
+    audio_s = sum(row["duration"] for row in rows)
+    return {"audio_s": audio_s, "utterances": len(rows), "rounds": rounds, "systems": medians}
+
+
+def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--systems", type=named, nargs="+", required=True, help="NAME=MODEL;option=value; the teacher first"
+    )
+    parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSON lines: id, audio, text, language")
+    parser.add_argument("--language", help="language of the audio; detected if not given")
+    parser.add_argument("--timed", type=at_least(0), default=8, help="utterances of each manifest that are timed")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds of timing")
+    parser.add_argument("--out", type=Path, required=True, help="file for the result")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command."""
+    args = read_arguments()
+    check_writable(args.out.parent, "--out")
+    named_systems, transcribers = dict(args.systems), {}
+    benchmarks = [Benchmark.from_manifest(path, normaliser=None, language=args.language) for path in args.manifest]
+    key = {"benchmarks": [benchmark.hash for benchmark in benchmarks], "language": args.language}
+    result = json.loads(args.out.read_text()) if args.out.is_file() else {"key": key, "systems": {}}
+    if result["key"] != key:
+        raise UserError(f"--out: {args.out} is of other utterances; choose another file")
+    records: dict[str, list[list[dict[str, Any]]]] = {}
+    for name, (model, options) in named_systems.items():
+        transcriber = load_transcriber(resolve_source(model), language=args.language, long_audio=None, **options)
+        transcribers[name] = transcriber
+        stem = args.out.with_name(f".{args.out.stem}-{len(transcribers)}")
+        about = f"{fingerprint(resolve_source(model))} {options}"
+        own = [
+            list(score(transcriber, benchmark, stem=Path(f"{stem}-{i}"), key=about, device="cpu"))
+            for i, benchmark in enumerate(benchmarks)
+        ]
+        records[name] = own
+        first = next(iter(records.values()))
+        pairs = [([*chain(*own)], [*chain(*first)]), *zip(own, first, strict=True)]
+        names = ["all", *(f"{benchmark.corpus}" for benchmark in benchmarks)]
+        result["systems"][name] = {
+            "options": options, "parameters": transcriber.parameters_count(),
+            "corpora": {corpus: describe(*pair) for corpus, pair in zip(names, pairs, strict=True)},
+        }  # fmt: skip
+        every = result["systems"][name]["corpora"]["all"]
+        print(f"{name}: WER {every['wer_percent']:.2f} % ({every['difference_percent']:+.2f})", flush=True)
+    timed = [row for benchmark in benchmarks for row in benchmark.rows[: args.timed]]
+    if timed:
+        times = {"threads": torch.get_num_threads(), "cpu": device_name("cpu")}
+        result["timing"] = measure_times(transcribers, timed, args.rounds) | times
+    result["provenance"] = provenance(None)
+    atomic_write_text(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    for path in args.out.parent.glob(f".{args.out.stem}-*.part-*"):
+        path.unlink()
+    print(f"result: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
