@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from runs import run_script
 
 from efficient_asr import load_transcriber
 from efficient_asr.commands import peers, run_command
