@@ -4,7 +4,8 @@
 #
 # With --all, everything in miniature, in about twenty minutes more: fine-tune a small encoder with CTC, downsample its input in three
 # ways, remove layers in two ways, let easy utterances exit early, route each utterance to a small or a large Whisper, adapt the small
-# one with experts and LoRA; all with language models and three timed runs. RESULTS=folder writes these results to another folder.
+# one with experts and LoRA, distil the large one from its own labels; all with language models and three timed runs. RESULTS=folder
+# writes these results to another folder.
 #
 # Restartable: finished steps are skipped.
 set -euo pipefail
@@ -43,5 +44,11 @@ if "$PYTHON" -c 'import peft' 2>/dev/null; then
 else
     echo "== mini_lora is skipped: it needs peft (pip install -e '.[lora]')"
 fi
+# The larger one labels audio, and a student with one layer less learns from its labels.
+for step in label filter; do
+    echo "== pseudo-labels: $step"
+    "$PYTHON" "recipes/pseudo_labelling/$step.py" hparams/mini/pseudo_labelling.yaml
+done
+run mini_distil_whisper distil_whisper mini/distil_whisper
 "$PYTHON" scripts/report.py --runs "$RESULTS"
 echo "results: $RESULTS; to try a model: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

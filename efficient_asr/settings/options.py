@@ -171,7 +171,10 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantise", choices=QUANTISATIONS, help="int8 weights, on the CPU: decoder-int8 keeps the WER best"
     )
-    group.add_argument("--assistant", help="smaller Whisper that proposes tokens, which the model checks; same texts")
+    group.add_argument("--assistant",
+        help="smaller Whisper that proposes tokens, which the model checks: the same text, sooner, if one utterance is decoded "
+        "at a time (long audio: --long_audio_batch 1)",
+    )  # fmt: skip
     group.add_argument(
         "--backend", choices=BACKENDS, help="engine that runs a Whisper (default: that of a converted model, or torch)"
     )

@@ -193,8 +193,10 @@ def with_assistant(model: Whisper, source: str) -> SpeculativeWhisper:
     UserError
         If that is impossible.
     """
+    if model.backend != "torch":
+        raise UserError(f"assistant: the backend {model.backend} has its own search; use torch")
     if type(model) is not Whisper:
-        raise UserError(f"assistant: not for a Whisper with {model.technique}, or of the backend {model.backend}")
+        raise UserError(f"assistant: not for a Whisper with layers of the technique {model.technique}")
     try:
         assistant = Whisper.from_source(resolve_source(source), with_padding=False)
     except UserError as error:

@@ -9,6 +9,7 @@ import torch
 
 import efficient_asr
 from efficient_asr.data import pad_wavs
+from efficient_asr.inference.ctc import CTCTranscriber
 from efficient_asr.inference.language_model import LanguageModel
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.text.labels import CharacterLabels
@@ -41,6 +42,21 @@ def test_model_folder_to_text(tmp_path: Path, tiny_ctc: CTCModel, wavs: list[tor
     for wav, transcript in zip(wavs, together, strict=True):
         assert transcriber.transcribe(wav[None], torch.ones(1))[0].text == transcript.text
     assert transcriber.parameters_count() == sum(p.numel() for p in tiny_ctc.parameters())
+
+
+def test_a_batch_on_the_cpu_is_cut_where_the_cache_ends(
+    tiny_ctc: CTCModel, wavs: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcriber = CTCTranscriber(tiny_ctc)
+    whole = [found.text for found in transcriber.transcribe(*pad_wavs(wavs))]
+    assert transcriber._pieces(torch.tensor([16000] * 8)) == [(0, 8)]  # a small model
+    monkeypatch.setattr("efficient_asr.inference.ctc.CACHED", 32 * 100)  # 100 frames of this encoder, 2 s
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    assert transcriber._pieces(lengths) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert transcriber._pieces(torch.tensor([16000, 16000, 16001, 90000, 100])) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert [found.text for found in transcriber.transcribe(*pad_wavs(wavs))] == whole
+    transcriber.device = "cuda"
+    assert transcriber._pieces(lengths) == [(0, 4)]
 
 
 @pytest.mark.parametrize("samples", [0, 1, 159, 160, 400])

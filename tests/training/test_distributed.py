@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import make_yaml, torchrun
+from runs import make_yaml, run_script, torchrun
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -63,10 +61,10 @@ def test_every_utterance_is_evaluated_once_and_the_score_is_that_of_one_process(
     result = json.loads((uninterrupted / "results" / "tiny.json").read_text())
     assert result["utterances"] == 3
     alone = [
-        sys.executable, *RECIPE, str(yaml), "--device", "cpu", "--output_folder", str(uninterrupted / "output"),
+        *RECIPE, str(yaml), "--device", "cpu", "--output_folder", str(uninterrupted / "output"),
         "--results_folder", str(tmp_path), "--measure_runtime", "False", "--test_only", "True",
     ]  # fmt: skip
-    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    done = run_script(*alone)
     assert done.returncode == 0, done.stderr[-2000:]
     again = json.loads((tmp_path / "tiny.json").read_text())
     for key in ("wer_percent", "cer_percent", "substitutions", "benchmark_hash", "macs_g"):
@@ -120,10 +118,10 @@ def test_a_mistake_is_said_and_ends_all_processes(
 
 def test_another_number_of_processes_is_a_change_of_settings(yaml: Path, uninterrupted: Path, tmp_path: Path) -> None:
     alone = [
-        sys.executable, *RECIPE, str(yaml), "--device", "cpu", "--output_folder", str(uninterrupted / "output"),
+        *RECIPE, str(yaml), "--device", "cpu", "--output_folder", str(uninterrupted / "output"),
         "--results_folder", str(tmp_path), "--number_of_epochs", "9", "--batch_size", "1",
     ]  # fmt: skip
-    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    done = run_script(*alone)
     assert done.returncode == 2 and "processes: 2 before, 1 now" in done.stderr
 
 

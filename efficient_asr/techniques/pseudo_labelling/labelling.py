@@ -58,10 +58,12 @@ def write_labels(rows: Rows, hparams: dict[str, Any], folder: Path, device: str)
     }  # fmt: skip
     out = folder / "labels.jsonl"
     with FolderLock(folder):
-        if _is_complete(out, json.loads(json.dumps(key)), len(rows)):
-            print(f"{len(rows)} utterances are labelled already")
-            return out
+        complete = _is_complete(out, json.loads(json.dumps(key)), len(rows))
         parts = PartFiles(folder / "labels", json.dumps(key, sort_keys=True))
+        if complete:
+            print(f"{len(rows)} utterances are labelled already")
+            parts.discard()  # killed just before that
+            return out
         order = BatchOrder(
             rows.durations, "descending", hparams["batch_size"], hparams["max_batch_length_s"], repeat=False
         )
