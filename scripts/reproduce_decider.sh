@@ -42,8 +42,8 @@ mix librispeech_test_other test test_other_noisy
 mix ljspeech test ljspeech_noisy
 "$PYTHON" - <<'PY'
 from pathlib import Path
-from efficient_asr.experiment import prepare_splits
-from efficient_asr.settings import load_hparams
+from efficient_asr.settings.yaml import load_hparams
+from efficient_asr.training.data import prepare_splits
 prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"router_input": "audio"})[0])
 PY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -69,3 +70,23 @@ def test_every_recipe_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     for page in (ROOT / "recipes").glob("*/README.md"):
         assert f"recipes/{page.parent.name}" in text
+
+
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), *sorted((ROOT / "recipes").glob("*/*.sh"))]
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *PAGES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_scripts_and_pages_import_exists(path: Path) -> None:
+    """Python inside of shell scripts and pages is not seen by the linter, nor by a move of modules."""
+    for module, names in re.findall(
+        r"^[^#\n]*?\bfrom (efficient_asr[\w.]*) import ([\w, ]+)", path.read_text(), re.MULTILINE
+    ):
+        for name in (each.split(" as ")[0].strip() for each in names.split(",")):
+            found = importlib.import_module(module)
+            assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{path.name}: {module}.{name}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_call_files_and_keys_that_exist(path: Path) -> None:
+    for word in re.findall(r"(?<![\w/$])(?:recipes|scripts|hparams)/[\w/.]+\.(?:py|sh|yaml)", path.read_text()):
+        assert (ROOT / word).is_file(), f"{path.name}: {word}"
