@@ -12,6 +12,7 @@ from efficient_asr.inference.language_model import LanguageModel
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.utils.errors import UserError
 
 CACHED = 1 << 19  # numbers in a batch of encoder states that stay in a CPU's cache, about
 SAMPLES_PER_FRAME = 320
@@ -23,7 +24,7 @@ class CTCTranscriber(Transcriber):
     Arguments
     ---------
     model : CTCModel
-        The model; it is set to evaluation mode.
+        The model, or one exported to ONNX (`efficient_asr.models.interchange.onnx.OnnxCTC`); it is set to evaluation mode.
     language_model : LanguageModel, optional
         Language model for beam search; None decodes greedily.
     """
@@ -63,7 +64,7 @@ class CTCTranscriber(Transcriber):
         fit into the cache, and all that is not a matrix product takes longer (activations, sums: twice as long, measured with
         Whisper base's encoder at batch 8). On other devices, there is one part.
         """
-        if self.device != "cpu":
+        if self.device != "cpu" or not self.counts_macs:
             return [(0, len(lengths))]
         most = CACHED / self.model.encoder.hidden_size * SAMPLES_PER_FRAME
         pieces, start = [], 0
@@ -75,10 +76,27 @@ class CTCTranscriber(Transcriber):
         return pieces
 
     def to(self, device: str) -> CTCTranscriber:
-        """Move to a device and return self."""
+        """Move to a device and return self.
+
+        Raises
+        ------
+        UserError
+            If it is not the CPU, and the model has been exported to ONNX.
+        """
+        if not self.counts_macs and not str(device).startswith("cpu"):
+            raise UserError("device: an exported CTC model runs on the CPU; use --device cpu, or the original model")
         self.model.to(device)
         self.device = device
         return self
+
+    @property
+    def counts_macs(self) -> bool:
+        """Whether PyTorch runs the model; not if it has been exported to ONNX."""
+        return isinstance(self.model, CTCModel)
+
+    def parameters_count(self) -> int | None:
+        """Return the number of weights of the model; None for an exported one."""
+        return super().parameters_count() if self.counts_macs else None
 
     @property
     def settings(self) -> dict[str, Any]:

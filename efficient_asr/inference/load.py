@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from efficient_asr.inference.long_audio import LongAudio
@@ -95,7 +96,7 @@ def _load_own(
 ) -> Transcriber:
     """Load a model folder of this project; techniques may register their own folder kinds."""
     kind = config.get("kind")
-    load_kind = find("folder_kinds", str(kind)) if kind != "ctc" else None
+    load_kind = find("folder_kinds", str(kind)) if kind not in ("ctc", "ctc_onnx") else None
     if load_kind is not None:
         if lm_path:
             raise UserError(f"language model options require a CTC model; this is a '{kind}' model")
@@ -114,6 +115,11 @@ def _load_own(
     from efficient_asr.inference.language_model import LanguageModel
     from efficient_asr.models.ctc import CTCModel
 
-    model = CTCModel.load(source)
+    if kind == "ctc_onnx":
+        from efficient_asr.models.interchange.onnx import OnnxCTC
+
+        model = OnnxCTC(Path(source))
+    else:
+        model = CTCModel.load(source)
     lm = LanguageModel(resolve_source(lm_path), model.labels.vocabulary, **options) if lm_path else None
     return CTCTranscriber(model, lm)

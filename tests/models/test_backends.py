@@ -329,5 +329,19 @@ def test_ctc_models_become_a_graph_or_are_refused(
     expected, lengths = model.eval()(wav, torch.ones(1))
     assert torch.allclose(log_probs, expected, atol=1e-3)
     assert greedy_texts(log_probs, lengths, model.labels) == greedy_texts(expected, lengths, model.labels)
+    rows = read_manifest(mini_corpus["test"])[:5]
+    wavs = pad_wavs([load_row(row) for row in rows])
+    opened, torchs = load_transcriber(folder), load_transcriber("efficient_asr:mini_encoder")
+    texts = [found.text for found in opened.transcribe(*wavs)]
+    assert texts == [found.text for found in torchs.transcribe(*wavs)] and any(texts)
+    assert texts == [opened.transcribe(load_row(row))[0].text for row in rows]  # alone
+    assert opened.transcribe(torch.zeros(1, 50))[0].text == torchs.transcribe(torch.zeros(1, 50))[0].text
+    result = evaluate(opened, Benchmark.from_manifest(mini_corpus["test"]), repeats=0)
+    assert result.macs_g is None and result.parameters is None and result.wer_percent is not None
+    with pytest.raises(UserError, match="runs on the CPU"):
+        opened.to("cuda")
+    (folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="is damaged"):
+        load_transcriber(folder)
     assert run_command("export", ["efficient_asr:mini_downsampled", "--to", "onnx", "--out", str(tmp_path / "x")]) == 2
     assert "it has a front end (downsampling)" in capsys.readouterr().err and not (tmp_path / "x").exists()

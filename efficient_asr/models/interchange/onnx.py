@@ -3,7 +3,7 @@
 Features are log-mel [1, mels, frames] for a Whisper's encoder (`efficient_asr.models.log_mel.LogMel`), and samples [1, time] at
 16 kHz for wav2vec 2.0, HuBERT and WavLM. `labels.json` says which, has the alphabet, and whether samples are normalised to zero
 mean and unit variance. An utterance is alone in its graph and has no padding, so the graph has no masks. Models that decide
-while they run which layers to run, and those with a front end, are refused.
+while they run which layers to run, and those with a front end, are refused. `load_transcriber` opens the folder as `OnnxCTC`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficient_asr.data import SAMPLE_RATE
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths
 from efficient_asr.models.backends import need
-from efficient_asr.models.ctc import CTCHead, CTCModel
+from efficient_asr.models.ctc import CTCHead, CTCModel, CTCOutput
 from efficient_asr.models.encoders.ssl import SSLEncoder
 from efficient_asr.models.encoders.whisper import WhisperEncoder
+from efficient_asr.models.log_mel import LogMel
+from efficient_asr.models.sources import read_config
+from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write
 
 MODEL, LABELS = "model.onnx", "labels.json"
+KIND = "ctc_onnx"  # in the folder's config.json
+SHORTEST = 400  # samples: below that, the convolutions of wav2vec 2.0 have nothing to give
 
 
 class _Graph(nn.Module):
@@ -57,9 +62,12 @@ def _features(model: CTCModel, wavs: torch.Tensor) -> torch.Tensor:
     """Return the input of the graph for samples [1, time]."""
     if isinstance(model.encoder, WhisperEncoder):
         return model.encoder.log_mel(wavs, torch.tensor([wavs.shape[1]]))
-    if model.encoder.normalise_input:
-        return (wavs - wavs.mean()) / (wavs.var(correction=0) + 1e-7).sqrt()
-    return wavs
+    return _normalised(wavs) if model.encoder.normalise_input else wavs
+
+
+def _normalised(wavs: torch.Tensor) -> torch.Tensor:
+    """Return samples [1, time] with zero mean and unit variance."""
+    return (wavs - wavs.mean()) / (wavs.var(correction=0) + 1e-7).sqrt()
 
 
 def export_to_onnx(model: CTCModel, folder: Path) -> None:
@@ -105,7 +113,68 @@ def export_to_onnx(model: CTCModel, folder: Path) -> None:
             raise UserError(f"this model cannot be expressed in ONNX ({reason}); run it with torch") from None
         about: dict[str, Any] = {"labels": model.labels.characters, "features": "log_mel" if whisper else "samples"}
         about["normalise"] = not whisper and encoder.normalise_input
+        config = {
+            "format": "efficient_asr",
+            "version": 1,
+            "kind": KIND,
+            "technique": model.technique,
+            "variant": model.label,
+        }
+        config["mels"] = encoder.log_mel.filters.shape[0] if whisper else None
+        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (partial / LABELS).write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class OnnxCTC(nn.Module):
+    """An exported CTC model in ONNX Runtime, one utterance after the other, on the CPU.
+
+    Arguments
+    ---------
+    folder : Path
+        Output of `export_to_onnx`.
+
+    Raises
+    ------
+    UserError
+        If ONNX Runtime is missing or the folder is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        need("onnxruntime")
+        import onnxruntime
+
+        config = read_config(str(folder))
+        try:
+            about = json.loads((Path(folder) / LABELS).read_text(encoding="utf-8"))
+            self.labels, self.normalise = CharacterLabels(about["labels"]), bool(about["normalise"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            model = str(Path(folder) / MODEL)
+            self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class of its own for each kind of failure
+            raise UserError(f"{folder} is damaged ({str(error).splitlines()[0]}); export the model again") from None
+        self.log_mel = LogMel(config["mels"]) if config.get("mels") else None
+        self.technique, self.label = str(config.get("technique", "none")), str(config.get("variant", "baseline"))
+        self.settings = {key: config.get(key) for key in ("kind", "technique", "variant", "mels")} | about
+
+    def recognise(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> CTCOutput:
+        """Recognise a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]."""
+        found = []
+        for wav, length in zip(wavs, absolute_lengths(wavs, wav_lens).tolist(), strict=True):
+            own = wav[None, :length]
+            own = nn.functional.pad(own, (0, max(0, SHORTEST - own.shape[1])))
+            if self.log_mel is not None:
+                own = self.log_mel(own, torch.tensor([own.shape[1]]))
+            elif self.normalise:
+                own = _normalised(own)
+            found.append(torch.from_numpy(self.session.run(None, {"features": own.numpy()})[0][0]))
+        lengths = torch.tensor([len(each) for each in found])
+        return CTCOutput(nn.utils.rnn.pad_sequence(found, batch_first=True), lengths)
+
+    def summary(self, records: Any) -> dict[str, Any]:
+        """Return nothing: the graph does the same for every utterance."""
+        return {}
 
 
 def largest_difference(model: CTCModel, folder: Path) -> float:
