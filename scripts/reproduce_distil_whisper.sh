@@ -20,7 +20,7 @@ distil() {
     shift
     [ -f "$OUT/$name/model/config.json" ] ||
         "$PYTHON" recipes/distil_whisper/train.py hparams/real/distil_whisper.yaml --device cpu --train_only True \
-            --number_of_epochs "${EPOCHS:-6}" --output_folder "$OUT/$name" "$@"
+            --number_of_epochs "${EPOCHS:-4}" --output_folder "$OUT/$name" "$@"
 }
 distil student
 distil labels_only --kl_weight 0.0

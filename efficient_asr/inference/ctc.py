@@ -38,12 +38,10 @@ class CTCTranscriber(Transcriber):
     ) -> list[Transcript]:
         """Transcribe a batch, [batch, time] at 16 kHz with relative lengths [batch]."""
         wavs, wav_lens = check_wavs(wavs, wav_lens)
-        found = []
-        for start, end in self._pieces(absolute_lengths(wavs, wav_lens.to(wavs.device))):
-            samples = wavs.shape[1] * wav_lens[start:end].max()
-            longest = max(1, int(samples.round()))
-            part_lens = wav_lens[start:end] * (wavs.shape[1] / longest)
-            found += self._transcribe(wavs[start:end, :longest], part_lens.clamp(max=1.0))
+        lengths, found = absolute_lengths(wavs, wav_lens.nan_to_num().to(wavs.device)), []
+        for start, end in self._pieces(lengths):
+            longest = max(1, int(lengths[start:end].max()))
+            found += self._transcribe(wavs[start:end, :longest], lengths[start:end] / longest)
         return found
 
     def _transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:

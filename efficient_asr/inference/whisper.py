@@ -93,6 +93,8 @@ class WhisperTranscriber(Transcriber):
         self.model, self.language, self.options = model.eval(), language, options or DecodingOptions()
         if not model.samples and max(self.options.schedule) > 0:
             raise UserError(f"temperatures: the backend {model.backend} cannot sample; leave them at null")
+        if not model.beam_search and self.options.num_beams > 1:
+            raise UserError(f"num_beams: a Whisper with {model.technique} decodes greedily; leave it at 1")
         self.window_s = model.window_samples / SAMPLE_RATE
 
     @classmethod
@@ -116,12 +118,13 @@ class WhisperTranscriber(Transcriber):
         model = Whisper.from_source(source, with_padding=not isinstance(padding, float))
         if padding is not None or padding_s is not None:
             set_padding(model, padding, padding_s, normalise_or_keep(language))
-        if backend not in (None, model.backend):
+        convert = backend not in (None, model.backend)
+        if convert:
             model = converted(model, source, backend, mode)
-        elif mode is not None:
-            model.quantise(mode)
         for key, value in declared.items():
             model = model if value is None else find("load_options", key)(model, value)
+        if mode is not None and not convert:
+            model.quantise(mode)
         return cls(model, language, decoding).prepare()
 
     def check_rows(self, rows: Iterable[Row], split: str) -> None:

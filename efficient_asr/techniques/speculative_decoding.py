@@ -122,6 +122,7 @@ class SpeculativeWhisper(Whisper):
 
     technique = "speculative_decoding"
     cost_is_fixed = False
+    beam_search = False
     steps: SpeculativeSteps | None = None  # of the search that is under way
 
     def __init__(self, model: Whisper, assistant: Whisper) -> None:
@@ -141,6 +142,11 @@ class SpeculativeWhisper(Whisper):
         self.same_encoder = _same(model.network.model.encoder, assistant.network.model.encoder)
         if not self.same_encoder and self.encoder_padding is not None:
             raise UserError("assistant: with encoder_padding, the assistant must have the same encoder as the model")
+
+    def quantise(self, mode: str) -> None:
+        """Compute with int8 weights, and let the assistant do so too."""
+        super().quantise(mode)
+        self.assistant.quantise(mode)
 
     def encode(
         self,
@@ -186,7 +192,7 @@ class SpeculativeWhisper(Whisper):
 
 
 def with_assistant(model: Whisper, source: str) -> SpeculativeWhisper:
-    """Return a Whisper with the assistant in a model folder; it computes like the model: with int8 weights if that does.
+    """Return a Whisper with the assistant in a model folder.
 
     Raises
     ------
@@ -203,14 +209,11 @@ def with_assistant(model: Whisper, source: str) -> SpeculativeWhisper:
         raise UserError(f"assistant: {error}") from None
     if type(assistant) is not Whisper:
         raise UserError(f"assistant: '{source}' has {assistant.technique}; use a plain Whisper")
-    whole = SpeculativeWhisper(model, assistant.eval().requires_grad_(False))
-    if model.quantised:
-        assistant.quantise(model.quantised)
-    return whole
+    return SpeculativeWhisper(model, assistant.eval().requires_grad_(False))
 
 
 def _same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    """Whether two encoders have the same weights; not known of quantised ones, whose weights are packed."""
+    """Whether two encoders have the same weights."""
     pair = [module.state_dict() for module in (first, second)]
     if pair[0].keys() != pair[1].keys():
         return False

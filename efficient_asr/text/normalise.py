@@ -184,6 +184,12 @@ def normalise_chinese(text: str, language: str = "zh") -> str:
     return normalise_multilingual(_simplified()(text), language)
 
 
+def spaced(text: str) -> str:
+    """Return a text with a space in front, as Whisper writes it; without one in scripts without spaces."""
+    text = text.strip()
+    return text if not text or _UNSPACED.match(text) else f" {text}"
+
+
 def join_signs(text: str) -> str:
     """Remove the spaces that `normalise_multilingual` inserted between characters, for counting characters."""
     words = text.split()

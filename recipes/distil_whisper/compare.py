@@ -6,12 +6,14 @@
 
 A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for WER
 and MACs. Then the first `--timed` utterances of each manifest are timed at batch 1 and 8, one system after the other, `--rounds`
-times; the table shows medians. Rerun the command to continue, or with further systems.
+times; the table shows medians. Rerun the command to continue, also with further systems: what was transcribed before is kept in
+`output/compare`. The times are always those of one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -37,7 +39,7 @@ from efficient_asr.settings.options import at_least
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
 
-BATCHES = (1, 8)
+BATCHES, PARTS = (1, 8), Path("output/compare")
 
 
 def named(text: str) -> tuple[str, tuple[str, dict[str, Any]]]:
@@ -74,7 +76,8 @@ def time_once(transcriber: Transcriber, rows: list[Row], batch_size: int) -> dic
     total = decoding = tokens = 0.0
     for chunk, wavs, wav_lens in iterate_batches(rows, batch_size):
         start = time.perf_counter()
-        if transcriber.shows_encoder and transcriber.model.backend == "torch":
+        short = max(row["duration"] for row in chunk) < 29.5
+        if short and transcriber.shows_encoder and transcriber.model.backend == "torch":
             languages = [row.get("language") for row in chunk] if transcriber.takes_languages else None
             encoded = transcriber.encode(wavs, wav_lens, languages=languages)
             middle = time.perf_counter()
@@ -122,33 +125,35 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
+    """Return a name for each benchmark: that of its folder, and of its file where folders have the same name."""
+    folders = [benchmark.corpus for benchmark in benchmarks]
+    names = [b.corpus if folders.count(b.corpus) == 1 else f"{b.corpus}/{b.split}" for b in benchmarks]
+    if len({*names, "all"}) <= len(names):
+        raise UserError(f"--manifest: the names {', '.join(names)} are not distinct, or one is 'all'; rename a file")
+    return names
+
+
 def main() -> None:
     """Run the command."""
     args = read_arguments()
     check_writable(args.out.parent, "--out")
-    named_systems, transcribers = dict(args.systems), {}
     benchmarks = [Benchmark.from_manifest(path, normaliser=None, language=args.language) for path in args.manifest]
-    key = {"benchmarks": [benchmark.hash for benchmark in benchmarks], "language": args.language}
-    result = json.loads(args.out.read_text()) if args.out.is_file() else {"key": key, "systems": {}}
-    if result["key"] != key:
-        raise UserError(f"--out: {args.out} is of other utterances; choose another file")
-    records: dict[str, list[list[dict[str, Any]]]] = {}
-    for name, (model, options) in named_systems.items():
-        transcriber = load_transcriber(resolve_source(model), language=args.language, long_audio=None, **options)
-        transcribers[name] = transcriber
-        stem = args.out.with_name(f".{args.out.stem}-{len(transcribers)}")
-        about = f"{fingerprint(resolve_source(model))} {options}"
+    names, result, transcribers, first = corpus_names(benchmarks), {"systems": {}}, {}, None
+    for name, (model, options) in dict(args.systems).items():
+        source = resolve_source(model)
+        transcribers[name] = load_transcriber(source, **{"language": args.language} | options)
+        about = f"{fingerprint(source)} {options} {args.language}"
+        stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
         own = [
-            list(score(transcriber, benchmark, stem=Path(f"{stem}-{i}"), key=about, device="cpu"))
-            for i, benchmark in enumerate(benchmarks)
+            list(score(transcribers[name], benchmark, stem=Path(f"{stem}-{benchmark.hash}"), key=about, device="cpu"))
+            for benchmark in benchmarks
         ]
-        records[name] = own
-        first = next(iter(records.values()))
+        first = first or own
         pairs = [([*chain(*own)], [*chain(*first)]), *zip(own, first, strict=True)]
-        names = ["all", *(f"{benchmark.corpus}" for benchmark in benchmarks)]
         result["systems"][name] = {
-            "options": options, "parameters": transcriber.parameters_count(),
-            "corpora": {corpus: describe(*pair) for corpus, pair in zip(names, pairs, strict=True)},
+            "model": fingerprint(source), "options": options, "parameters": transcribers[name].parameters_count(),
+            "corpora": {corpus: describe(*pair) for corpus, pair in zip(("all", *names), pairs, strict=True)},
         }  # fmt: skip
         every = result["systems"][name]["corpora"]["all"]
         print(f"{name}: WER {every['wer_percent']:.2f} % ({every['difference_percent']:+.2f})", flush=True)
@@ -158,8 +163,6 @@ def main() -> None:
         result["timing"] = measure_times(transcribers, timed, args.rounds) | times
     result["provenance"] = provenance(None)
     atomic_write_text(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    for path in args.out.parent.glob(f".{args.out.stem}-*.part-*"):
-        path.unlink()
     print(f"result: {args.out}")
 
 

@@ -12,7 +12,7 @@ from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.step import read_step
 from efficient_asr.techniques.pruning import prune
-from efficient_asr.utils.errors import exit_code
+from efficient_asr.utils.errors import UserError, exit_code
 
 
 def main() -> None:
@@ -21,6 +21,8 @@ def main() -> None:
     if step is None:
         return
     hparams = step.hparams
+    if not hparams["source"]:
+        raise UserError("source: a student is made of a trained Whisper; give its folder or hub id")
     source = resolve_source(hparams["source"])
     model = Whisper.from_source(source, with_padding=False)
     before = sum(parameter.numel() for parameter in model.network.parameters())

@@ -29,7 +29,12 @@ def main() -> None:
     print(f"kept {kept}, left out {left}")
     for reason, count in report["reasons"].items():
         print(f"  {reason}: {count}")
+    if report["without_text_and_confidence"]:
+        print(
+            f"{report['without_text_and_confidence']} have neither a text nor a confidence of the teacher to judge them by"
+        )
     out = folder / "filtered.jsonl"
+    (folder / "packed.jsonl").unlink(missing_ok=True)  # of other thresholds
     if hparams["pack_s"] is not None:
         out = write_packed(read_labels(out), folder, hparams["pack_s"])
     print(f"report: {folder / 'filter_report.json'}, figure: {folder / 'filter_report.png'}\nlabels: {out}")

@@ -11,6 +11,7 @@ an uninterrupted run.
 """
 
 import sys
+from pathlib import Path
 
 from efficient_asr.corpora import jsonl
 from efficient_asr.data import read_manifest
@@ -18,7 +19,7 @@ from efficient_asr.models.sources import resolve_source
 from efficient_asr.settings.step import read_step
 from efficient_asr.techniques.pseudo_labelling.labelling import write_labels
 from efficient_asr.text.normalise import get_normaliser
-from efficient_asr.utils.errors import exit_code
+from efficient_asr.utils.errors import UserError, check_writable, exit_code
 
 
 def main() -> None:
@@ -29,16 +30,23 @@ def main() -> None:
     hparams = step.hparams
     if hparams["normaliser"] is not None:
         get_normaliser(hparams["normaliser"])
-    folder = step.keep("label")
-    named = [hparams["manifest"]] if isinstance(hparams["manifest"], str) else hparams["manifest"]
-    sources = [resolve_source(name) for name in named]
-    prepared = jsonl.prepare(".", folder, {"manifest": sources}, hparams["columns"])["manifest"]
+    folder = Path(hparams["output_folder"])
+    check_writable(folder, "output_folder")
+    named = hparams["manifest"] if isinstance(hparams["manifest"], list) else [str(hparams["manifest"])]
+    sources = [resolve_source(str(name)) for name in named]
+    prepared = jsonl.prepare(".", folder / "input", {"manifest": sources}, hparams["columns"])["manifest"]
     rows = read_manifest(
         prepared, need_text=False, skip_bad=hparams["skip_bad"], skipped_file=folder / "skipped.jsonl",
         check_audio=hparams["check_audio"], cache=folder / "checked.json",
     )  # fmt: skip
-    out = write_labels(rows, hparams, folder, step.device)
-    print(f"{len(rows)} utterances, {rows.durations.sum() / 3600:.2f} hours\nlabels: {out}")
+    with_text = sum(bool(row.get("text")) for row in rows)
+    print(f"{len(rows)} utterances, {rows.durations.sum() / 3600:.2f} hours; {with_text} have a text to compare with")
+    if not with_text and "text" in (hparams["columns"] or {}):
+        raise UserError(
+            f"columns: no utterance has a column {hparams['columns']['text']!r}; leave it out if there are no texts"
+        )
+    out = write_labels(rows, hparams, folder, step.device, on_start=lambda: step.keep("label"))
+    print(f"labels: {out}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from efficient_asr import load_transcriber
 from efficient_asr.data import Rows, load_row, read_manifest
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.whisper.model import Whisper
-from efficient_asr.techniques.distil_whisper.brain import StudentBrain
+from efficient_asr.techniques.distil_whisper.brain import StudentBrain, matched_layers
 from efficient_asr.techniques.distil_whisper.states import EncoderStates
 from efficient_asr.techniques.distil_whisper.targets import is_chosen, with_targets
 from efficient_asr.techniques.distillation.losses import TeacherDistribution, kl_divergence, weighted_loss
+from efficient_asr.techniques.pruning import prune
 from efficient_asr.text.normalise import normalise_plain
 from efficient_asr.training.run import run
 from efficient_asr.utils.errors import UserError
@@ -83,8 +84,11 @@ def test_hidden_states_are_matched_with_those_before_the_next_kept_layer(teacher
     """Layers 1 and 3 of 3 are kept: the first answers for teacher layers 1 and 2, the second for all."""
     brain = object.__new__(StudentBrain)
     states = torch.from_numpy(np.random.default_rng(1).normal(0, 1, (2, 5, 4, 6)))  # [batch, tokens, layers + 1, dim]
-    brain.teacher = SimpleNamespace(model=Whisper.from_source(teacher))
-    brain.hparams = SimpleNamespace(hidden_weight=0.5, decoder_layers=2)
+    whole = Whisper.from_source(teacher)
+    student = prune(Whisper.from_source(teacher), -1, 2)
+    brain.teacher, brain.matched = object(), matched_layers(student, whole, 2)
+    assert brain.matched == [2, 3] == matched_layers(student, whole, -1)  # -1: made before
+    brain.hparams = SimpleNamespace(hidden_weight=0.5)
     brain.teacher_states = list(states.unbind(dim=2))
     brain.student_states = torch.zeros(2, 5, 3, 6, dtype=torch.float64)
     real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
@@ -105,6 +109,8 @@ def test_hidden_states_are_matched_with_those_before_the_next_kept_layer(teacher
         (("--hidden_weight", "1.0", "--teacher", "null"), "hidden_weight"),
         (("--encoder_states_folder", "x", "--freeze_encoder", "False"), "freeze_encoder"),
         (("--encoder_states_folder", "x", "--speeds_percent", "[90, 100]"), "speeds_percent"),
+        (("--encoder_layers", "2"), "an encoder with fewer layers has to learn"),
+        (("--sigma", "[1.0, 1.0]"), "ce_weight and kl_weight"),
         (("--decoder_layers", "9"), "decoder_layers: expected a number from 1 to 3"),
         (("--timestamp_probability", "1.5"), "timestamp_probability"),
     ],
@@ -178,6 +184,19 @@ def test_tokens_of_targets() -> None:
     assert labels.text_start(tokens).tolist() == [4, 3, 4 + len(before) - len(plain)]
 
 
+def test_scripts_without_spaces_get_no_space_in_front() -> None:
+    rows = Rows.of([{"id": "a", "duration": 1.0, "text": "今天天气"}, {"id": "b", "duration": 1.0, "text": " heute"}])
+    assert [row["text"] for row in with_targets(rows, 0.0, 0.0, 0)] == ["今天天气", " heute"]
+
+
+def test_layers_that_do_not_correspond_are_refused(teacher: str) -> None:
+    whole, other = Whisper.from_source(teacher), multilingual_whisper(0, d_model=32, layers=2)
+    with pytest.raises(UserError, match="hidden_weight: 2 layers of width 32 cannot be matched with 3 of width 16"):
+        matched_layers(other, whole, -1)
+    with pytest.raises(UserError, match="hidden_weight"):
+        matched_layers(prune(Whisper.from_source(teacher), -1, 2), whole, [1])
+
+
 def test_previous_texts_are_those_of_the_same_speaker() -> None:
     rows = Rows.of([{"id": f"u{i}", "duration": 1.0, "text": f"t{i}", "speaker": s} for i, s in enumerate("aabb")])
     rows = with_targets(rows, 1.0, 1.0, 0)
@@ -247,8 +266,18 @@ def test_one_encoder_serves_both_and_gives_the_same_loss(
     monkeypatch.setattr("efficient_asr.techniques.distil_whisper.brain.weights_digest", lambda model: id(model))
     assert train(corpus, tmp_path / "apart", teacher, *only) == 0
     assert "runs its own encoder" in capsys.readouterr().out
+    stored, cached = ("--encoder_states_folder", str(tmp_path / "states")), ("--teacher_cache", str(tmp_path / "cache"))
+    assert train(corpus, tmp_path / "stored", teacher, *only, *stored) == 0
+    assert train(corpus, tmp_path / "cached", teacher, *only, *cached, "--teacher_entries", "2000") == 0
     for name, value in weights(tmp_path / "shared").items():
         torch.testing.assert_close(value, weights(tmp_path / "apart")[name], rtol=0, atol=1e-6)
+    losses = {
+        name: (tmp_path / name / "output/train_log.txt").read_text().split("train loss: ")[1].split()[0]
+        for name in ("shared", "apart", "stored", "cached")
+    }
+    assert len({*losses.values()}) == 1, (
+        losses
+    )  # two decimals; states and distributions lie on the disk in half precision
 
 
 def test_learning_rate_is_that_of_the_yaml(corpus: Path, tmp_path: Path, teacher: str) -> None:
@@ -292,7 +321,13 @@ def test_another_language_has_its_own_prompt_and_normaliser(corpus: Path, tmp_pa
     given: tuple[Any, ...] = ("--corpus_options", columns, "--language", "manifest", "--number_of_epochs", "1")
     assert train(corpus, tmp_path / "a", teacher, *given) == 0
     result = json.loads((tmp_path / "a/results/student.json").read_text())
-    assert list(result["details"].get("by_language", {"de": 0})) == ["de"] and len(TEXTS) == result["utterances"]
+    assert result["utterances"] == len(TEXTS)
+    assert result["normaliser"] == "plain"
+    config = json.loads((tmp_path / "a/output/model/config.json").read_text())
+    labels = Whisper.from_source(str(tmp_path / "a/output/model")).labels
+    assert config["about"]["recipe"] == "distil_whisper" and labels.languages["de"] != labels.languages["en"]
+    rows = with_targets(read_manifest(tmp_path / "a/prepared/train.jsonl"), 0.0, 0.0, 1986)
+    assert labels.encode_row(rows[0])[1] == labels.languages["de"]
 
 
 def test_validation_wer_is_that_of_all_words(corpus: Path, tmp_path: Path, teacher: str) -> None:

@@ -45,7 +45,8 @@ class Says(Transcriber):
 
 def labeller(transcriber: Transcriber, **options: Any) -> Labeller:
     made = object.__new__(Labeller)
-    made.transcriber, made.normaliser, made.timestamps = transcriber, None, False
+    made.transcriber, made.normaliser, made.timestamps, made.language = transcriber, None, False, None
+    made.dropped = {"text", "origin_text", "segments", "split", "sentence"}
     made.__dict__ |= options
     return made
 
@@ -78,6 +79,23 @@ def test_a_labelled_row_keeps_everything_and_says_how_good_the_label_is() -> Non
     assert found["speaker"] == "s" and found["mine"] == [1]
 
 
+def test_a_label_does_not_choose_a_split_nor_stand_beside_the_text_it_replaces() -> None:
+    row = {"id": "a", "text": "old", "sentence": "old", "split": "dev", "duration": 1.0}
+    found = labeller(Says("new")).label(row, Says("new").found)
+    assert found["origin_split"] == "dev" and "split" not in found and "sentence" not in found
+    assert found["text"] == "new" and found["origin_text"] == "old"
+
+
+def test_the_language_is_that_of_the_row_then_the_one_given_then_the_one_heard() -> None:
+    pieces = Says(
+        "a b", segments=[{"text": "a", "language": "nl"}, {"text": "b", "language": "nl"}, {"language": "de"}]
+    )
+    row = {"id": "a", "duration": 60.0}
+    assert labeller(pieces).label(row, pieces.found)["language"] == "nl"
+    assert labeller(pieces, language="fr").label(row, pieces.found)["language"] == "fr"
+    assert labeller(pieces, language="fr").label(row | {"language": "es"}, pieces.found)["language"] == "es"
+
+
 def test_audio_without_text_has_no_error_rate() -> None:
     found = labeller(Says("so be it", avg_logprob=-0.5, tokens=3, language="fr")).label(
         {"id": "a", "duration": 1.0}, Says("so be it", avg_logprob=-0.5, tokens=3, language="fr").found
@@ -98,7 +116,8 @@ def test_traditional_and_simplified_characters_count_as_the_same() -> None:
 
 def test_confidence_of_pieces_is_the_mean_over_tokens_and_the_highest_silence() -> None:
     parts = [
-        {"avg_logprob": -1.0, "tokens": 1, "no_speech_prob": 0.2},
+        {"avg_logprob": -1.0, "tokens": 1, "no_speech_prob": 0.2, "text": "two segments"},
+        {"avg_logprob": -1.0, "tokens": 1, "no_speech_prob": 0.2, "text": "of one piece"},
         {"avg_logprob": -0.25, "tokens": 5, "no_speech_prob": 0.7},
         {"text": "no details"},
     ]
@@ -131,9 +150,28 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(
     for change, name in (({"language": None}, "options"), ({"batch_size": 2}, "batches")):
         with pytest.raises(UserError, match=f"a different {name}"):
             write_labels(rows, hparams | change, tmp_path / "out", "cpu")
-    with pytest.raises(UserError, match="a different manifest"):
-        write_labels(rows[:4], hparams, tmp_path / "out", "cpu")
+    for others in (rows[:4], rows.map(lambda row: row | {"speaker": "new"})):
+        with pytest.raises(UserError, match="a different manifest"):
+            write_labels(others, hparams, tmp_path / "out", "cpu")
+    with pytest.raises(UserError, match="text 7 is not a string"):
+        write_labels(rows.map(lambda row: row | {"text": 7}), hparams, tmp_path / "out", "cpu")
     assert out.read_bytes() == first
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "labels.jsonl").write_text("{}\n" * 5)
+    with pytest.raises(UserError, match="was not written by this command"):
+        write_labels(rows, hparams, tmp_path / "mine", "cpu")
+    assert (tmp_path / "mine" / "labels.jsonl").read_text() == "{}\n" * 5
+
+
+def test_a_language_that_the_teacher_lacks_is_named_before_the_start(tmp_path: Path) -> None:
+    from conftest import multilingual_whisper
+
+    multilingual_whisper(0).save(tmp_path / "teacher")
+    rows = read_manifest(make_manifest(tmp_path / "in", 3), need_text=False)
+    rows = rows.map(lambda row: row | ({"language": "ja"} if row["id"] == "u1" else {}))
+    hparams = HPARAMS | {"teacher_model": str(tmp_path / "teacher"), "language": "manifest"}
+    with pytest.raises(UserError, match=r"utterance 'u1'.*'ja'"):
+        write_labels(rows, hparams, tmp_path / "out", "cpu")
 
 
 def _label(manifest: Path, hparams: dict[str, Any], folder: Path) -> None:
@@ -229,6 +267,7 @@ def test_ray_gives_the_same_bytes_when_a_node_dies(tiny_whispers: dict[str, str]
         (row_of(origin_text="x z", wer_percent=10.0), []),
         (row_of(origin_text="x z", wer_percent=10.1), ["WER"]),
         (row_of(origin_text="x z", wer_percent=0.0, avg_logprob=-5.0), []),  # the text says enough
+        (row_of(origin_text="[noise]", wer_percent=None, avg_logprob=-5.0), ["log-probability"]),  # it says nothing
         (row_of(avg_logprob=-1.01), ["log-probability"]),
         (row_of(no_speech_prob=0.7), ["silence"]),
         (row_of(compression_ratio=2.5, duration=31.0), ["repetition", "too long"]),
@@ -292,7 +331,8 @@ def test_packed_audio_and_times_are_those_of_the_utterances(tmp_path: Path) -> N
     rows[1]["segments"] = [{"start_s": 0.1, "end_s": 0.3, "text": "inner"}]
     out = write_packed(rows, tmp_path, 2.0)
     packs = list(read_manifest(out))
-    assert [pack.get("packed") for pack in packs] == [["u0", "u1"], ["u2", "u3"]] or len(packs) == 2
+    assert [pack.get("packed") for pack in packs] == [["u0", "u1", "u2"], None]  # 0.5 + 0.6 + 0.7 s, and 0.8 alone
+    assert packs[0]["id"] != "packed-000000" and packs[0]["id"].startswith("packed-")  # of the ids, so of any folder
     wav, first = load_audio(packs[0]["audio"]), load_audio(rows[0]["audio"])
     start = -(-len(first) // 320) * 320
     np.testing.assert_allclose(wav[: len(first)], first, atol=1e-4)

@@ -11,6 +11,7 @@ from conftest import multilingual_whisper
 from efficient_asr import load_transcriber
 from efficient_asr.data import load_audio, pad_wavs
 from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.search import decode
 from efficient_asr.techniques.pruning import prune
 from efficient_asr.techniques.speculative_decoding import DRAFT, SpeculativeWhisper
@@ -72,3 +73,13 @@ def test_it_is_an_option_of_any_whisper(tiny_whispers: dict[str, str], corpus: P
         assert found.transcribe(wav)[0].text == reference.transcribe(wav)[0].text
         assert found.technique == "speculative_decoding" and "assistant" in str(found.settings)
     assert "assistant" not in str(alone.settings)
+    with pytest.raises(UserError, match="num_beams"):
+        load_transcriber(tiny_whispers["large"], assistant=tiny_whispers["small"], num_beams=2)
+
+
+def test_equal_encoders_are_known_as_such_also_in_int8(tmp_path: Path, tiny_whispers: dict[str, str]) -> None:
+    large = tiny_whispers["large"]
+    prune(Whisper.from_source(large), -1, 1).save(tmp_path / "student")
+    options = {"assistant": str(tmp_path / "student"), "encoder_padding": 0.5, "quantise": "int8"}
+    found = load_transcriber(large, **options)
+    assert found.model.same_encoder and found.model.quantised == found.model.assistant.quantised == "int8"

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, WhisperTokenizer
 
 from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.text.normalise import spaced
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 PREVIOUS = "<|startofprev|>"  # stands before the text that precedes an utterance
@@ -89,7 +90,7 @@ class WhisperLabels:
                 self.timestamp_tokens[min(round(50 * segment[key]), len(self.timestamp_tokens) - 1)]
                 for key in ("start_s", "end_s")
             )
-            tokens += [start, *self._tokens(f" {segment['text'].strip()}"), end]
+            tokens += [start, *self._tokens(spaced(segment["text"])), end]
         return tokens
 
     def text_start(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,7 @@ class Whisper(nn.Module):
     samples = True  # decoding can sample, for the fallback at temperatures above 0
     network_class = WhisperForConditionalGeneration
     encodes_alone = True  # an utterance of a batch can be encoded without the others
+    beam_search = True  # decoding can use several beams
     cost_is_fixed = True  # the cost of greedy decoding depends only on the number of tokens
 
     def __init__(self, network: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer) -> None:

@@ -79,14 +79,18 @@ class StudentBrain(DistillingBrain):
         super().train(train_loader, valid_loader)
 
     def on_fit_start(self) -> None:
-        """Compare the encoders of student and teacher."""
+        """Compare student and teacher: whether they have the same encoder, and which of their layers correspond."""
         super().on_fit_start()
-        if self.teacher is not None and not isinstance(self.teacher, TeacherCache) and self.hparams.freeze_encoder:
+        if self.teacher is None or isinstance(self.teacher, TeacherCache):
+            return
+        if self.hparams.freeze_encoder:
             same = self.teacher.model.network.dtype == self.model.network.dtype
             self.shares_encoder = same and weights_digest(self.teacher.model) == weights_digest(self.model)
             print(
                 f"the teacher {'shares the encoder of the student' if self.shares_encoder else 'runs its own encoder'}"
             )
+        if self.hparams.hidden_weight:
+            self.matched = matched_layers(self.model, self.teacher.model, self.hparams.decoder_layers)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> Any:
         """Return next-token logits [batch, tokens - 1, vocabulary]; in training, keep the states that they came from."""
@@ -131,13 +135,41 @@ class StudentBrain(DistillingBrain):
     def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return the loss of the module docstring; outside training, the cross-entropy."""
         loss = super().compute_objectives(predictions, batch, stage)
-        if stage != sb.Stage.TRAIN or not self.hparams.hidden_weight:
+        if stage != sb.Stage.TRAIN:
             return loss
-        count = len(self.teacher.model.network.model.decoder.layers)
-        kept = [*kept_layers(self.hparams.decoder_layers, count, "decoder_layers"), count]
-        matched = torch.stack([self.teacher_states[place] for place in kept[1:]], dim=2)
+        if self.teacher is None:
+            return self.hparams.ce_weight * loss
+        if not self.hparams.hidden_weight:
+            return loss
+        matched = torch.stack([self.teacher_states[place] for place in self.matched], dim=2)
         difference = (self.student_states[:, :, 1:] - matched)[self.predicted(batch)]
         return loss + self.hparams.hidden_weight * difference.pow(2).mean()
+
+
+def matched_layers(student: Whisper, teacher: Whisper, decoder_layers: int | list[int]) -> list[int]:
+    """Return which of the teacher's decoder states (0: the input of layer 1) each layer of the student is matched with.
+
+    Arguments
+    ---------
+    student, teacher : Whisper
+        The models.
+    decoder_layers : int or list of int
+        The value of the YAML file. A student that was made before (-1) is taken for one with layers as far apart as possible.
+
+    Raises
+    ------
+    UserError
+        If their layers do not correspond.
+    """
+    own, count = (len(model.network.model.decoder.layers) for model in (student, teacher))
+    kept = kept_layers(own if decoder_layers == -1 else decoder_layers, count, "decoder_layers")
+    widths = [model.network.config.d_model for model in (student, teacher)]
+    if len(kept) != own or widths[0] != widths[1]:
+        raise UserError(
+            f"hidden_weight: {own} layers of width {widths[0]} cannot be matched with {count} of width {widths[1]}; set it to 0, "
+            "or use the teacher that the student's layers come from"
+        )
+    return [*kept[1:], count]
 
 
 def _check(hparams: dict[str, Any]) -> None:
@@ -156,6 +188,10 @@ def _check(hparams: dict[str, Any]) -> None:
         raise UserError("ce_weight, kl_weight, teacher: without a teacher or weights there is nothing to learn")
     if hparams["hidden_weight"] and (hparams["teacher_cache"] or not hparams["teacher"]):
         raise UserError("hidden_weight: a cache has no hidden states; set teacher, and teacher_cache to null")
+    if hparams["sigma"] is not None or hparams["learn_sigma"]:
+        raise UserError("sigma, learn_sigma: the weights are ce_weight and kl_weight here")
+    if hparams["freeze_encoder"] and hparams["encoder_layers"] != -1:
+        raise UserError("encoder_layers: an encoder with fewer layers has to learn; set freeze_encoder to False")
     if hparams["encoder_states_folder"]:
         augment = hparams["augment"]
         if not hparams["freeze_encoder"]:

@@ -10,6 +10,7 @@ import hashlib
 from functools import partial
 
 from efficient_asr.data import Row, Rows
+from efficient_asr.text.normalise import spaced
 
 
 def with_targets(rows: Rows, timestamps: float, previous_text: float, seed: int) -> Rows:
@@ -37,10 +38,10 @@ def is_chosen(name: str, what: str, share: float, seed: int) -> bool:
 
 def _target(rows: Rows, timestamps: float, previous_text: float, seed: int, number: int) -> Row:
     row = dict(rows[number])
-    row["text"] = f" {row['text'].strip()}"  # Whisper writes a space in front of every text
+    row["text"] = spaced(row["text"])
     row["timed"] = bool(row.get("segments")) and is_chosen(row["id"], "timestamps", timestamps, seed)
     if number and is_chosen(row["id"], "previous text", previous_text, seed):
         before = rows[number - 1]
         if before.get("speaker") is not None and before["speaker"] == row.get("speaker"):
-            row["previous_text"] = f" {before['text'].strip()}"
+            row["previous_text"] = spaced(before["text"])
     return row

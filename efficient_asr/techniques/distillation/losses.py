@@ -76,10 +76,12 @@ def with_rest(log_probs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return torch.cat([log_probs.gather(-1, indices), rest.clamp(min=-1e4)], dim=-1)
 
 
-def weighted_loss(kind: str, temperature: float, ce_weight: float, kl_weight: float) -> DistillationLoss:
+def weighted_loss(
+    kind: str, temperature: float, ce_weight: float, kl_weight: float, warm_up: float = 0.0
+) -> DistillationLoss:
     """Return a loss with fixed weights of cross-entropy and divergence instead of sigmas: sigma is (2 weight)^(-1/2)."""
     sigma = [(2 * weight) ** -0.5 if weight else math.inf for weight in (ce_weight, kl_weight)]
-    return DistillationLoss(kind, temperature, sigma)
+    return DistillationLoss(kind, temperature, sigma, warm_up=warm_up)
 
 
 class DistillationLoss(nn.Module):

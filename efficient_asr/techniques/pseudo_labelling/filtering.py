@@ -34,7 +34,7 @@ class Rules:
     metric : str
         `wer` or `cer`.
     max_error_percent : float or None
-        Highest error rate of an utterance with a known text.
+        Highest error rate of an utterance with a known text, of which something is left after normalisation.
     min_avg_logprob : float or None
         Lowest mean log-probability of the tokens, for utterances without a known text.
     max_no_speech_prob : float or None
@@ -67,9 +67,9 @@ class Rules:
         if "compression_ratio" not in row:
             raise UserError(f"utterance '{row.get('id')}' has no labels; run recipes/pseudo_labelling/label.py first")
         found = [] if row["text"].strip() else ["empty text"]
-        known, above, below = row.get("origin_text") is not None, self._above, self._below
-        if known:
-            found += above(row.get(f"{self.metric}_percent"), self.max_error_percent, self.metric.upper())
+        rate, above, below = row.get(f"{self.metric}_percent"), self._above, self._below
+        if rate is not None:
+            found += above(rate, self.max_error_percent, self.metric.upper())
         else:
             found += below(row.get("avg_logprob"), self.min_avg_logprob, "log-probability")
             found += above(row.get("no_speech_prob"), self.max_no_speech_prob, "silence")
@@ -120,19 +120,23 @@ def write_filtered(rows: Iterable[Row], rules: Rules, folder: Path) -> dict[str,
             counts[name] += 1
             seconds[name] += row["duration"]
             reasons.update(why)
-            known = row.get("origin_text") is not None
-            value = row.get(f"{rules.metric}_percent" if known else "avg_logprob")
-            if value is not None:
-                values["error_percent" if known else "avg_logprob"].append(value)
+            rate, sure = row.get(f"{rules.metric}_percent"), row.get("avg_logprob")
+            if rate is not None:
+                values["error_percent"].append(rate)
+            elif sure is not None:
+                values["avg_logprob"].append(sure)
+            else:
+                counts["unjudged"] += 1
             file.write(json.dumps(row | ({"reasons": why} if why else {}), ensure_ascii=False) + "\n")
-    if not sum(counts.values()):
+    if not counts["kept"] + counts["left_out"]:
         raise UserError(f"there are no labels in {folder}")
     errors = values["error_percent"]
     shares = {f"{most}": 100 * sum(value > most for value in errors) / len(errors) for most in LAMBDAS if errors}
     report = {
         "rules": rules.__dict__, "utterances": {name: counts[name] for name in ("kept", "left_out")},
         "hours": {name: round(seconds[name] / 3600, 3) for name in ("kept", "left_out")},
-        "reasons": dict(reasons.most_common()), "with_text": len(errors), "left_out_percent_by_max_error": shares,
+        "reasons": dict(reasons.most_common()), "with_text": len(errors), "without_text_and_confidence": counts["unjudged"],
+        "left_out_percent_by_max_error": shares,
     }  # fmt: skip
     draw(values, rules, folder / "filter_report.png")
     atomic_write_text(folder / "filter_report.json", json.dumps(report, indent=1) + "\n")

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.data import BatchOrder, Rows
+from efficient_asr.data import ORIGIN, BatchOrder, Rows, check_columns
 from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
+from efficient_asr.inference.transcriber import MANIFEST
+from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import fingerprint, read_config, resolve_source
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
@@ -26,7 +28,7 @@ LOADING = (
 
 
 def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return the options of `load_transcriber` in a YAML file: those that differ from the defaults, which suit any model.
+    """Return the options of `load_transcriber` in a YAML file that suit a teacher: those that differ from the defaults.
 
     Whisper's probability of silence is recorded, without any effect on the text unless `no_speech_threshold` is set.
     """
@@ -37,21 +39,44 @@ def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
         if name in hparams and hparams[name] != getattr(defaults, name)
     }
     options |= {name: hparams[name] for name in LOADING if hparams.get(name) is not None}
-    is_own = os.path.isdir(source) and read_config(source).get("format") == "efficient_asr"
-    return options if is_own else {"no_speech_threshold": 1.0} | options
+    own = read_config(source) if os.path.isdir(source) and not is_adapter(source) else {}
+    if own.get("format") != "efficient_asr":
+        return {"no_speech_threshold": 1.0} | options
+    if options.pop("timestamps", False):
+        print(f"timestamps: a model of the kind {own.get('kind')} predicts none; the labels have no segments")
+    if options.get("language") == MANIFEST and not str(own.get("kind")).startswith("ctc"):
+        del options["language"]  # a cascade detects it
+    return options
 
 
-def write_labels(rows: Rows, hparams: dict[str, Any], folder: Path, device: str) -> Path:
+def write_labels(
+    rows: Rows, hparams: dict[str, Any], folder: Path, device: str, on_start: Callable[[], Any] | None = None
+) -> Path:
     """Label all utterances and write `<folder>/labels.jsonl`, in the order of `rows`; a rerun continues.
+
+    Arguments
+    ---------
+    rows : Rows
+        The utterances.
+    hparams : dict
+        Values of the YAML file.
+    folder : Path
+        Folder for the output.
+    device : str
+        Device for the teacher.
+    on_start : callable, optional
+        Called when it is known that the folder belongs to these settings.
 
     Raises
     ------
     UserError
-        If the folder has labels of another teacher, other settings or other utterances.
+        If the folder has labels of another teacher, other settings or other utterances, or an utterance has a wrong text or a
+        language that the teacher does not know.
     """
     source = resolve_source(hparams["teacher_model"])
     options = teacher_options(hparams, source)
-    more = {"normaliser": hparams["normaliser"], "timestamps": hparams["timestamps"]}
+    columns = [name for name in check_columns(hparams.get("columns"))["text"] if name != "text"]
+    more = {"normaliser": hparams["normaliser"], "timestamps": hparams["timestamps"], "text_columns": columns}
     key = {
         "teacher_model": fingerprint(source), "options": options, **more,
         "batches": [hparams["batch_size"], hparams["max_batch_length_s"]], "manifest": digest(rows),
@@ -59,6 +84,8 @@ def write_labels(rows: Rows, hparams: dict[str, Any], folder: Path, device: str)
     out = folder / "labels.jsonl"
     with FolderLock(folder):
         complete = _is_complete(out, json.loads(json.dumps(key)), len(rows))
+        if on_start is not None:
+            on_start()
         parts = PartFiles(folder / "labels", json.dumps(key, sort_keys=True))
         if complete:
             print(f"{len(rows)} utterances are labelled already")
@@ -76,7 +103,9 @@ def write_labels(rows: Rows, hparams: dict[str, Any], folder: Path, device: str)
             if hparams["ray_workers"] or hparams["ray_address"]:
                 _label_with_ray(rows, todo, done, arguments, hparams, file.append)
             else:
-                pass_over(rows, todo, done, Labeller(**arguments), file.append, "labelling")
+                label = Labeller(**arguments)
+                label.transcriber.check_rows(rows, "manifest")
+                pass_over(rows, todo, done, label, file.append, "labelling")
         records = parts.merge(row["id"] for row in rows)
         with atomic_write(out) as partial:
             records.write(partial)
@@ -85,11 +114,18 @@ def write_labels(rows: Rows, hparams: dict[str, Any], folder: Path, device: str)
 
 
 def digest(rows: Rows) -> str:
-    """Return a checksum of what labels depend on in the manifest: audio, times, texts and languages."""
+    """Return a checksum of the manifest: of every field of every utterance.
+
+    Raises
+    ------
+    UserError
+        If a text is no string.
+    """
     found = hashlib.sha256()
     for row in rows:
-        about = [row.get(name) for name in ("id", "audio", "offset", "duration", "text", "language")]
-        found.update(json.dumps(about).encode())
+        if not isinstance(row.get("text", ""), (str, type(None))):
+            raise UserError(f"utterance '{row['id']}': text {row['text']!r} is not a string; fix the manifest")
+        found.update(json.dumps({key: value for key, value in row.items() if key != ORIGIN}, sort_keys=True).encode())
     return found.hexdigest()[:16]
 
 
@@ -102,6 +138,8 @@ def _is_complete(out: Path, key: dict[str, Any], count: int) -> bool:
         If the folder belongs to another key.
     """
     about = out.with_suffix(".meta.json")
+    if out.is_file() and not about.is_file():
+        raise UserError(f"output_folder: {out} was not written by this command; use another folder")
     found = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else key
     different = [name for name in key if found.get(name) != key[name]]
     if different:

@@ -15,6 +15,7 @@ ratio of the text (repetition), and the probability of silence, as in Whisper's 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from efficient_asr.data import ORIGIN, Row
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.inference.load import load_transcriber
-from efficient_asr.inference.transcriber import transcribe_rows
+from efficient_asr.inference.transcriber import MANIFEST, transcribe_rows
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.whisper.decoding import compression_ratio
 from efficient_asr.text.normalise import get_normaliser, join_signs, whisper_normaliser
@@ -44,13 +45,24 @@ class Labeller:
         Normaliser for WER and CER; None for Whisper's own, by language.
     timestamps : bool
         Whether to keep timed `segments`.
+    text_columns : list of str
+        Columns that the text was read from, and which are dropped: a label must not stand beside them under another name.
     """
 
     def __init__(
-        self, source: str, options: dict[str, Any], device: str, normaliser: str | None = None, timestamps: bool = False
+        self,
+        source: str,
+        options: dict[str, Any],
+        device: str,
+        normaliser: str | None = None,
+        timestamps: bool = False,
+        text_columns: Sequence[str] = (),
     ) -> None:
         self.transcriber = load_transcriber(source, **options).to(device)
         self.normaliser, self.timestamps = normaliser, timestamps
+        given = options.get("language")
+        self.language = None if given == MANIFEST else given
+        self.dropped = {"text", "origin_text", "segments", "split", ORIGIN, *text_columns}
 
     def __call__(self, rows: Sequence[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Row]:
         """Return the labelled rows of a batch, [batch, time] with relative lengths [batch]."""
@@ -59,8 +71,11 @@ class Labeller:
 
     def label(self, row: Row, transcript: Transcript) -> Row:
         """Return a row with the teacher's text; `origin_text`, `wer_percent` and `cer_percent` if it had one."""
-        language = row.get("language") or transcript.details.get("language") or self.transcriber.language
-        labelled = {key: value for key, value in row.items() if key not in ("text", "origin_text", "segments", ORIGIN)}
+        language = row.get("language") or self.language or _heard_language(transcript)
+        labelled = {key: value for key, value in row.items() if key not in self.dropped}
+        labelled |= (
+            {"origin_split": row["split"]} if "split" in row else {}
+        )  # `split` would choose the split of a training
         labelled |= {"text": transcript.text} | ({"language": language} if language else {})
         if str(row.get("text") or "").strip():
             labelled |= {"origin_text": row["text"]} | self._rates(row["text"], transcript.text, language)
@@ -82,6 +97,16 @@ class Labeller:
         return rates
 
 
+def _heard_language(transcript: Transcript) -> str | None:
+    """Return the detected language; of audio that was transcribed in pieces, that of most segments."""
+    if transcript.details.get("language"):
+        return transcript.details["language"]
+    heard = Counter(
+        segment["language"] for segment in transcript.details.get("segments", ()) if segment.get("language")
+    )
+    return heard.most_common(1)[0][0] if heard else None
+
+
 def confidences(transcript: Transcript) -> dict[str, float | None]:
     """Return `avg_logprob`, `compression_ratio` and `no_speech_prob` of a transcript; None where the model has none.
 
@@ -89,6 +114,8 @@ def confidences(transcript: Transcript) -> dict[str, float | None]:
     """
     parts = [transcript.details] if "avg_logprob" in transcript.details else transcript.details.get("segments", [])
     parts = [part for part in parts if "avg_logprob" in part]
+    same = ("avg_logprob", "tokens", "entropy")  # the segments of one piece share what is known of the piece
+    parts = [part for i, part in enumerate(parts) if i == 0 or any(part.get(k) != parts[i - 1].get(k) for k in same)]
     weights = [part.get("tokens", 0) + 1 for part in parts]  # and the end token
     mean = sum(w * part["avg_logprob"] for w, part in zip(weights, parts, strict=True)) / max(1, sum(weights))
     silent = [part["no_speech_prob"] for part in parts if part.get("no_speech_prob") is not None]

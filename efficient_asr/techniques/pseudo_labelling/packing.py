@@ -1,12 +1,13 @@
 """Pack short utterances into segments of up to 30 s, as in Distil-Whisper's training data (arXiv 2311.00430, section 4).
 
 A Whisper pads everything to its window, so that a training step on 3 s of speech costs as much as one on 30. Neighbours of the
-same speaker and language are joined, in the order of the manifest. Each begins on a multiple of 0.02 s, the resolution of
-Whisper's timestamps, and keeps its place as a timed segment.
+same speaker and language are joined, in the order of the manifest; without speakers, all count as one. Each begins on a
+multiple of 0.02 s, the resolution of Whisper's timestamps, and keeps its place as a timed segment.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import soundfile
 import torch
 
 from efficient_asr.data import SAMPLE_RATE, Row, load_row
+from efficient_asr.text.normalise import spaced
 from efficient_asr.utils.files import atomic_write
 
 STEP = SAMPLE_RATE // 50  # samples between two timestamps
@@ -51,7 +53,7 @@ def join(group: list[Row]) -> tuple[torch.Tensor, dict[str, Any]]:
             segments.append({**times, "text": segment["text"]})
         parts.append(padded)
         start += len(padded)
-    text = " ".join(row["text"].strip() for row in group)
+    text = "".join(spaced(row["text"]) for row in group).strip()
     return torch.cat(parts), {"text": text, "segments": segments, "packed": [row["id"] for row in group]}
 
 
@@ -70,17 +72,18 @@ def write_packed(rows: Iterable[Row], folder: Path, longest_s: float) -> Path:
     out = folder / "packed.jsonl"
     (folder / "packed").mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as partial, open(partial, "w", encoding="utf-8") as file:
-        for number, group in enumerate(groups(rows, longest_s)):
+        for group in groups(rows, longest_s):
             wav, about = join(group)
+            name = hashlib.sha256("\0".join(about["packed"]).encode()).hexdigest()[:12]
             if len(group) == 1:
                 packed = group[0] | {"segments": about["segments"]}
             else:
-                path = folder / "packed" / f"{number:06d}.flac"
+                path = folder / "packed" / f"{name}.flac"
                 with atomic_write(path) as audio:
                     samples = np.clip(wav.numpy(), -1.0, 1.0)
                     soundfile.write(audio, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
                 shared = {key: group[0][key] for key in ("speaker", "language") if key in group[0]}
-                where = {"id": f"packed-{number:06d}", "audio": str(path.absolute())}
+                where = {"id": f"packed-{name}", "audio": str(path.absolute())}
                 packed = where | {"duration": len(wav) / SAMPLE_RATE} | shared | about
             file.write(json.dumps(packed, ensure_ascii=False) + "\n")
     return out

@@ -15,7 +15,7 @@ from efficient_asr.data import Row, Rows, iterate_batches
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.utils.errors import UserError
 
-MOST_BLOCKS = 1024  # of a dataset; a block is done when all its batches are
+MOST_BLOCKS = 10_000  # of a dataset; a block is done when all its batches are
 
 
 class Worker:
@@ -34,12 +34,14 @@ class Worker:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.label = Labeller(**arguments)
+        self.arguments, self.label = arguments, None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Return the rows of a batch and their records, as JSON, or the message of a problem."""
         rows = json.loads(item["rows"])
         try:
+            if self.label is None:  # here, so that a missing teacher is a message and no dead actor
+                self.label = Labeller(**self.arguments)
             ((chunk, wavs, wav_lens),) = iterate_batches(Rows.of(rows), len(rows))
             return {"rows": item["rows"], "records": json.dumps(self.label(chunk, wavs, wav_lens)), "problem": ""}
         except UserError as error:
@@ -75,6 +77,7 @@ def label_batches(
     import torch
 
     on_gpu = arguments["device"].startswith("cuda")
+    arguments = arguments | ({"device": "cuda"} if on_gpu else {})  # each worker sees one GPU only
     count = workers or max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)))
     # An actor that asks for a whole core would leave none to the tasks that read and collect.
     needs = {"num_gpus": 1, "num_cpus": 0.5} if on_gpu else {"num_cpus": 0.5}
