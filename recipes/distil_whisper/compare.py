@@ -4,9 +4,9 @@
         "student, fast=output/distil_whisper/1986/model;encoder_padding=silence_cache;quantise=decoder-int8" \\
         --manifest a.jsonl b.jsonl --language en --out results/distil_whisper/base.json
 
-A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for WER
-and MACs. Then the first `--timed` utterances of each manifest are timed at batch 1 and 8, one system after the other, `--rounds`
-times; the table shows medians. Rerun the command to continue, also with further systems: what was transcribed before is kept in
+A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for the
+WER. MACs are counted on the first `--timed` utterances of each manifest, and these are timed at batch 1 and 8, one system after the
+other, `--rounds` times; the table shows medians. Rerun the command to continue, also with further systems: what was transcribed before is kept in
 `output/compare`. The times are always those of one run.
 """
 
@@ -26,9 +26,10 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr import load_transcriber
-from efficient_asr.data import Row, iterate_batches
+from efficient_asr.data import Row, Rows, iterate_batches
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import score
+from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap, repeated_ngrams
@@ -61,20 +62,26 @@ def describe(records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> 
     errors = errors_of(records)
     words = sum(each.reference_length for each in errors)
     test = paired_bootstrap(errors_of(reference), errors)
-    counted = [record["macs_g"] for record in records]
     return {
         "utterances": len(records), "words": words, "wer_percent": error_rate_percent(errors),
         "difference_percent": test["difference_percent"], "ci95_percent": [test["low_percent"], test["high_percent"]],
         "insertions_percent": 100 * sum(each.insertions for each in errors) / words,
         "repeated_5grams": sum(repeated_ngrams(record["hypothesis"]) for record in records),
-        "macs_g": None if None in counted else sum(counted) / len(counted),
     }  # fmt: skip
+
+
+def mean_macs_g(transcriber: Transcriber, rows: list[Row]) -> float | None:
+    """Return the GMACs of an utterance, transcribed alone; None for other engines than torch, or without utterances."""
+    if not transcriber.counts_macs or not rows:
+        return None
+    batches = iterate_batches(Rows.of(rows), 1)
+    return sum(count_macs(transcribe_rows, transcriber, *batch).macs for batch in batches) / 1e9 / len(rows)
 
 
 def time_once(transcriber: Transcriber, rows: list[Row], batch_size: int) -> dict[str, float]:
     """Return seconds from audio in memory to text, and tokens per second of the decoder alone where that is known."""
     total = decoding = tokens = 0.0
-    for chunk, wavs, wav_lens in iterate_batches(rows, batch_size):
+    for chunk, wavs, wav_lens in iterate_batches(Rows.of(rows), batch_size):
         start = time.perf_counter()
         short = max(row["duration"] for row in chunk) < 29.5
         if short and transcriber.shows_encoder and transcriber.model.backend == "torch":
@@ -119,7 +126,9 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSON lines: id, audio, text, language")
     parser.add_argument("--language", help="language of the audio; detected if not given")
-    parser.add_argument("--timed", type=at_least(0), default=8, help="utterances of each manifest that are timed")
+    parser.add_argument(
+        "--timed", type=at_least(0), default=8, help="utterances of each manifest that are timed and counted"
+    )
     parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds of timing")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     return parser.parse_args()
@@ -140,24 +149,25 @@ def main() -> None:
     check_writable(args.out.parent, "--out")
     benchmarks = [Benchmark.from_manifest(path, normaliser=None, language=args.language) for path in args.manifest]
     names, result, transcribers, first = corpus_names(benchmarks), {"systems": {}}, {}, None
+    timed = [row for benchmark in benchmarks for row in benchmark.rows[: args.timed]]
     for name, (model, options) in dict(args.systems).items():
         source = resolve_source(model)
         transcribers[name] = load_transcriber(source, **{"language": args.language} | options)
         about = f"{fingerprint(source)} {options} {args.language}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
         own = [
-            list(score(transcribers[name], benchmark, stem=Path(f"{stem}-{benchmark.hash}"), key=about, device="cpu"))
+            list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{benchmark.hash}"), about, "cpu"))
             for benchmark in benchmarks
         ]
         first = first or own
         pairs = [([*chain(*own)], [*chain(*first)]), *zip(own, first, strict=True)]
         result["systems"][name] = {
             "model": fingerprint(source), "options": options, "parameters": transcribers[name].parameters_count(),
+            "macs_g": mean_macs_g(transcribers[name], timed),
             "corpora": {corpus: describe(*pair) for corpus, pair in zip(("all", *names), pairs, strict=True)},
         }  # fmt: skip
         every = result["systems"][name]["corpora"]["all"]
         print(f"{name}: WER {every['wer_percent']:.2f} % ({every['difference_percent']:+.2f})", flush=True)
-    timed = [row for benchmark in benchmarks for row in benchmark.rows[: args.timed]]
     if timed:
         times = {"threads": torch.get_num_threads(), "cpu": device_name("cpu")}
         result["timing"] = measure_times(transcribers, timed, args.rounds) | times

@@ -25,7 +25,7 @@ def students_table(name: str, results_folder: Path) -> str:
         difference = "–" if system == first else f"{every['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
         cells = [system, show(entry["parameters"], 0, 1e-6), show(every["wer_percent"]), difference]
         cells += [show(entry["corpora"][corpus]["wer_percent"]) for corpus in corpora]
-        cells += [show(every["insertions_percent"]), str(every["repeated_5grams"]), show(every["macs_g"], 1)]
+        cells += [show(every["insertions_percent"]), str(every["repeated_5grams"]), show(entry["macs_g"], 1)]
         times = timing["systems"].get(system, {})
         own = [times.get(str(batch), times.get(batch, {})) for batch in (1, 8)]
         for each in own:
@@ -43,7 +43,7 @@ def students_table(name: str, results_folder: Path) -> str:
     )
     if timing["systems"]:
         title += (
-            f" Times of {timing['utterances']} utterances ({timing['audio_s'] / 60:.1f} min), medians of {timing['rounds']} "
-            f"interleaved rounds, {timing['cpu']}, {timing['threads']} threads."
+            f" MACs and times of {timing['utterances']} utterances ({timing['audio_s'] / 60:.1f} min), medians of "
+            f"{timing['rounds']} interleaved rounds, {timing['cpu']}, {timing['threads']} threads."
         )
     return f"{title}\n\n{markdown_table(head, rows)}"
