@@ -4,10 +4,10 @@
         "student, fast=output/distil_whisper/1986/model;encoder_padding=silence_cache;quantise=decoder-int8" \\
         --manifest a.jsonl b.jsonl --language en --out results/distil_whisper/base.json
 
-A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for the
-WER. MACs are counted on the first `--timed` utterances of each manifest, and these are timed at batch 1 and 8, one system after the
-other, `--rounds` times; the table shows medians. Rerun the command to continue, also with further systems: what was transcribed before is kept in
-`output/compare`. The times are always those of one run.
+A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for
+the WER. MACs are counted on the first `--timed` utterances of each manifest, and these are timed at batch 1 and 8, one system
+after the other, `--rounds` times; the table shows medians. Rerun the command to continue, also with further systems: what was
+transcribed before is kept in `output/compare`. The times are always those of one run.
 """
 
 from __future__ import annotations

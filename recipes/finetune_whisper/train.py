@@ -6,8 +6,8 @@
     python recipes/finetune_whisper/train.py hparams/mini/whisper_small.yaml
 
 With `--test_only True` and no trained model, `source` itself is evaluated. The YAML file sets the decoding (greedy or beam
-search, language, timestamps, temperature fallback, long audio); see `hparams/_base/whisper.yaml`. Training texts are used
-unchanged, with the language given in their manifest line or by `--language`. Rerun the command to resume from the last
+search, language, timestamps, temperature fallback, long audio); see `hparams/_base/whisper_decoding.yaml`. Training texts are
+used unchanged, with the language given in their manifest line or by `--language`. Rerun the command to resume from the last
 checkpoint. The model is saved as a directory in Hugging Face's layout.
 """
 
