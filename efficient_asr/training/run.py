@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from efficient_asr.data import BatchOrder, Rows
 from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.model_card import write_card
 from efficient_asr.evaluation.runtime import limit_convolution_cache
 from efficient_asr.inference.language_model import WHY_NOT, kenlm_is_here
 from efficient_asr.inference.transcriber import MANIFEST
@@ -191,6 +192,8 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
         if not train_only:
             device = this.run_opts.device
             results = measure(hparams, this.plain, benchmarks, model, output_folder, brain_class, device)
+    if distributed.if_main_process() and Path(model) == output_folder / "model" and not this.run_opts.debug:
+        write_card(Path(model), results)
     print(f"model: {model}")
     if distributed.if_main_process() and not this.test_only and not this.run_opts.debug:
         _report_checkpoints(output_folder / "save", hparams.get("keep_checkpoints", True))
