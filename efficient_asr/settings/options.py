@@ -147,9 +147,7 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
         "--suppress", type=yes_or_no, help="suppress the tokens listed in the model's configuration (default True)"
     )
     group.add_argument(
-        "--overlap_s",
-        type=float,
-        help="seconds shared by neighbouring windows with --long_audio overlap (default 5.0)",
+        "--overlap_s", type=float, help="seconds shared by neighbouring windows with --long_audio overlap (default 5.0)"
     )
     group.add_argument(
         "--long_audio_batch", type=at_least(1), help="pieces of one recording transcribed together (default 8)"
