@@ -42,13 +42,14 @@ def recipe_help(path: Path | None, recipe: str | None, description: str, script:
     script : str
         Name of the script in the recipe's folder.
     """
+    options = [*_COMMON_RUN_OPTIONS] if script == "train.py" else ["device"]
     files = [path] if path is not None else yaml_files_of(recipe) if recipe else []
     lines = [_docstring_of(recipe, script) or description.strip(), ""]
     script = f"recipes/{recipe or '<exp>'}/{script}"
     lines += [f"usage: python {script} YAML [--key value ...]", ""]
     lines += [
         "Run options:",
-        *_table((f"--{k}", shown(RUN_OPTIONS[k]), v) for k, v in _COMMON_RUN_OPTIONS.items()),
+        *_table((f"--{k}", shown(RUN_OPTIONS[k]), _COMMON_RUN_OPTIONS[k]) for k in options),
     ]
     lines += _table([
         ("--print_yaml", "", "print the YAML file with its includes, then exit"),

@@ -68,6 +68,9 @@ def read_step(script: str, recipe: str, argv: list[str] | None = None) -> Step |
         print(recipe_help(path, recipe, "", script))
         return None
     path, run_opts, overrides = parse_command_line([argument for argument in argv if argument != "--print_yaml"])
+    for key in run_opts.overridden_args:
+        if key not in ("device", "distributed_backend"):
+            raise UserError(f"--{key}: {script} trains nothing and has no such option")
     text = complete_yaml(path, overrides, run_opts)
     if "--print_yaml" in argv:
         print(text, end="")

@@ -71,6 +71,12 @@ def test_from_audio_to_a_student_in_six_commands(mini_corpus: dict[str, Path], t
     ("script", "arguments", "message"),
     [
         ("label.py", ["--manifest", "none.jsonl"], "no manifest at"),
+        ("label.py", ["--manifest", "{manifest}", "--precision", "bf16"], "--precision: label.py trains nothing"),
+        (
+            "label.py",
+            ["--manifest", "{manifest}", "--columns", "{{text: sentense}}"],
+            "no utterance has a column 'sentense'",
+        ),
         ("label.py", ["--batch_siz", "3", "--manifest", "x"], "Did you mean 'batch_size'"),
         ("label.py", ["--manifest", "{manifest}", "--teacher_model", "{tmp}"], "config.json"),
         ("label.py", ["--manifest", "{manifest}", "--normaliser", "plane"], "plain"),
