@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_wavs
+from conftest import ROOT, make_corpus, make_wavs, write_tiny_yaml
 from runs import run_script
 from safetensors.torch import load_file
 
@@ -104,8 +104,12 @@ def test_layer_drop_of_a_trained_model(three_layers: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def exits(three_layers: Path, tmp_path: Path) -> list[str]:
-    yaml = with_base(three_layers, "early_exit")
+def exits(three_layers: Path) -> list[str]:
+    return with_exits(three_layers)
+
+
+def with_exits(yaml: Path) -> list[str]:
+    yaml = with_base(yaml, "early_exit")
     return [str(yaml), *QUICK, "--exit_layers", "[1, 2, 3]", "--number_of_epochs", "4"]
 
 
@@ -191,10 +195,14 @@ def test_mistakes_are_said(exits: list[str], options: list[str], message: str, c
     assert message in capsys.readouterr().err
 
 
-@pytest.fixture
-def trained(exits: list[str], tmp_path: Path) -> Path:
-    assert run(EarlyExitBrain, [*exits, "--number_of_epochs", "30", "--batch_size", "4"]) == 0
-    return tmp_path / "output/model"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with exits, trained once for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("exits")
+    yaml = write_tiny_yaml(folder / "tiny.yaml", make_corpus(folder / "corpus"), folder)
+    yaml.write_text(yaml.read_text().replace("layers: 1\n", "layers: 3\n"))
+    assert run(EarlyExitBrain, [*with_exits(yaml), "--number_of_epochs", "30", "--batch_size", "4"]) == 0
+    return folder / "output/model"
 
 
 @pytest.mark.parametrize("rule", ["none", "entropy", "similarity", "confidence", "agreement"])
