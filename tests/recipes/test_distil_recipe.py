@@ -143,7 +143,8 @@ def test_an_assistant_changes_no_text_of_a_real_whisper(
     options = {"language": "en", "timestamps": timestamps}
     alone = load_transcriber(tiny, **options)
     both = load_transcriber(tiny, assistant=str(tmp_path / "student") if kind == "student" else tiny, **options)
-    least = 1 if kind == "student" else 4  # an untrained student guesses nothing, the model itself everything
+    # An untrained student guesses nothing. The model guesses all of its own words, but not what the rules of timestamps forbid.
+    least = 1 if kind == "student" else 2
     for row in list(read_manifest(real_data / "ljspeech" / "manifest.jsonl"))[:3]:
         wav = load_row(row)
         expected, found = (each.transcribe(wav)[0] for each in (alone, both))
