@@ -10,7 +10,7 @@ from efficient_asr.data.audio import (
     silence,
 )
 from efficient_asr.data.batches import iterate_batches, make_loader, normalise_texts
-from efficient_asr.data.feature_store import FeatureStore
+from efficient_asr.data.feature_store import FeatureStore, place_of
 from efficient_asr.data.manifest import (
     BROKEN,
     FIELDS,
@@ -55,6 +55,7 @@ __all__ = [
     "normalise_texts",
     "pad_wavs",
     "parse_line",
+    "place_of",
     "read_manifest",
     "report_skipped",
     "silence",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
+from efficient_asr.data.batches import iterate_batches
+from efficient_asr.data.manifest import Row, Rows
+from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError, check_writable
-from efficient_asr.utils.files import atomic_write, atomic_write_text, read_complete_lines
+from efficient_asr.utils.files import atomic_write, atomic_write_text, file_state, read_complete_lines
 from efficient_asr.utils.technique import current_value
 
+Compute = Callable[[Row, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 META, FORMER_META = "meta.json", "about.json"
 
 
@@ -82,6 +88,39 @@ class FeatureStore:
             return False
         return all(found.get(key) == value for key, value in about.items())
 
+    def missing(self, rows: Rows, name: Callable[[Row], str]) -> Rows:
+        """Return the utterances without an intact file that was computed from the audio file as it is now.
+
+        Arguments
+        ---------
+        rows : Rows
+            The utterances.
+        name : callable
+            `(row)` -> the name under which its features are stored.
+        """
+        return rows.select([i for i, row in enumerate(rows) if not self.holds(name(row), _audio_state(row))])
+
+    def fill(self, rows: Rows, name: Callable[[Row], str], compute: Compute, desc: str) -> None:
+        """Compute and write the features of utterances, one after the other, with the state of their audio files.
+
+        Arguments
+        ---------
+        rows : Rows
+            The utterances; see `missing`.
+        name : callable
+            As for `missing`.
+        compute : callable
+            `(row, wavs [1, time], wav_lens [1])` -> features.
+        desc : str
+            Shown with the progress.
+        """
+        quiet = not len(rows) or not distributed.if_main_process()
+        progress = tqdm(total=len(rows), desc=desc, unit="utt", leave=False, mininterval=1, disable=quiet)
+        with progress:
+            for (row,), wavs, wav_lens in iterate_batches(rows, 1):
+                self.write(name(row), compute(row, wavs, wav_lens), _audio_state(row))
+                progress.update()
+
     def check_room(self, needed: int, advice: str) -> None:
         """Check that the disk has enough free space before writing.
 
@@ -131,6 +170,15 @@ class FeatureStore:
             raise UserError(
                 f"{self.what}: {path} cannot be read ({str(error).splitlines()[0]}); delete it, then rerun the step that wrote it"
             ) from None
+
+
+def place_of(row: Row) -> str:
+    """Return a name for the audio of an utterance: its file and the part of it, whatever its id is."""
+    return f"{row['audio']}\0{row.get('offset', 0)}\0{row['duration']}"
+
+
+def _audio_state(row: Row) -> dict[str, str]:
+    return {"audio": file_state(row["audio"])}
 
 
 class _PackedStates:

@@ -62,7 +62,7 @@ def card_text(folder: Path, results: Sequence[Result]) -> str:
     )
     parts = ["---", data.to_yaml(), "---", MARK, "", f"# {name}", "", _description(config, about)]
     parts += ["", "## Results", "", _table(results)] if results else ["", "Nothing was measured."]
-    parts += ["", "## Use", "", *_use(folder, is_whisper)]
+    parts += ["", "## Use", "", *_use(folder, is_whisper and not config.get("adapter"))]
     return "\n".join(parts) + "\n"
 
 
@@ -149,11 +149,10 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _use(folder: Path, is_whisper: bool) -> list[str]:
+def _use(folder: Path, is_plain_whisper: bool) -> list[str]:
     lines = ["```python", "import efficient_asr", "", f'transcriber = efficient_asr.load_transcriber("{folder.name}")']
     lines += ['print(transcriber.transcribe_files(["a.wav"])[0].text)', "```"]
-    config = read_config(str(folder))
-    if is_whisper and not config.get("adapter"):
+    if is_plain_whisper:
         lines += ["", "It is a Whisper as transformers writes it, and other programs open it too."]
     return lines
 

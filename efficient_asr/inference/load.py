@@ -14,9 +14,10 @@ from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.text.languages import is_language, normalise_or_keep
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.technique import find
+from efficient_asr.utils.technique import find, merged
 
 LM_OPTIONS = ("alpha", "beta", "beam_size", "case")
+WHISPER_KEYS = ("long_audio", "overlap_s", "long_audio_batch", "encoder_padding", "padding_s", "quantise", "backend")
 
 
 def load_transcriber(
@@ -89,6 +90,11 @@ def load_transcriber(
         return transcriber
     given = {"overlap_s": overlap_s, "batch_size": long_audio_batch}
     return LongAudio(transcriber, long_audio, **{key: value for key, value in given.items() if value is not None})
+
+
+def whisper_keys(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `load_transcriber` in a YAML file, other than the language and those of DecodingOptions."""
+    return {key: hparams[key] for key in (*WHISPER_KEYS, *merged("load_options")) if key in hparams}
 
 
 def _load_own(

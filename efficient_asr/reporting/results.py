@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from efficient_asr.evaluation.result import Result
 from efficient_asr.utils.errors import UserError
@@ -12,6 +14,19 @@ from efficient_asr.utils.errors import UserError
 def load_runs(folder: Path) -> list[Result]:
     """Read all results of a folder, sorted by file name."""
     return [Result.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """Read a JSON file of `results/` that a script made.
+
+    Raises
+    ------
+    UserError
+        If there is none, naming the script.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; make it with {made_by}")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def group_runs(results: list[Result]) -> dict[str, list[Result]]:

@@ -17,11 +17,11 @@ _EVAL_ONLY = (
     "tensorboard data_folder epoch_counter recipe variant techniques language task length_penalty max_new_tokens suppress "
     "timestamps temperatures compression_ratio_threshold logprob_threshold no_speech_threshold long_audio keep_checkpoints "
     "test_batch_size num_workers number_of_epochs nonfinite_patience ckpt_interval_minutes runtime_repeats lm_beam_size "
-    "num_beams overlap_s long_audio_batch runtime_devices encoder_padding padding_s quantise backend retry_logprob assistant"
+    "num_beams overlap_s long_audio_batch runtime_devices encoder_padding padding_s quantise backend retry_logprob"
 ).split()
 _TEXT = (
     "experiment recipe variant corpus corpus_name data_folder prepared_folder output_folder results_folder lm_path source "
-    "pretrained_model language quantise backend assistant noise_manifest rir_manifest"
+    "pretrained_model language quantise backend noise_manifest rir_manifest"
 ).split()
 _NUMBERS: dict[str, Key] = {
     key.name: key

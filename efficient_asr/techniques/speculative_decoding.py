@@ -31,10 +31,11 @@ from efficient_asr.models.whisper.decoding import Encoded, Hypothesis
 from efficient_asr.models.whisper.greedy import Decoder, Steps
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.technique import Column, Technique
+from efficient_asr.utils.technique import Column, Key, Technique
 
 TECHNIQUE = Technique(
     name="speculative_decoding",
+    keys=(Key("assistant", text=True, eval_only=True),),
     load_options={"assistant": ":with_assistant"},
     columns=(Column("tokens per pass", "tokens_per_pass"),),
 )
@@ -135,11 +136,10 @@ class SpeculativeWhisper(Whisper):
             raise UserError("assistant: its window is not as long as the model's")
         for name in ("technique", "label"):  # of what the model was trained with
             self.__dict__.pop(name, None)
-        self.encoder_padding, self.quantised = model.encoder_padding, model.quantised
-        self.stored_parameters, self.history = model.stored_parameters, model.history
+        self.encoder_padding, self.history = model.encoder_padding, model.history
         self.assistant = assistant
         self.label = f"assistant with {assistant.network.config.decoder_layers} decoder layers"
-        self.same_encoder = _same(model.network.model.encoder, assistant.network.model.encoder)
+        self.same_encoder = model.has_encoder_of(assistant)
         if not self.same_encoder and self.encoder_padding is not None:
             raise UserError("assistant: with encoder_padding, the assistant must have the same encoder as the model")
 
@@ -147,6 +147,7 @@ class SpeculativeWhisper(Whisper):
         """Compute with int8 weights, and let the assistant do so too."""
         super().quantise(mode)
         self.assistant.quantise(mode)
+        self.stored_parameters += self.assistant.stored_parameters
 
     def encode(
         self,
@@ -210,12 +211,3 @@ def with_assistant(model: Whisper, source: str) -> SpeculativeWhisper:
     if type(assistant) is not Whisper:
         raise UserError(f"assistant: '{source}' has {assistant.technique}; use a plain Whisper")
     return SpeculativeWhisper(model, assistant.eval().requires_grad_(False))
-
-
-def _same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    """Whether two encoders have the same weights."""
-    pair = [module.state_dict() for module in (first, second)]
-    if pair[0].keys() != pair[1].keys():
-        return False
-    tensors = zip(*(each.values() for each in pair), strict=True)
-    return all(isinstance(a, torch.Tensor) and a.shape == b.shape and torch.equal(a, b) for a, b in tensors)

@@ -12,7 +12,7 @@ from torch import nn
 
 from efficient_asr.data import SAMPLE_RATE, Rows, absolute_lengths
 from efficient_asr.evaluation.benchmark import Benchmark
-from efficient_asr.inference.load import load_transcriber
+from efficient_asr.inference.load import load_transcriber, whisper_keys
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.sources import resolve_source
@@ -102,18 +102,7 @@ class WhisperBrain(RecipeBrain):
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load a model folder with the decoding options of the YAML file."""
         options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
-        names = (
-            "long_audio",
-            "overlap_s",
-            "long_audio_batch",
-            "encoder_padding",
-            "padding_s",
-            "quantise",
-            "backend",
-            "assistant",
-        )
-        loading = {key: hparams[key] for key in names if key in hparams}
-        return load_transcriber(source, language=hparams["language"], **loading, **options)
+        return load_transcriber(source, language=hparams["language"], **whisper_keys(hparams), **options)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return next-token logits [batch, tokens - 1, vocabulary]."""

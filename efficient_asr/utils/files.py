@@ -81,6 +81,15 @@ def read_complete_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
             start += len(line)
 
 
+def differing_entries(path: Path, key: dict[str, Any]) -> list[str]:
+    """Return the names of a key's entries that a JSON file has otherwise, or lacks; all of them if it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    return [name for name in key if not isinstance(found, dict) or found.get(name) != key[name]]
+
+
 class LineStore:
     """A JSON-lines file, written line by line, so that an interrupted run continues after the last complete line.
 
@@ -125,11 +134,7 @@ class LineStore:
         if not self.path.is_file():
             atomic_write_text(self.key_file, json.dumps(self.key, indent=1) + "\n")
             return
-        try:
-            found = json.loads(self.key_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        different = [name for name in self.key if found.get(name) != self.key[name]]
+        different = differing_entries(self.key_file, self.key)
         if different:
             raise UserError(
                 f"{self.path} was created with a different {', '.join(different)}; use another file or delete this one"

@@ -58,7 +58,7 @@ def errors_of(records: list[dict[str, Any]]) -> list[Any]:
 
 
 def describe(records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return WER, hallucinations and MACs of records, and the difference from the first system's WER."""
+    """Return WER and hallucinations of records, and the difference from the first system's WER."""
     errors = errors_of(records)
     words = sum(each.reference_length for each in errors)
     test = paired_bootstrap(errors_of(reference), errors)

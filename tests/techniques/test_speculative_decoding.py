@@ -82,4 +82,6 @@ def test_equal_encoders_are_known_as_such_also_in_int8(tmp_path: Path, tiny_whis
     prune(Whisper.from_source(large), -1, 1).save(tmp_path / "student")
     options = {"assistant": str(tmp_path / "student"), "encoder_padding": 0.5, "quantise": "int8"}
     found = load_transcriber(large, **options)
+    plain = [sum(p.numel() for p in Whisper.from_source(f).network.parameters()) for f in (large, options["assistant"])]
+    assert found.parameters_count() == sum(plain)
     assert found.model.same_encoder and found.model.quantised == found.model.assistant.quantised == "int8"

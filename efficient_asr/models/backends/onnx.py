@@ -38,7 +38,7 @@ class OnnxWhisper(ConvertedWhisper):
         """
         names = (CROSS, DECODER) if self.torch_encoder else (ENCODER, CROSS, DECODER)
         try:
-            self.sessions = {name: _session(self.folder / name) for name in names}
+            self.sessions = {name: open_session(self.folder / name) for name in names}
         except Exception as error:  # onnxruntime has a class of its own for each kind of failure
             raise UserError(f"{self.folder}: {str(error).splitlines()[0]}; convert the model again") from None
         path = self.folder / TAIL
@@ -139,7 +139,7 @@ def _memory(model: OnnxWhisper, encoded: Encoded, names: list[str]) -> dict[str,
     return memory
 
 
-def _session(path: Any) -> onnxruntime.InferenceSession:
+def open_session(path: Any) -> onnxruntime.InferenceSession:
     """Open a graph with as many threads as torch uses.
 
     They sleep between runs: spinning, they would take the processor from torch's threads, and the other way round.

@@ -142,16 +142,13 @@ class OnnxCTC(nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         need("onnxruntime")
-        import onnxruntime
+        from efficient_asr.models.backends.onnx import open_session
 
         config = read_config(str(folder))
         try:
             about = json.loads((Path(folder) / LABELS).read_text(encoding="utf-8"))
             self.labels, self.normalise = CharacterLabels(about["labels"]), bool(about["normalise"])
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            model = str(Path(folder) / MODEL)
-            self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self.session = open_session(Path(folder) / MODEL)
         except Exception as error:  # onnxruntime has a class of its own for each kind of failure
             raise UserError(f"{folder} is damaged ({str(error).splitlines()[0]}); export the model again") from None
         self.log_mel = LogMel(config["mels"]) if config.get("mels") else None

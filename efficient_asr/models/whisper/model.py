@@ -209,6 +209,14 @@ class Whisper(nn.Module):
         """Load what a technique stores next to the network in a model folder; return the model itself."""
         return self
 
+    def has_encoder_of(self, other: Whisper) -> bool:
+        """Return whether another Whisper has the same encoder: the same weights in the same number format."""
+        own, others = (model.network.model.encoder.state_dict() for model in (self, other))
+        return own.keys() == others.keys() and all(
+            value.dtype == others[name].dtype and torch.equal(value.cpu(), others[name].cpu())
+            for name, value in own.items()
+        )
+
     def write_network(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the network's weights and configuration."""
         network = copy.deepcopy(self.network).to(dtype) if dtype != torch.float32 else self.network

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, absolute_lengths, iterate_batches
+from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, absolute_lengths, place_of
 from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.greedy import Decoder
 from efficient_asr.models.whisper.labels import WhisperLabels
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.search import decode
-from efficient_asr.utils import distributed
-from efficient_asr.utils.files import file_state
 
 
 class Targets:
@@ -51,22 +48,18 @@ class Targets:
             Device to run the teacher on.
         """
         language = teacher.labels.default_language
-        wanted = rows.select(
-            [i for i, row in enumerate(rows) if not self.store.holds(file_name(row, language), _state_of(row))]
-        )
+        name = partial(file_name, default_language=language)
+        wanted = self.store.missing(rows, name)
         seconds = max(0.0, float(wanted.durations.sum()))
         config = teacher.network.config
         needed = 2 * config.d_model * seconds * (50 + 5 * (config.decoder_layers + 1))  # about 5 tokens per second
         self.store.check_room(round(needed), "use fewer utterances, or another targets_folder")
         teacher = teacher.to(device).eval()
-        quiet = not len(wanted) or not distributed.if_main_process()
-        batches = tqdm(
-            iterate_batches(wanted, 1), total=len(wanted), desc="running teacher", unit="utt", leave=False, mininterval=1,
-            disable=quiet,
-        )  # fmt: skip
-        for (row,), wavs, wav_lens in batches:
-            features = compute(teacher, row, wavs.to(device), wav_lens, options)
-            self.store.write(file_name(row, language), features, _state_of(row))
+
+        def of_row(row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
+            return compute(teacher, row, wavs.to(device), wav_lens, options)
+
+        self.store.fill(wanted, name, of_row, "running teacher")
         return len(wanted)
 
     def with_text(self, rows: Rows, teacher: Whisper) -> Rows:
@@ -113,11 +106,7 @@ def audio_positions(whisper: Whisper, lengths: torch.Tensor) -> torch.Tensor:
 def file_name(row: Row, default_language: str) -> str:
     """Return the name under which the targets of an utterance are stored."""
     language = row.get("language") or default_language
-    return f"{row['audio']}\0{row.get('offset', 0)}\0{row['duration']}\0{language}"
-
-
-def _state_of(row: Row) -> dict[str, str]:
-    return {"audio": file_state(row["audio"])}
+    return f"{place_of(row)}\0{language}"
 
 
 def _with_text(store: FeatureStore, labels: WhisperLabels, default_language: str, row: Row) -> Row:

@@ -31,7 +31,7 @@ from efficient_asr.data import Rows, absolute_lengths
 from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.greedy import Decoder
 from efficient_asr.models.whisper.model import Whisper
-from efficient_asr.techniques.distil_whisper.states import EncoderStates, weights_digest
+from efficient_asr.techniques.distil_whisper.states import EncoderStates
 from efficient_asr.techniques.distil_whisper.targets import with_targets
 from efficient_asr.techniques.distillation.brain import LOSS, DistillingBrain
 from efficient_asr.techniques.distillation.losses import TeacherDistribution
@@ -84,8 +84,7 @@ class StudentBrain(DistillingBrain):
         if self.teacher is None or isinstance(self.teacher, TeacherCache):
             return
         if self.hparams.freeze_encoder:
-            same = self.teacher.model.network.dtype == self.model.network.dtype
-            self.shares_encoder = same and weights_digest(self.teacher.model) == weights_digest(self.model)
+            self.shares_encoder = self.model.has_encoder_of(self.teacher.model)
             print(
                 f"the teacher {'shares the encoder of the student' if self.shares_encoder else 'runs its own encoder'}"
             )

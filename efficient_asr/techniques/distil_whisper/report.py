@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from efficient_asr.reporting.results import read_json
 from efficient_asr.reporting.tables import markdown_table, show
-from efficient_asr.utils.errors import UserError
 
 
 def students_table(name: str, results_folder: Path) -> str:
     """Return the table for the marker `<!-- distil_whisper NAME -->`, from `distil_whisper/NAME.json`."""
     path = results_folder / "distil_whisper" / f"{name}.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; make it with recipes/distil_whisper/compare.py")
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_json(path, "recipes/distil_whisper/compare.py")
     systems, timing = result["systems"], result.get("timing", {"systems": {}})
     first = next(iter(systems))
     corpora = [corpus for corpus in systems[first]["corpora"] if corpus != "all"]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax
-from tqdm import tqdm
 
-from efficient_asr.data import FeatureStore, Row, Rows, absolute_lengths, iterate_batches
+from efficient_asr.data import FeatureStore, Row, Rows, absolute_lengths
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.distillation.losses import TeacherDistribution, with_rest
-from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import file_state
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,29 +93,28 @@ class TeacherCache:
     def fill(self, teacher: Teacher, student: Whisper, rows: Rows, device: str = "cpu") -> int:
         """Compute the missing distributions, utterance by utterance; return how many were missing."""
         wanted = self.missing(student, rows)
-        for (row,), wavs, wav_lens in tqdm(
-            iterate_batches(wanted, 1), total=len(wanted), desc="running teacher", unit="utt", leave=False, mininterval=1,
-            disable=not len(wanted) or not distributed.if_main_process(),
-        ):  # fmt: skip
-            self._keep(teacher, student, row, wavs.to(device), absolute_lengths(wavs, wav_lens).to(device))
+
+        def of_row(row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
+            lengths = absolute_lengths(wavs, wav_lens).to(device)
+            return self._compute(teacher, student.labels.encode_row(row), wavs.to(device), lengths)
+
+        self.store.fill(wanted, self._namer(student), of_row, "running teacher")
         return len(wanted)
 
     def missing(self, student: Whisper, rows: Rows) -> Rows:
         """Return the utterances without a valid file: missing, outdated or damaged."""
+        return self.store.missing(rows, self._namer(student))
 
-        def is_kept(row: Row) -> bool:
-            name = self._name(row["id"], student.labels.encode_row(row))
-            return self.store.holds(name, {"audio": file_state(row["audio"])})
+    def _namer(self, student: Whisper) -> Callable[[Row], str]:
+        return lambda row: self._name(row["id"], student.labels.encode_row(row))
 
-        return rows.select([i for i, row in enumerate(rows) if not is_kept(row)])
-
-    def _keep(self, teacher: Teacher, student: Whisper, row: Row, wavs: torch.Tensor, lengths: torch.Tensor) -> None:
-        tokens = student.labels.encode_row(row)
+    def _compute(
+        self, teacher: Teacher, tokens: list[int], wavs: torch.Tensor, lengths: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         asked = torch.tensor([tokens[:-1]], device=wavs.device)
         log_probs = teacher(wavs, lengths, asked, self.about["temperature"]).log_probs[0]
         indices = log_probs.topk(min(self.about["entries"], log_probs.shape[-1]), dim=-1).indices
-        features = {"log_probs": with_rest(log_probs, indices).half(), "indices": indices.int()}
-        self.store.write(self._name(row["id"], tokens), features, {"audio": file_state(row["audio"])})
+        return {"log_probs": with_rest(log_probs, indices).half(), "indices": indices.int()}
 
     def read(self, names: list[str], tokens: torch.Tensor, lengths: torch.Tensor) -> TeacherDistribution:
         """Return the distributions for a batch of ids [batch], tokens with end token [batch, tokens] and lengths [batch].

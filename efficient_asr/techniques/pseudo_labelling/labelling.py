@@ -11,6 +11,7 @@ from typing import Any
 
 from efficient_asr.data import ORIGIN, BatchOrder, Rows, check_columns
 from efficient_asr.evaluation.records import PartFiles
+from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
 from efficient_asr.inference.transcriber import MANIFEST
 from efficient_asr.models.loading import is_adapter
@@ -19,12 +20,8 @@ from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.techniques.pseudo_labelling.ray_workers import label_batches
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write, atomic_write_text
+from efficient_asr.utils.files import atomic_write, atomic_write_text, differing_entries
 from efficient_asr.utils.locks import FolderLock
-
-LOADING = (
-    "language", "long_audio", "overlap_s", "long_audio_batch", "encoder_padding", "padding_s", "quantise", "backend", "assistant",
-)  # fmt: skip
 
 
 def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
@@ -38,7 +35,8 @@ def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
         for name in DecodingOptions.__dataclass_fields__
         if name in hparams and hparams[name] != getattr(defaults, name)
     }
-    options |= {name: hparams[name] for name in LOADING if hparams.get(name) is not None}
+    loading = whisper_keys(hparams) | {"language": hparams["language"]}
+    options |= {name: value for name, value in loading.items() if value is not None}
     own = read_config(source) if os.path.isdir(source) and not is_adapter(source) else {}
     if own.get("format") != "efficient_asr":
         return {"no_speech_threshold": 1.0} | options
@@ -140,8 +138,7 @@ def _is_complete(out: Path, key: dict[str, Any], count: int) -> bool:
     about = out.with_suffix(".meta.json")
     if out.is_file() and not about.is_file():
         raise UserError(f"output_folder: {out} was not written by this command; use another folder")
-    found = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else key
-    different = [name for name in key if found.get(name) != key[name]]
+    different = differing_entries(about, key) if about.is_file() else []
     if different:
         raise UserError(
             f"output_folder: {out.parent} has labels made with a different {', '.join(different)}; use another folder or "

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
+from efficient_asr.reporting.results import read_json
 from efficient_asr.reporting.tables import markdown_table, show
-from efficient_asr.utils.errors import UserError
 
 REFERENCE = "faster-whisper int8"
 
 
-def _read(path: Path, made_by: str) -> dict[str, Any]:
-    """Read a JSON file of `results/`.
-
-    Raises
-    ------
-    UserError
-        If there is none.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; make it with {made_by}")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def comparison_table(name: str, results_folder: Path, folder: str = "silence_cache") -> str:
     """Return the table for the marker `<!-- silence_cache NAME -->`, from `silence_cache/NAME.json` (or another folder)."""
-    found = _read(results_folder / folder / f"{name}.json", "recipes/silence_cache/compare.py")["variants"]
+    found = read_json(results_folder / folder / f"{name}.json", "recipes/silence_cache/compare.py")["variants"]
     corpora = [corpus for corpus in found["padded"] if isinstance(found["padded"][corpus], dict) and corpus != "all"]
     about = found["padded"]["all"]
     rows = []
@@ -57,7 +43,7 @@ def comparison_table(name: str, results_folder: Path, folder: str = "silence_cac
 
 def peers_table(name: str, results_folder: Path) -> str:
     """Return the table for the marker `<!-- peers NAME -->`, from `peers/NAME.json`."""
-    result = _read(results_folder / "peers" / f"{name}.json", "scripts/benchmark_peers.py")
+    result = read_json(results_folder / "peers" / f"{name}.json", "scripts/benchmark_peers.py")
     rows, sentences = [], []
     batches = sorted({row["batch_size"] for row in result["rows"]})
     labels = list(dict.fromkeys(row["label"] for row in result["rows"]))
@@ -123,7 +109,7 @@ def draw_peers(path: Path, folder: Path) -> Path:
 
 def distances_table(name: str, results_folder: Path) -> str:
     """Return the table for the marker `<!-- distances NAME -->`, from `silence_cache/distances-NAME.json`."""
-    found = _read(results_folder / "silence_cache" / f"distances-{name}.json", "recipes/silence_cache/distances.py")
+    found = read_json(results_folder / "silence_cache" / f"distances-{name}.json", "recipes/silence_cache/distances.py")
     places = list(found["layers"][0]["relative_percent"])
     rows = [
         [str(entry["layer"]), *(show(entry["relative_percent"][place], 1) for place in places)]
@@ -140,7 +126,7 @@ def distances_table(name: str, results_folder: Path) -> str:
 
 def lengths_table(name: str, results_folder: Path) -> str:
     """Return the table for the marker `<!-- lengths NAME -->`, from `silence_cache/lengths-NAME.json`."""
-    found = _read(results_folder / "silence_cache" / f"lengths-{name}.json", "recipes/silence_cache/lengths.py")
+    found = read_json(results_folder / "silence_cache" / f"lengths-{name}.json", "recipes/silence_cache/lengths.py")
     labels = list(found["rows"][0]["seconds"])
     rows = [
         [show(row["audio_s"], 0), *(show(row["seconds"][label], 2) for label in labels),
