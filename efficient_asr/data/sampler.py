@@ -42,6 +42,9 @@ class BatchOrder(Sampler[list[int]]):
         Group number of each utterance, [count]; only utterances of the same group share a batch.
     length_jitter : float
         Maximum relative change of an utterance's length when a random order forms batches by length.
+    epoch_batches : int, optional
+        Batches of this process in an epoch. An epoch then is the next part of an endless sequence of passes over the data; by
+        default it is one pass.
 
     Raises
     ------
@@ -61,18 +64,32 @@ class BatchOrder(Sampler[list[int]]):
         repeat: bool = True,
         groups: np.ndarray | None = None,
         length_jitter: float = 0.05,
+        epoch_batches: int | None = None,
     ) -> None:
         if sorting not in SORTINGS:
             raise UserError(f"sorting: invalid value '{sorting}'; use {', '.join(SORTINGS[:-1])} or {SORTINGS[-1]}")
         self.durations, self.sorting, self.batch_size, self.seed = durations, sorting, batch_size, seed
         self.max_batch_length_s, self.rank, self.world_size, self.repeat = max_batch_length_s, rank, world_size, repeat
-        self.groups, self.length_jitter = groups, length_jitter
+        self.groups, self.length_jitter, self.epoch_batches = groups, length_jitter, epoch_batches
         self.skip = 0
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Compute the batches of an epoch."""
-        rng = np.random.default_rng([self.seed, epoch])
+        if self.epoch_batches is None:
+            self.batches = self._pass(epoch)
+            return
+        last = max(1, epoch) * self.epoch_batches
+        first, seen, number = last - self.epoch_batches, 0, 1
+        self.batches = []
+        while seen < last:
+            batches = self._pass(number)
+            self.batches += batches[max(0, first - seen) : last - seen]
+            seen, number = seen + len(batches), number + 1
+
+    def _pass(self, number: int) -> list[np.ndarray]:
+        """Return the batches of one pass over the data."""
+        rng = np.random.default_rng([self.seed, number])
         lengths = self.durations
         if self.sorting == "random" and self.max_batch_length_s is None:
             order = rng.permutation(len(lengths))
@@ -91,7 +108,7 @@ class BatchOrder(Sampler[list[int]]):
             groups = [groups[i] for i in rng.permutation(len(groups))]
         elif self.sorting == "descending":
             groups = [[batch[::-1] for batch in group] for group in groups[::-1]]
-        self.batches = [group[self.rank] for group in groups if self.rank < len(group)]
+        return [group[self.rank] for group in groups if self.rank < len(group)]
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         """Split an order of utterances into batches."""

@@ -18,6 +18,37 @@ def encoder_frames(samples: Any) -> Any:
     return (samples // HOP + 1) // 2
 
 
+def mask_features(
+    mel: torch.Tensor, masks: int, frames: int, bands: int, lengths: torch.Tensor | None = None
+) -> torch.Tensor:
+    """SpecAugment (arXiv 1904.08779) without time warping: zero spans of time and of frequency in each row.
+
+    Arguments
+    ---------
+    mel : torch.Tensor
+        Log-mel features, [batch, mels, frames].
+    masks : int
+        Number of spans of time, and of spans of frequency.
+    frames, bands : int
+        Greatest width of a span of time and of frequency.
+    lengths : torch.Tensor, optional
+        Frames of each row that may be masked, [batch]; by default all.
+    """
+    keep = torch.ones(mel.shape[0], 1, 1, dtype=torch.bool, device=mel.device)
+    for dim, widest in ((2, frames), (1, bands)):
+        size = torch.full((len(mel), 1, 1), float(mel.shape[dim]))
+        if dim == 2 and lengths is not None:
+            size = lengths.float().cpu()[:, None, None]
+        # drawn on the CPU, so that a GPU masks what a CPU masks; places of all rows are compared at once
+        widths = (torch.rand(len(mel), masks, 1) * (size.clamp(max=widest) + 1)).floor()
+        starts = (torch.rand(len(mel), masks, 1) * (size - widths + 1)).floor()
+        widths, starts = (values.to(mel.device, non_blocking=True) for values in (widths, starts))
+        places = torch.arange(mel.shape[dim], device=mel.device)
+        masked = ((places >= starts) & (places < starts + widths)).any(dim=1)
+        keep = keep & ~masked.unsqueeze(3 - dim)
+    return mel * keep
+
+
 class LogMel(nn.Module):
     """Whisper's log-mel features, normalised per utterance.
 

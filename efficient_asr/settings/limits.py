@@ -30,7 +30,7 @@ _NUMBERS: dict[str, Key] = {
         Key("number_of_epochs", 1), Key("grad_accumulation_factor", 1), Key("max_grad_norm", 1e-9),
         Key("nonfinite_patience", 0), Key("ckpt_interval_minutes", 0.0),
         Key("round_lengths_s", 1e-3, former="null"), Key("max_batch_length_s", 1e-3),
-        Key("length_jitter", 0.0, 0.5, former="0.05"), Key("max_duration_s", 1e-3),
+        Key("length_jitter", 0.0, 0.5, former="0.05"), Key("epoch_batches", 1, former="null"), Key("max_duration_s", 1e-3),
         Key("threads", 0), Key("runtime_repeats", 0), Key("lm_beam_size", 1),
         Key("lr", 0.0), Key("lr_encoder", 0.0), Key("lr_head", 0.0), Key("weight_decay", 0.0), Key("warmup_ratio", 0.0),
         Key("label_smoothing", 0.0, 1.0), Key("augment_probability", 0.0, 1.0),
@@ -47,7 +47,7 @@ _NUMBERS: dict[str, Key] = {
 CORE_KEYS: dict[str, Key] = {
     name: dataclasses.replace(_NUMBERS.get(name, Key(name)), eval_only=name in _EVAL_ONLY, text=name in _TEXT)
     for name in (*_NUMBERS, *_EVAL_ONLY, *_TEXT)
-}
+} | {"activation_checkpointing": Key("activation_checkpointing", former="False")}
 
 
 def known_keys() -> dict[str, Key]:

@@ -378,6 +378,7 @@ def _batch_orders(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, B
             **shares,
             groups=groups,
             length_jitter=hparams["length_jitter"],
+            epoch_batches=hparams["epoch_batches"],
         ),
         "valid_split": BatchOrder(
             rows["valid_split"].durations, "ascending", hparams["test_batch_size"], repeat=False, **shares

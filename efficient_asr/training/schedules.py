@@ -19,6 +19,8 @@ class LinearSchedule:
         Peak learning rate.
     warmup_ratio : float
         Fraction of all steps used for warm-up.
+    warmup_steps : int, optional
+        Steps used for warm-up, instead of a fraction of all steps.
 
     Raises
     ------
@@ -26,15 +28,16 @@ class LinearSchedule:
         If `warmup_ratio` is not between 0 and 1.
     """
 
-    def __init__(self, lr: float, warmup_ratio: float = 0.1) -> None:
+    def __init__(self, lr: float, warmup_ratio: float = 0.1, warmup_steps: int | None = None) -> None:
         if not 0 <= warmup_ratio <= 1:
             raise UserError(f"warmup_ratio: {warmup_ratio} is not between 0 and 1")
-        self.lr, self.warmup_ratio, self.step, self.total_steps = lr, warmup_ratio, 0, 1
+        self.lr, self.warmup_ratio, self.warmup_steps = lr, warmup_ratio, warmup_steps
+        self.step, self.total_steps = 0, 1
 
     @property
     def value(self) -> float:
         """Learning rate of the next step."""
-        warm_up = round(self.warmup_ratio * self.total_steps)
+        warm_up = round(self.warmup_ratio * self.total_steps) if self.warmup_steps is None else self.warmup_steps
         if self.step < warm_up:
             return self.lr * (self.step + 1) / (warm_up + 1)
         return self.lr * max(0, self.total_steps - self.step) / max(1, self.total_steps - warm_up)

@@ -57,6 +57,14 @@ class WhisperBrain(RecipeBrain):
         model.network.model.encoder.embed_positions.requires_grad_(False)
         if hparams["freeze_encoder"]:
             model.network.model.encoder.requires_grad_(False)
+        if hparams["activation_checkpointing"]:
+            model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        if hparams["spec_augment"]:
+            model.spec_augment = tuple(hparams[f"spec_augment_{key}"] for key in ("masks", "frames", "bands"))
+        spoken = {row.get("language") or model.labels.default_language for row in rows}
+        if model.labels.languages and len(spoken) == 1:  # what other programs decode with
+            model.network.generation_config.language = spoken.pop()
+            model.network.generation_config.task = "transcribe"
         adapted = cls.adapt(model, hparams, rows)
         adapted.labels.default_language = model.labels.default_language
         trained = sum(parameter.numel() for parameter in adapted.network.parameters() if parameter.requires_grad)
@@ -138,7 +146,9 @@ class WhisperBrain(RecipeBrain):
         targets = batch.tokens[0][:, 1:].masked_fill(~self.predicted(batch), -100)
         if stage != sb.Stage.TRAIN:
             languages = self.languages(batch)
-            options = DecodingOptions(max_tokens_per_s=self.hparams.max_tokens_per_s)
+            options = DecodingOptions(
+                max_tokens_per_s=self.hparams.max_tokens_per_s, max_new_tokens=self.hparams.max_new_tokens
+            )
             found = decode(self.model, self.encoded, languages, options)
             normalise = get_normaliser(self.hparams.test_normaliser)
             pairs = [(a, b.text, language) for a, b, language in zip(batch.text, found, languages, strict=True)]

@@ -2,19 +2,37 @@
 
     python recipes/finetune_whisper/train.py hparams/whisper.yaml --data_folder /my/jsonl --test_only True
     python recipes/finetune_whisper/train.py hparams/whisper.yaml --data_folder /my/jsonl --source openai/whisper-tiny
-    python recipes/finetune_whisper/train.py hparams/real/whisper.yaml --whisper tiny --test_only True
-    python recipes/finetune_whisper/train.py hparams/mini/whisper_small.yaml
+    python recipes/finetune_whisper/train.py hparams/finetune_whisper.yaml --data_folder /corpora/cv-corpus-11.0/sv-SE
+    python recipes/finetune_whisper/train.py hparams/mini/finetune_whisper.yaml --optimizer adafactor
 
 With `--test_only True` and no trained model, `source` itself is evaluated. The YAML file sets the decoding (greedy or beam
 search, language, timestamps, temperature fallback, long audio); see `hparams/_base/whisper_decoding.yaml`. Training texts are
-used unchanged, with the language given in their manifest line or by `--language`. Rerun the command to resume from the last
-checkpoint. The model is saved as a directory in Hugging Face's layout.
+used unchanged, with the language given in their manifest line or by `--language`. `--freeze_encoder`, `--spec_augment`,
+`--activation_checkpointing` and, with `hparams/finetune_whisper.yaml`, `--optimizer` and `--lora_rank` are switches. Rerun the
+command to resume from the last checkpoint. The model is saved as a directory in Hugging Face's layout, with its language.
 """
 
 import sys
+from typing import Any
 
+from efficient_asr.data import Rows
+from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.techniques.lora import LoraWhisper
 from efficient_asr.training.run import run
 from efficient_asr.training.whisper import WhisperBrain
 
+
+class FinetuneBrain(WhisperBrain):
+    """Trains a Whisper, or low-rank updates of it if `lora_rank` is set."""
+
+    @classmethod
+    def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
+        """Add LoRA matrices if they are asked for."""
+        if hparams.get("lora_rank") is None:
+            return model
+        settings = (hparams[f"lora_{key}"] for key in ("rank", "alpha", "dropout", "targets", "merge"))
+        return LoraWhisper.adapt(model, *settings)
+
+
 if __name__ == "__main__":
-    sys.exit(run(WhisperBrain, recipe="finetune_whisper"))
+    sys.exit(run(FinetuneBrain, recipe="finetune_whisper"))

@@ -24,7 +24,7 @@ from efficient_asr.models.encoders.base import (
     plain_network_config,
 )
 from efficient_asr.models.loading import load_network
-from efficient_asr.models.log_mel import HOP, LogMel, encoder_frames
+from efficient_asr.models.log_mel import HOP, LogMel, encoder_frames, mask_features
 from efficient_asr.utils.errors import UserError
 
 
@@ -110,7 +110,7 @@ class WhisperEncoder(Encoder):
             )
         mel = self.log_mel(wavs, lengths)
         if self.training and self.spec_augment:
-            mel = _mask_bands(mel, *self.masks)
+            mel = mask_features(mel, *self.masks)
         # Each convolution uses neighbouring frames: past the end, these must be zero, as they would be at batch size 1.
         states = nn.functional.gelu(self.model.conv1(mel))
         states = zero_padding(states.transpose(1, 2), mel_lengths).transpose(1, 2)
@@ -127,21 +127,6 @@ class WhisperEncoder(Encoder):
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the final layer norm."""
         return self.model.layer_norm(states)
-
-
-def _mask_bands(mel: torch.Tensor, masks: int, frames: int, bands: int) -> torch.Tensor:
-    """SpecAugment (arXiv 1904.08779) without time warping: zero `masks` spans of time and of frequency in each row."""
-    keep = torch.ones(mel.shape[0], 1, 1, dtype=torch.bool, device=mel.device)
-    for dim, widest in ((2, frames), (1, bands)):
-        size = mel.shape[dim]
-        # drawn on the CPU, so that a GPU masks what a CPU masks; places of all rows are compared at once
-        widths = (torch.rand(len(mel), masks, 1) * (min(widest, size) + 1)).floor()
-        starts = (torch.rand(len(mel), masks, 1) * (size - widths + 1)).floor()
-        widths, starts = (values.to(mel.device, non_blocking=True) for values in (widths, starts))
-        places = torch.arange(size, device=mel.device)
-        masked = ((places >= starts) & (places < starts + widths)).any(dim=1)
-        keep = keep & ~masked.unsqueeze(3 - dim)
-    return mel * keep
 
 
 def new_whisper_encoder(

@@ -24,7 +24,7 @@ from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.backends import ENTRY, backend_class, own_folder
 from efficient_asr.models.int8 import quantise
 from efficient_asr.models.loading import is_adapter, load_config, load_network
-from efficient_asr.models.log_mel import HOP, LogMel
+from efficient_asr.models.log_mel import HOP, LogMel, mask_features
 from efficient_asr.models.parts import describe, find_class
 from efficient_asr.models.sources import read_config
 from efficient_asr.models.whisper.adapters import load_adapted
@@ -64,6 +64,8 @@ class Whisper(nn.Module):
         Mode of int8 quantisation (`efficient_asr.models.int8`); None for float.
     stored_parameters : int or None
         Number of parameters before quantisation, whose weights are no parameters any more.
+    spec_augment : tuple of int or None
+        Masks, and greatest widths in frames and in mel bands, of SpecAugment in training; None for none.
     training_modules : torch.nn.ModuleDict
         Modules trained with the network but not saved in the model folder, such as a loss with learned weights.
     """
@@ -84,6 +86,7 @@ class Whisper(nn.Module):
         self.training_modules = nn.ModuleDict()
         self.encoder_padding: OwnLength | None = None
         self.quantised: str | None = None
+        self.spec_augment: tuple[int, int, int] | None = None
         self.stored_parameters: int | None = None
         self.history: dict[str, Any] = {}
         about = getattr(network.config, "about", None) or {}  # in model folders written by a recipe
@@ -352,7 +355,10 @@ class Whisper(nn.Module):
             )
         window = window if frames is None else frames * HOP
         wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
-        return self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device)).to(self.network.dtype)
+        mel = self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device))
+        if self.training and self.spec_augment is not None:
+            mel = mask_features(mel, *self.spec_augment, lengths // HOP)
+        return mel.to(self.network.dtype)
 
     def decoder(self, encoded: Encoded, room: int) -> Steps:
         """Return the decoder for encoder states, with room for so many tokens."""
