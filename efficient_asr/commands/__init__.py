@@ -14,6 +14,7 @@ COMMANDS = {
     "time": "runtimes only, added to a result: on another device, for example",
     "report": "tables and plots of results; is a difference significant?",
     "calibrate": "a copy of a Whisper that encodes each utterance on its own length, without training",
+    "app": "web page for models, with an endpoint for programs; explorer of results",
     "model_card": "README.md of a model folder, with its results",
     "export": "a trained model for transformers, SpeechBrain or faster-whisper",
 }

@@ -3,6 +3,7 @@
 efficient-asr report --runs FOLDER                 # print the tables of a folder of results; plots go beside it
 efficient-asr report --compare A.json B.json       # WER and cost of two results, and whether the difference is significant
 python scripts/report.py                           # in a checkout: README tables, results/README.md, results/plots
+efficient-asr report --html results.html           # the results as one page to explore in a browser, without a server
 python scripts/report.py --check                   # fail if the tables in the READMEs are out of date
 """
 
@@ -14,12 +15,14 @@ from pathlib import Path
 import efficient_asr
 from efficient_asr.evaluation.result import Result
 from efficient_asr.evaluation.wer import count_errors, paired_bootstrap
+from efficient_asr.reporting.explorer import explorer_html
 from efficient_asr.reporting.pages import fill_markers, results_page
 from efficient_asr.reporting.plots import plot, plot_name
 from efficient_asr.reporting.published import load_published
 from efficient_asr.reporting.results import check_comparable, group_runs, load_runs
 from efficient_asr.reporting.tables import make_table, markdown_table, row_name, show
-from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.errors import UserError, check_writable
+from efficient_asr.utils.files import atomic_write_text
 from efficient_asr.utils.technique import techniques
 
 ROOT = Path(efficient_asr.__file__).parent.parent  # of a checkout; an installed package has no results
@@ -80,7 +83,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder of results")
     parser.add_argument("--check", action="store_true", help="fail if the tables in the READMEs are out of date")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two results on the same utterances")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        nargs="?",
+        const=Path("results.html"),
+        help="file for a page to explore (default results.html)",
+    )
     args = parser.parse_args(argv)
+    if args.html:
+        check_writable(args.html.absolute().parent, "--html")
+        atomic_write_text(args.html, explorer_html(args.runs))
+        print(f"page: {args.html}")
+        return
     if args.compare:
         print(compare(*args.compare))
         return

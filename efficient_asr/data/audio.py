@@ -95,7 +95,10 @@ def inspect_audio(
 
 
 def load_audio(
-    source: str | Path | BinaryIO, offset_s: float | None = None, duration_s: float | None = None
+    source: str | Path | BinaryIO,
+    offset_s: float | None = None,
+    duration_s: float | None = None,
+    longest_s: float = math.inf,
 ) -> torch.Tensor:
     """Load audio as mono [time] at 16 kHz, in any format supported by libsndfile or FFmpeg; channels are averaged.
 
@@ -106,15 +109,18 @@ def load_audio(
     offset_s, duration_s : float, optional
         Start reading at `offset_s` (None: read the whole file) and read at most `duration_s` seconds. In WAV, FLAC and
         similar files the reader seeks to the offset; in MP3 and other streams it decodes and drops everything before it.
+    longest_s : float
+        Stop with an error after so many seconds, whatever the header says.
 
     Raises
     ------
     UserError
-        If the file is missing, cannot be decoded completely, has non-finite samples, or ends before the segment does.
+        If the file is missing, cannot be decoded completely, has non-finite samples, ends before the segment does, or is longer
+        than `longest_s`.
     """
     with _named_file(source) as path:
         try:
-            return _decode(path, offset_s, duration_s).wav
+            return _decode(path, offset_s, duration_s, longest_s=longest_s).wav
         except ValueError as error:
             raise UserError(_with_name(str(error), path, source)) from None
 
@@ -190,7 +196,13 @@ def silence(path: str | Path, cancelled: bool) -> str:
 # ------------------------------------------------------------ decoding
 
 
-def _decode(path: str, offset_s: float | None = None, duration_s: float | None = None, mix: bool = True) -> _Audio:
+def _decode(
+    path: str,
+    offset_s: float | None = None,
+    duration_s: float | None = None,
+    mix: bool = True,
+    longest_s: float = math.inf,
+) -> _Audio:
     """Decode a file, or a segment of it, to model input; raises ValueError if the file is unusable.
 
     Without `mix`, the samples are [channels, time].
@@ -199,8 +211,11 @@ def _decode(path: str, offset_s: float | None = None, duration_s: float | None =
     if offset_s is not None and duration_s is not None:
         end_s = start_s + duration_s
     pieces: list[tuple[int, list[np.ndarray]]] = []  # by sample rate, which may change between recordings
-    peak, clipped, count = 0.0, 0, 0
+    peak, clipped, count, place_s = 0.0, 0, 0, 0.0
     for rate, block in _blocks(path, start_s, end_s):
+        place_s += len(block) / rate
+        if place_s > longest_s:
+            raise ValueError(f"{path} is longer than {longest_s:g} s")
         if not np.isfinite(block).all():
             raise ValueError(f"{path} has samples that are not finite")
         levels = np.abs(block)

@@ -290,9 +290,9 @@ def _cut_to_seams(
     return found
 
 
-def in_order(segments: list[dict[str, Any]], length_s: float) -> list[dict[str, Any]]:
-    """Return segments without empty ones, adjusted so that none begins before the previous one ends."""
-    found, end_s = [], 0.0
+def in_order(segments: list[dict[str, Any]], length_s: float, end_s: float = 0.0) -> list[dict[str, Any]]:
+    """Return segments without empty ones, adjusted so that none begins before `end_s` or before the previous one ends."""
+    found = []
     for segment in segments:
         if not segment["text"].strip():
             continue

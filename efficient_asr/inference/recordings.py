@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,28 @@ def transcribe_timed(transcriber: Transcriber, wav: torch.Tensor, batch_size: in
         return timed.transcribe(wav)[0]
     segments = transcribe_turns(transcriber, wav, batch_size)
     return Transcript(text_of(segments), {"segments": segments})
+
+
+def iterate_timed(
+    transcriber: Transcriber, wav: torch.Tensor, language: str | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Transcribe a recording [time] piece by piece; yield the timed segments of each piece as soon as they are known.
+
+    A recording that fits into the window is one piece. `language` is for transcribers with `takes_languages`.
+    """
+    timed = transcriber.with_times()
+    longest_s = transcriber.window_s or (timed or transcriber).for_long_audio().window_s or LONGEST_PIECE_S
+    if timed is None:
+        longest_s = min(LONGEST_PIECE_S, longest_s)
+    fits = len(wav) <= longest_s * SAMPLE_RATE
+    spans = [(0, len(wav))] if fits else speech_spans(wav, round(longest_s * SAMPLE_RATE), PAUSE_S)
+    of_pieces, end_s = timed or transcriber, 0.0
+    of_pieces = of_pieces if fits else of_pieces.for_long_audio()
+    for span in spans:
+        (segments,) = transcribe_spans(of_pieces, wav, [span], 1, language)
+        found = in_order(segments, len(wav) / SAMPLE_RATE, end_s)
+        end_s = found[-1]["end_s"] if found else end_s
+        yield found
 
 
 def transcribe_turns(transcriber: Transcriber, wav: torch.Tensor, batch_size: int = 8) -> list[dict[str, Any]]:

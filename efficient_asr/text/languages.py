@@ -95,6 +95,11 @@ def normalise_or_keep(tag: str | None) -> str | None:
         return tag
 
 
+def language_name(code: str) -> str:
+    """Return the English name of a language, or the code itself if it has none."""
+    return _MORE.get(code, "").title() or Locale("en").languages.get(_CLDR_CODES.get(code, code), code)
+
+
 @functools.cache
 def number_separators(language: str) -> tuple[str, str]:
     """Return the decimal and the thousands separator of a language, such as `.` and `,` in English."""

@@ -11,7 +11,9 @@ the positions that it stands for: for a representative of n positions, log n is 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from torch import nn
 from efficient_asr.models.whisper.decoding import Encoded, Tail
 
 FORBIDDEN = -1e4  # added to the scores of suppressed tokens; finite, so that 0 * FORBIDDEN is 0
+_LISTENER: ContextVar[Callable[[torch.Tensor], None] | None] = ContextVar("listener", default=None)
 _Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values, [batch, heads, positions, head dim]
 
 
@@ -40,6 +43,19 @@ class Found:
     tokens: torch.Tensor
     log_probs: torch.Tensor
     entropies: torch.Tensor
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Within the context and thread, call `listener` with the tokens [batch, positions] after every step of greedy decoding.
+
+    An exception that it raises ends the decoding.
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
 
 
 class Steps(Protocol):
@@ -191,6 +207,7 @@ def generate(
     tokens, new = prompt, prompt
     done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     log_probs, entropies = [], []
+    listener = _LISTENER.get()
     while not bool(done.all()):
         scores = _add(decoder.step(new)[:, -1], next(masks))
         for process in processors or ():
@@ -203,6 +220,8 @@ def generate(
         done = done | (chosen == end) | (len(log_probs) >= limits)
         for stop in stops or ():
             done = done | stop(tokens, None)
+        if listener is not None:
+            listener(tokens)
     return Found(tokens, torch.stack(log_probs, dim=1), torch.stack(entropies, dim=1))
 
 

@@ -1,0 +1,159 @@
+"""The process of the web app: page and endpoint on one port, bound to loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from efficient_asr.utils.errors import UserError
+from efficient_asr.web.limits import Limits, Visitors
+from efficient_asr.web.openai_api import error_response, make_router
+from efficient_asr.web.recognisers import Recogniser
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class LimitBody:
+    """Middleware that refuses request bodies above a size, whether or not they state it.
+
+    Arguments
+    ---------
+    app : callable
+        The ASGI application.
+    largest_bytes : int
+        The limit.
+    """
+
+    def __init__(self, app: Any, largest_bytes: int) -> None:
+        self.app, self.largest_bytes = app, largest_bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or answer with status 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refused = error_response(f"the limit is {self.largest_bytes / 1e6:g} MB", 413)
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        if not stated.isdigit() or int(stated) > self.largest_bytes:
+            await refused(scope, receive, send)
+            return
+        seen, begun = 0, False
+
+        async def counted() -> Any:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.largest_bytes:
+                raise _TooLarge
+            return message
+
+        async def answer(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted, answer)
+        except _TooLarge:
+            if not begun:
+                await refused(scope, receive, send)
+
+
+class _TooLarge(Exception):
+    """The body of a request exceeds the limit."""
+
+
+@contextlib.contextmanager
+def own_folder() -> Iterator[str]:
+    """Within the context, gradio keeps its files in a new folder, which is then removed."""
+    folder = tempfile.mkdtemp(prefix="efficient_asr_app_")
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+        os.environ |= {"GRADIO_TEMP_DIR": before} if before else {}
+
+
+def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | None = None) -> FastAPI:
+    """Return the application: the endpoint under /v1, the page under /.
+
+    Arguments
+    ---------
+    recognisers : list of Recogniser
+        The models.
+    limits : Limits
+        What visitors may ask for.
+    hosts : list of str, optional
+        Names under which the app answers; by default those of loopback, so that other pages cannot reach it through a name of
+        theirs.
+    """
+    import gradio as gr
+
+    from efficient_asr.web.page import CSS, Page
+
+    app, visitors = FastAPI(title="efficient_asr", docs_url=None, redoc_url=None, openapi_url=None), Visitors(limits)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or [*LOOPBACK, "[::1]"])
+    app.add_middleware(LimitBody, largest_bytes=limits.largest_bytes)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Any, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = str(first["loc"][-1])
+        return error_response(f"{field}: {first['msg']}", 400, field)
+
+    app.include_router(make_router(recognisers, limits, visitors))
+    page = Page(recognisers, limits, visitors)
+    page.warm_up()
+    blocks = page.blocks()
+    return gr.mount_gradio_app(
+        app, blocks, path="/", css=CSS, show_error=True, max_file_size=limits.largest_bytes, allowed_paths=[], footer_links=[],
+        ssr_mode=False, enable_monitoring=False, run_history=False,
+    )  # fmt: skip
+
+
+def make_explorer(html: str, hosts: list[str] | None = None) -> FastAPI:
+    """Return an application that serves one page."""
+    app = FastAPI(title="efficient_asr results", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or [*LOOPBACK, "[::1]"])
+
+    @app.get("/", response_class=HTMLResponse)
+    def page() -> str:
+        return html
+
+    return app
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serve until interrupted.
+
+    Raises
+    ------
+    UserError
+        If the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise UserError(f"--port: {host}:{port} cannot be used ({error.strerror}); choose another one") from None
+        port = listener.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        uvicorn.Server(config).run(sockets=[listener])
