@@ -73,6 +73,11 @@ class LongAudio(Transcriber):
         return self.transcriber if self.transcriber.model is None else self.transcriber.model
 
     @property
+    def piece_s(self) -> float | None:
+        """Window of the wrapped transcriber."""
+        return self.transcriber.window_s
+
+    @property
     def changes(self) -> list[str]:
         """What the wrapped transcriber computes differently from its stored models."""
         return self.transcriber.changes

@@ -85,7 +85,7 @@ def iterate_timed(
     A recording that fits into the window is one piece. `language` is for transcribers with `takes_languages`.
     """
     timed = transcriber.with_times()
-    longest_s = transcriber.window_s or (timed or transcriber).for_long_audio().window_s or LONGEST_PIECE_S
+    longest_s = transcriber.piece_s or LONGEST_PIECE_S
     if timed is None:
         longest_s = min(LONGEST_PIECE_S, longest_s)
     fits = len(wav) <= longest_s * SAMPLE_RATE

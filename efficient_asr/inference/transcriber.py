@@ -57,6 +57,11 @@ class Transcriber:
     model: Any = None
 
     @property
+    def piece_s(self) -> float | None:
+        """Longest audio that is transcribed in one piece, in seconds; None if there is no limit."""
+        return self.window_s
+
+    @property
     def technique(self) -> str:
         """Technique of `model`, for Results and tables; `none` without one."""
         return "none" if self.model is None else self.model.technique

@@ -184,6 +184,7 @@ class Recogniser:
         segments: list[dict[str, Any]] = []
         start = shown = time.perf_counter()
         duration_s = len(wav) / SAMPLE_RATE
+        tokenizer = getattr(self.transcriber.model, "tokenizer", None)  # models of a cascade have one each
 
         def listen(tokens: torch.Tensor) -> None:
             nonlocal shown
@@ -192,9 +193,9 @@ class Recogniser:
                 raise _Cancelled
             if now - shown >= SHOWN_EVERY_S:
                 shown = now
-                words = self.transcriber.model.tokenizer.decode(tokens[0].tolist(), skip_special_tokens=True)
-                text = text_of([*segments, {"text": words}])
-                updates.put(Heard(text, [*segments], duration_s, now - start))
+                if tokenizer is not None:
+                    words = tokenizer.decode(tokens[0].tolist(), skip_special_tokens=True)
+                    updates.put(Heard(text_of([*segments, {"text": words}]), [*segments], duration_s, now - start))
 
         known = language if self.transcriber.takes_languages else None
         with self._speaking(language), listening(listen):

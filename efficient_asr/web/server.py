@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -21,6 +22,7 @@ from efficient_asr.web.limits import Limits, Visitors
 from efficient_asr.web.openai_api import error_response, make_router
 from efficient_asr.web.recognisers import Recogniser
 
+FOLDER = "efficient_asr_app_"  # begins the names of temporary folders, with the number of the process
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -60,14 +62,14 @@ class LimitBody:
 
         async def answer(message: Any) -> None:
             nonlocal begun
-            begun = True
-            await send(message)
+            if seen <= self.largest_bytes or begun:  # otherwise it is what the application makes of _TooLarge
+                begun = True
+                await send(message)
 
-        try:
+        with contextlib.suppress(_TooLarge):
             await self.app(scope, counted, answer)
-        except _TooLarge:
-            if not begun:
-                await refused(scope, receive, send)
+        if seen > self.largest_bytes and not begun:
+            await refused(scope, receive, send)
 
 
 class _TooLarge(Exception):
@@ -76,8 +78,12 @@ class _TooLarge(Exception):
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[str]:
-    """Within the context, gradio keeps its files in a new folder, which is then removed."""
-    folder = tempfile.mkdtemp(prefix="efficient_asr_app_")
+    """Within the context, gradio keeps its files in a new folder, which is then removed; so are those of processes that died."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        process = left.name.removeprefix(FOLDER).partition("_")[0]
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}_")
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = folder
     try:

@@ -95,6 +95,23 @@ class CascadeTranscriber(Transcriber):
         self.history: dict[str, Any] = {}
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages that all models know which have a choice."""
+        known = [t.languages for t in self.transcribers if t.languages]
+        return tuple(code for code in known[0] if all(code in each for each in known)) if known else ()
+
+    @property
+    def language(self) -> str | None:
+        """Language of the audio; None if it is detected."""
+        return next((t.language for t in self.transcribers if t.languages), None)
+
+    @language.setter
+    def language(self, language: str | None) -> None:
+        for transcriber in self.transcribers:
+            if transcriber.languages:
+                transcriber.language = language
+
+    @property
     def changes(self) -> list[str]:
         """What the models compute differently from the stored ones."""
         return list(dict.fromkeys(change for transcriber in self.transcribers for change in transcriber.changes))
