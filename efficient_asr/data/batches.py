@@ -109,7 +109,7 @@ def collate(items: list[dict[str, Any]], multiple: int = 1) -> PaddedBatch | Sim
 
     good = [item for item in items if "problem" not in item]
     batch = PaddedBatch(good) if good else SimpleNamespace(id=[])
-    if good and batch.wav.data.shape[1] % multiple:
+    if multiple > 1 and good and batch.wav.data.shape[1] % multiple:
         wavs, wav_lens = batch.wav
         time = -(-wavs.shape[1] // multiple) * multiple
         wavs, wav_lens = torch.nn.functional.pad(wavs, (0, time - wavs.shape[1])), wav_lens * (wavs.shape[1] / time)
@@ -119,14 +119,14 @@ def collate(items: list[dict[str, Any]], multiple: int = 1) -> PaddedBatch | Sim
 
 
 def make_loader(
-    rows: Rows, labels: Labels, order: BatchOrder, num_workers: int, round_lengths_s: float | None = None
+    rows: Rows | Dataset, labels: Labels, order: BatchOrder, num_workers: int, round_lengths_s: float | None = None
 ) -> DataLoader:
-    """Return the data loader for a training or validation set.
+    """Return the data loader for the utterances of a training or validation set, or for a dataset of them.
 
     With `round_lengths_s`, batches are padded to a multiple of so many seconds: a GPU then sees few different shapes.
     """
     return Loader(
-        Utterances(rows, labels),
+        rows if isinstance(rows, Dataset) else Utterances(rows, labels),
         batch_sampler=order,
         collate_fn=partial(collate, multiple=max(1, round((round_lengths_s or 0) * SAMPLE_RATE))),
         num_workers=num_workers,

@@ -9,6 +9,7 @@ from torch.utils.data import Sampler
 
 from efficient_asr.utils.errors import UserError
 
+FILES = 4  # files that a random order draws from at a time
 SORTINGS = ("ascending", "descending", "random")
 
 
@@ -45,6 +46,9 @@ class BatchOrder(Sampler[list[int]]):
     epoch_batches : int, optional
         Batches of this process in an epoch. An epoch then is the next part of an endless sequence of passes over the data; by
         default it is one pass.
+    shards : numpy.ndarray, optional
+        Number of the file that holds each utterance, [count]. A random order then draws from four files at a time, so that each
+        file is read once in a pass.
 
     Raises
     ------
@@ -65,12 +69,14 @@ class BatchOrder(Sampler[list[int]]):
         groups: np.ndarray | None = None,
         length_jitter: float = 0.05,
         epoch_batches: int | None = None,
+        shards: np.ndarray | None = None,
     ) -> None:
         if sorting not in SORTINGS:
             raise UserError(f"sorting: invalid value '{sorting}'; use {', '.join(SORTINGS[:-1])} or {SORTINGS[-1]}")
         self.durations, self.sorting, self.batch_size, self.seed = durations, sorting, batch_size, seed
         self.max_batch_length_s, self.rank, self.world_size, self.repeat = max_batch_length_s, rank, world_size, repeat
         self.groups, self.length_jitter, self.epoch_batches = groups, length_jitter, epoch_batches
+        self.shards = shards
         self.skip = 0
         self.set_epoch(0)
 
@@ -90,13 +96,21 @@ class BatchOrder(Sampler[list[int]]):
     def _pass(self, number: int) -> list[np.ndarray]:
         """Return the batches of one pass over the data."""
         rng = np.random.default_rng([self.seed, number])
-        lengths = self.durations
+        if self.shards is None or self.sorting != "random":
+            return self._batches_of(np.arange(len(self.durations)), rng)
+        files = rng.permutation(np.unique(self.shards))
+        together = [np.flatnonzero(np.isin(self.shards, files[i : i + FILES])) for i in range(0, len(files), FILES)]
+        return [batch for members in together for batch in self._batches_of(members, rng)]
+
+    def _batches_of(self, members: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return batches of some utterances [count] in the order of a pass."""
+        lengths = self.durations[members]
         if self.sorting == "random" and self.max_batch_length_s is None:
-            order = rng.permutation(len(lengths))
+            order = members[rng.permutation(len(lengths))]
         else:
             if self.sorting == "random":
                 lengths = lengths * rng.uniform(1 - self.length_jitter, 1 + self.length_jitter, len(lengths))
-            order = np.argsort(lengths, kind="stable")
+            order = members[np.argsort(lengths, kind="stable")]
         parts = (
             [order] if self.groups is None else [order[self.groups[order] == group] for group in np.unique(self.groups)]
         )

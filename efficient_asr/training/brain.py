@@ -13,6 +13,7 @@ from efficient_asr.data import BatchOrder, Rows, make_loader, report_skipped
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.training.data import read_training_rows
 from efficient_asr.training.loop import Loop
 from efficient_asr.utils.errors import UserError, listing
 
@@ -28,6 +29,11 @@ class RecipeBrain(Loop):
     def build(cls, hparams: dict[str, Any], rows: Rows) -> nn.Module:
         """Build the model described by a YAML file; `rows` are the training utterances."""
         raise NotImplementedError
+
+    @classmethod
+    def read_rows(cls, hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
+        """Read and check the utterances of `train_split` or `valid_split`."""
+        return read_training_rows(hparams, manifest, split, output_folder, cls.needs_text)
 
     @staticmethod
     def check_rows(model: nn.Module, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:

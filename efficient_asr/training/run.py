@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.run_opts import RunOptions
@@ -46,7 +47,6 @@ from efficient_asr.training.data import (
     prepare_splits,
     read_benchmarks,
     read_language_model,
-    read_training_rows,
 )
 from efficient_asr.training.loop import Loop
 from efficient_asr.training.measure import measure
@@ -319,7 +319,7 @@ def _train_and_save(
     hparams, output_folder = this.hparams, this.output_folder
     hparams["run_device"] = choose_device(this.run_opts.device)
     rows = {
-        key: read_training_rows(hparams, splits[hparams[key]], hparams[key], output_folder, brain_class.needs_text)
+        key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], output_folder)
         for key in ("train_split", "valid_split")
     }
     model = brain_class.build(hparams, rows["train_split"])
@@ -368,6 +368,8 @@ def _batch_orders(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, B
     """Return the batch orders of training and validation."""
     shares = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     groups = language_groups(rows["train_split"]) if hparams["monolingual_batches"] else None
+    stored = bool(hparams.get("features_url"))
+    shards = np.array([row["shard"] for row in rows["train_split"]]) if stored else None
     return {
         "train_split": BatchOrder(
             rows["train_split"].durations,
@@ -379,6 +381,7 @@ def _batch_orders(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, B
             groups=groups,
             length_jitter=hparams["length_jitter"],
             epoch_batches=hparams["epoch_batches"],
+            shards=shards,
         ),
         "valid_split": BatchOrder(
             rows["valid_split"].durations, "ascending", hparams["test_batch_size"], repeat=False, **shares

@@ -9,8 +9,10 @@ from typing import Any
 import speechbrain as sb
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from efficient_asr.data import SAMPLE_RATE, Rows, absolute_lengths
+from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, make_loader
+from efficient_asr.data.shards import Place, Shards, StoredUtterances, vocabulary_digest
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.inference.load import load_transcriber, whisper_keys
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
@@ -86,15 +88,41 @@ class WhisperBrain(RecipeBrain):
         """Return the language of training utterances that do not specify one."""
         return model.labels.default_language
 
+    @classmethod
+    def read_rows(cls, hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path) -> Rows:
+        """Read the utterances of a split: from stored features if there is `features_url`, or from the manifest."""
+        if not hparams.get("features_url"):
+            return super().read_rows(hparams, manifest, split, output_folder)
+        augment = hparams["augment"]
+        if augment.speed is not None or len(augment.rirs) or len(augment.noises):
+            raise UserError(
+                "features_url: the audio was heard already; set speeds_percent to [100], and no noise_manifest or rir_manifest"
+            )
+        return _shards(hparams, split).rows
+
+    @staticmethod
+    def loader(model: Whisper, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
+        """Return the loader of `train_split` or `valid_split`."""
+        if not hparams.get("features_url"):
+            return RecipeBrain.loader(model, rows, hparams, order, key)
+        shards = _shards(hparams, hparams[key])
+        for name, value in features_meta(model).items():
+            if shards.meta.get(name) != value:
+                raise UserError(
+                    f"features_url: the features of '{hparams[key]}' are for {name} {shards.meta.get(name)}, and this model "
+                    f"needs {value}; prepare them with this model"
+                )
+        return make_loader(StoredUtterances(rows, shards), model.labels, order, hparams["num_workers"])
+
     @staticmethod
     def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Skip or reject utterances longer than the window or with more tokens than the decoder has positions."""
-        return _fitting_rows(model, rows, hparams["augment"].slowest, hparams["skip_bad"], skipped_file)
+        return fitting_rows(model, rows, hparams["augment"].slowest, hparams["skip_bad"], skipped_file)
 
     @staticmethod
     def check_valid_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Like `check_rows`, at the original speed."""
-        return _fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
+        return fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
 
     @staticmethod
     def check_benchmark(model: Whisper, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
@@ -115,15 +143,20 @@ class WhisperBrain(RecipeBrain):
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
         """Return next-token logits [batch, tokens - 1, vocabulary]."""
         batch = batch.to(self.device)
-        wavs, wav_lens = batch.wav
+        wavs, lengths = self.audio_of(batch, stage)
         if stage == sb.Stage.TRAIN:
-            wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
-            lengths = absolute_lengths(wavs, wav_lens)
             self.heard = wavs, lengths
             return self.modules["model"](wavs, lengths, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
         # kept, because decoding in compute_objectives reuses it
-        self.encoded = self.model.encode(wavs, absolute_lengths(wavs, wav_lens), languages=self.languages(batch))
+        self.encoded = self.model.encode(wavs, lengths, languages=self.languages(batch))
         return self.model.predict(self.encoded, batch.tokens[0][:, :-1], self.token_lengths(batch) - 1)
+
+    def audio_of(self, batch: Any, stage: sb.Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return audio [batch, time], in training augmented, or stored features [batch, mels, frames]; and samples [batch]."""
+        if hasattr(batch, "features"):
+            return batch.features.data, (batch.duration.double() * SAMPLE_RATE).round().long()
+        wavs, wav_lens = self.hparams.augment(*batch.wav) if stage == sb.Stage.TRAIN else batch.wav
+        return wavs, absolute_lengths(wavs, wav_lens)
 
     @staticmethod
     def token_lengths(batch: Any) -> torch.Tensor:
@@ -157,7 +190,22 @@ class WhisperBrain(RecipeBrain):
         return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
 
 
-def _fitting_rows(model: Whisper, rows: Rows, slowest: float, skip_bad: bool, skipped_file: Path) -> Rows:
+def _shards(hparams: dict[str, Any], split: str) -> Shards:
+    """Open the stored features of a split."""
+    cache = Path(hparams["features_cache"])
+    return Shards(Place(hparams["features_url"]), split, cache, hparams["features_cache_gb"])
+
+
+def features_meta(model: Whisper) -> dict[str, Any]:
+    """Return what stored features and labels of a model depend on."""
+    vocabulary = tuple(model.tokenizer.get_vocab().items())
+    return {
+        "mels": model.network.config.num_mel_bins, "window_samples": model.window_samples,
+        "vocabulary": vocabulary_digest(vocabulary),
+    }  # fmt: skip
+
+
+def fitting_rows(model: Whisper, rows: Rows, slowest: float, skip_bad: bool, skipped_file: Path) -> Rows:
     """Skip or reject utterances longer than the window, with too many tokens for the decoder, or in an unknown language."""
     bad, fits, window_s = {}, model.network.config.max_target_positions, model.window_samples / SAMPLE_RATE
     for i, row in enumerate(rows):

@@ -33,7 +33,8 @@ CSS = """
 .transcript textarea {font-size: 1.1rem; line-height: 1.5;}
 #summary {overflow-x: auto;}
 #summary table {width: 100%; font-variant-numeric: tabular-nums; border: 0 !important;}
-#summary th, #summary td {border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; padding: 4px 8px; white-space: nowrap;}
+#summary th, #summary td {border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;}
+#summary th, #summary td {padding: 4px 8px; white-space: nowrap;}
 #summary th {word-break: keep-all;}
 @media (max-width: 640px) {.gradio-container {padding: 8px !important;} h1 {font-size: 1.4rem !important;}}
 """

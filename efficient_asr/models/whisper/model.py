@@ -345,7 +345,8 @@ class Whisper(nn.Module):
     def features(self, wavs: torch.Tensor, lengths: torch.Tensor, frames: int | None = None) -> torch.Tensor:
         """Return the log-mel features [batch, mels, frames] of [batch, time] with lengths [batch]; see `encode`.
 
-        `frames` are those to compute, at least those of the audio; by default those of the window.
+        Features of whole windows [batch, mels, frames] are taken as they are. `frames` are those to compute, at least those of
+        the audio; by default those of the window.
         """
         window = self.window_samples
         if int(lengths.max()) > window:
@@ -354,8 +355,11 @@ class Whisper(nn.Module):
                 f"{window / SAMPLE_RATE:.0f} s; split the audio"
             )
         window = window if frames is None else frames * HOP
-        wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
-        mel = self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device))
+        if wavs.dim() == 3:
+            mel = wavs.to(self.device)
+        else:
+            wavs = nn.functional.pad(wavs[:, :window].to(self.device), (0, max(0, window - wavs.shape[1])))
+            mel = self.log_mel(wavs, torch.full((len(wavs),), window, device=self.device))
         if self.training and self.spec_augment is not None:
             mel = mask_features(mel, *self.spec_augment, lengths // HOP)
         return mel.to(self.network.dtype)

@@ -8,7 +8,13 @@ from efficient_asr.utils.technique import Key, Technique
 
 TECHNIQUE = Technique(
     name="finetuning",
-    keys=(Key("warmup_steps", least=0), Key("optimizer", text=True)),
+    keys=(
+        Key("warmup_steps", least=0),
+        Key("optimizer", text=True),
+        Key("features_url", text=True, eval_only=True),
+        Key("features_cache", text=True, eval_only=True),
+        Key("features_cache_gb", least=0.0, eval_only=True),
+    ),
     page_markers={"optimizers": "report:optimizers_table"},
     pictures="report:draw_optimizers",
 )
