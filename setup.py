@@ -45,6 +45,19 @@ EXTRAS = {
     "ray": ["ray[data]>=2.50"],  # pseudo-labelling on several machines
     "chinese": ["opencc>=1.1"],  # traditional and simplified characters count as the same in error rates
     "hub": ["datasets==5.2.0"],  # fetches FLEURS
+    "storage": [
+        "datasets==5.2.0",
+        "s3fs>=2025.3",
+    ],  # features in Parquet shards, also on S3 (fsspec brings or names the others)
+    "app": [
+        "gradio>=5",  # the page, and FastAPI for the endpoint
+        "yt-dlp>=2026.2.21",  # audio behind links; older versions have known holes
+    ],
+    "webtest": [
+        "playwright>=1.50",
+        "openai>=1.60",
+        "moto[server]>=5",
+    ],  # tests: a browser, OpenAI's client, an S3 server
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": [
         "peft==0.21.2",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from efficient_asr import load_transcriber
 from efficient_asr.models.sources import resolve_source
+from efficient_asr.reporting.explorer import explorer_html
 from efficient_asr.settings.options import add_lm_options, add_whisper_options, at_least, lm_options, whisper_options
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError
@@ -96,14 +97,13 @@ def named(models: list[str]) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse(argv)
+    sources, page = named(args.models), explorer_html(args.results) if args.results else ""
     try:
         from efficient_asr.web import server
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'efficient_asr[app]'") from None
     if args.results:
-        from efficient_asr.reporting.explorer import explorer_html
-
-        server.serve(server.make_explorer(explorer_html(args.results), args.allow_host), args.host, args.port)
+        server.serve(server.make_explorer(page, args.allow_host), args.host, args.port)
         return
     limits = Limits(
         longest_s=args.longest_s, largest_mb=args.largest_mb, waiting=args.waiting, per_address=args.per_address,
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     lock, options = threading.Lock(), whisper_options(args) | lm_options(args)
     recognisers = []
-    for name, source in named(args.models).items():
+    for name, source in sources.items():
         print(f"loading {name}", flush=True)
         recognisers.append(Recogniser(name, load_transcriber(resolve_source(source), **options).to(args.device), lock))
     with server.own_folder():

@@ -350,5 +350,33 @@ MEASURING = [
     Case("a result that is none", REPORT, no_result, "is not a result: experiment"),
 ]  # fmt: skip
 
-SECTIONS = {"Manifests": MANIFEST, "Audio": AUDIO, "Settings": SETTINGS, "Measuring": MEASURING}
+APP, PREPARE = "app.py", "prepare_features.py"
+
+
+def store(what: str, out: str, shows: str, *arguments: str) -> Case:
+    """prepare_features.py is to write the corpus to `out`."""
+    return Case(
+        what,
+        PREPARE,
+        lambda w: ["{model}", "--manifest", str(w.corpus / "train.jsonl"), "--out", out, *arguments],
+        shows,
+    )
+
+
+STORAGE_AND_WEB = [
+    store("credentials in a URL", "s3://key:secret@bucket/x", "leave the credentials out of the URL"),
+    store("a file system that does not exist", "floppy://a/x", "this file system cannot be used"),
+    store("features of a CTC model", "{root}/store", "it is not a Whisper"),
+    Case("a manifest and a corpus at once", PREPARE, lambda w: ["x", "--manifest", "a", "--corpus", "b", "--out", "c"], "give either --manifest or --corpus"),
+    Case("an app without models", APP, lambda w: [], "give one or more models"),
+    Case("an app with models and results", APP, lambda w: ["{model}", "--results", "{root}"], "give one or more models, or a folder"),
+    Case("two models under one name", APP, lambda w: ["a={model}", "a={model}"], "give every model a name of its own"),
+    Case("a limit of nothing", APP, lambda w: ["{model}", "--longest_s", "0"], "must be above 0"),
+    Case("results to explore that are not there", APP, lambda w: ["--results", str(w.corpus)], "contains no results"),
+    Case("a page of no results", REPORT, lambda w: ["--runs", str(w.corpus), "--html", "{root}/a.html"], "contains no results"),
+]  # fmt: skip
+
+SECTIONS = {
+    "Manifests": MANIFEST, "Audio": AUDIO, "Settings": SETTINGS, "Measuring": MEASURING, "Storage and web": STORAGE_AND_WEB,
+}  # fmt: skip
 CASES = [case for cases in SECTIONS.values() for case in cases]

@@ -14,7 +14,7 @@ from efficient_asr.utils.technique import techniques
 # A wing may import from wings with a smaller number.
 LEVELS = {
     "utils": 0, "text": 1, "settings": 2, "data": 2, "models": 3, "corpora": 3, "inference": 4, "evaluation": 5, "training": 6,
-    "reporting": 6, "techniques": 7, "commands": 8, "recipes": 8, "scripts": 9,
+    "reporting": 6, "techniques": 7, "web": 7, "commands": 8, "recipes": 8, "scripts": 9,
 }  # fmt: skip
 SHARED = [wing for wing, level in LEVELS.items() if level < LEVELS["techniques"]]
 PACKAGE = ROOT / "efficient_asr"

@@ -20,10 +20,11 @@ PAGES.append(ROOT / "efficient_asr" / "assets" / "README.md")
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Indented shell commands, continuation lines joined, comments dropped."""
+    """Indented shell commands, continuation lines joined, comments dropped; and those in backquotes that stand alone."""
     text = page.read_text().replace("\\\n", " ")
     found = []
-    for line in re.findall(r"^    ((?:python|torchrun|bash|efficient-asr|OMP\S+) .*)$", text, re.MULTILINE):
+    indented = re.findall(r"^    ((?:python|torchrun|bash|efficient-asr|OMP\S+) .*)$", text, re.MULTILINE)
+    for line in indented + re.findall(r"`((?:python|torchrun|bash|efficient-asr) [^`\n]+)`", text):
         if "<exp>" not in line:
             found.append(shlex.split(line.replace("|", " ").replace("{", "").replace("}", ""), comments=True))
     return found
