@@ -11,7 +11,8 @@ import torch
 
 from efficient_asr.data import BatchOrder, absolute_lengths, make_loader, read_manifest
 from efficient_asr.models.ctc import CTCHead, CTCModel
-from efficient_asr.models.encoders.whisper import _mask_bands, new_whisper_encoder
+from efficient_asr.models.encoders.whisper import new_whisper_encoder
+from efficient_asr.models.log_mel import mask_features
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.utils.seeding import gradients_finite
 
@@ -61,7 +62,7 @@ def test_workers_stay_and_epochs_differ_as_without_them(corpus: Path) -> None:
 def test_masks_are_spans_within_their_limits() -> None:
     torch.manual_seed(0)
     mel = torch.ones(400, 80, 200)
-    out = _mask_bands(mel, 2, 40, 15)
+    out = mask_features(mel, 2, 40, 15)
     assert set(out.unique().tolist()) == {0.0, 1.0}
     times, bands = out[:, :, :].amax(dim=1) == 0, out.amax(dim=2) == 0  # wholly masked frames and bands
     assert int(times.sum(dim=1).max()) <= 80 and int(bands.sum(dim=1).max()) <= 30
@@ -70,7 +71,7 @@ def test_masks_are_spans_within_their_limits() -> None:
     assert int(starts.max()) <= 2
     # the mean width of a span is half of the widest; two of them overlap seldom
     np.testing.assert_allclose(float(times.sum(dim=1).float().mean()), 2 * 20 * (1 - 0.05), rtol=0.08)
-    assert torch.equal(_mask_bands(mel, 0, 40, 15), mel)
+    assert torch.equal(mask_features(mel, 0, 40, 15), mel)
 
 
 def test_gradients_are_checked_as_a_whole() -> None:
@@ -88,11 +89,11 @@ def test_gradients_are_checked_as_a_whole() -> None:
 def test_masks_need_no_synchronisation() -> None:
     mel = torch.ones(8, 80, 200, device="cuda")
     torch.manual_seed(0)
-    expected = _mask_bands(mel.cpu(), 2, 40, 15)
+    expected = mask_features(mel.cpu(), 2, 40, 15)
     torch.manual_seed(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = _mask_bands(mel, 2, 40, 15)
+        found = mask_features(mel, 2, 40, 15)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found.cpu(), expected)

@@ -99,7 +99,7 @@ def test_an_unknown_language_and_errors_reach_the_caller(pair: list[Recogniser],
         pair[0].transcribe(clips[0], "sv")
 
     class Broken:
-        languages, takes_languages, language, window_s = (), False, None, 5.0
+        languages, takes_languages, language, window_s, model = (), False, None, 5.0, None
 
         def with_times(self) -> None:
             raise ZeroDivisionError
