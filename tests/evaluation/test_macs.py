@@ -305,8 +305,8 @@ def test_thop_convention_agrees_with_thop(kind: str) -> None:
 def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_data: Path) -> None:
     """Of one as users run it, timing included, with the smallest real encoder.
 
-    What counting adds is found utterance by utterance, with and without it in turn and the least disturbed of three each: whole
-    evaluations, one after the other, differ by a tenth on a busy machine whether anything is counted or not.
+    What counting adds is found on every third utterance, with and without it in turn and the least disturbed of three each:
+    whole evaluations, one after the other, differ by a tenth on a busy machine whether anything is counted or not.
     """
     from efficient_asr.evaluation.benchmark import Benchmark
     from efficient_asr.evaluation.evaluator import evaluate
@@ -329,7 +329,7 @@ def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_d
         return time.perf_counter() - start
 
     added_s = 0.0
-    for row in benchmark.rows:
+    for row in benchmark.rows[::3]:
         wav, length = load_audio(row["audio"])[None], torch.ones(1)
         turns = [
             (seconds(transcriber.transcribe, wav, length), seconds(count_macs, transcriber.transcribe, wav, length))
@@ -337,4 +337,4 @@ def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_d
         ]
         bare_s, counted_s = (min(times) for times in zip(*turns, strict=True))
         added_s += counted_s - bare_s
-    assert added_s < 0.1 * whole_s
+    assert 3 * added_s < 0.1 * whole_s
