@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from efficient_asr.corpora import prepare_corpus
-from efficient_asr.data import Row, Rows, load_row, read_manifest
+from efficient_asr.data import Row, load_row, read_manifest
 from efficient_asr.data.shards import DTYPES, Place, write_shards
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.model import Whisper
@@ -89,7 +89,9 @@ def main() -> None:
         skipped = args.prepared_folder / f"skipped_{split}.jsonl"
         rows = read_manifest(path, skip_bad=args.skip_bad, skipped_file=skipped, refuse_silence=True)
         rows = fitting_rows(whisper, rows, 1.0, args.skip_bad, skipped)
-        rows = rows if isinstance(rows, Rows) else Rows.of(rows)
+        rows = rows.map(
+            lambda row: {"language": whisper.labels.default_language, **row} if whisper.labels.languages else row
+        )
         done = write_shards(place, split, rows, features_meta(whisper), compute, args.dtype, args.shard_size)
         print(
             f"{split}: {done['utterances']} utterances in {done['shards']} shards ({done['kept']} were there), "

@@ -11,7 +11,6 @@ loopback: to let others in, put a web server with encryption and logins in front
 from __future__ import annotations
 
 import argparse
-import threading
 from pathlib import Path
 
 from efficient_asr import load_transcriber
@@ -22,6 +21,7 @@ from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError
 from efficient_asr.web.limits import Limits
 from efficient_asr.web.recognisers import Recogniser
+from efficient_asr.web.turns import Turns
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -38,6 +38,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=at_least(0), default=7860, help="port; 0 for any that is free (default 7860)")
     parser.add_argument(
         "--allow_host", nargs="+", help="names under which the app may be reached (default: those of loopback)"
+    )
+    parser.add_argument(
+        "--behind_proxy", action="store_true", help="a web server on this machine sets X-Forwarded-For; believe it"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
     limits = parser.add_argument_group("what visitors may ask for")
@@ -109,10 +112,11 @@ def main(argv: list[str] | None = None) -> None:
         longest_s=args.longest_s, largest_mb=args.largest_mb, waiting=args.waiting, per_address=args.per_address,
         link_hosts=tuple(args.link_hosts),
     )  # fmt: skip
-    lock, options = threading.Lock(), whisper_options(args) | lm_options(args)
+    turns, options = Turns(), whisper_options(args) | lm_options(args)
     recognisers = []
     for name, source in sources.items():
         print(f"loading {name}", flush=True)
-        recognisers.append(Recogniser(name, load_transcriber(resolve_source(source), **options).to(args.device), lock))
+        recognisers.append(Recogniser(name, load_transcriber(resolve_source(source), **options).to(args.device), turns))
     with server.own_folder():
-        server.serve(server.make_app(recognisers, limits, args.allow_host), args.host, args.port)
+        app = server.make_app(recognisers, limits, args.allow_host)
+        server.serve(app, args.host, args.port, args.behind_proxy)

@@ -98,8 +98,14 @@ class BatchOrder(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, number])
         if self.shards is None or self.sorting != "random":
             return self._batches_of(np.arange(len(self.durations)), rng)
-        files = rng.permutation(np.unique(self.shards))
-        together = [np.flatnonzero(np.isin(self.shards, files[i : i + FILES])) for i in range(0, len(files), FILES)]
+        by_file = np.argsort(self.shards, kind="stable")
+        files = np.split(by_file, np.flatnonzero(np.diff(self.shards[by_file])) + 1)
+        if len(files) <= FILES:
+            return self._batches_of(np.arange(len(self.durations)), rng)
+        order = rng.permutation(len(files))
+        together = [
+            np.sort(np.concatenate([files[k] for k in order[i : i + FILES]])) for i in range(0, len(order), FILES)
+        ]
         return [batch for members in together for batch in self._batches_of(members, rng)]
 
     def _batches_of(self, members: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from efficient_asr.data.manifest import Row, Rows
 from efficient_asr.utils.errors import UserError, check_writable
-from efficient_asr.utils.files import sha256_of
+from efficient_asr.utils.files import file_state, sha256_of
 
 FORMAT, INDEX = "efficient_asr features 1", "index.json"
 DTYPES = ("float32", "float16")
@@ -80,12 +80,23 @@ class Place:
             raise UserError(
                 f"{self.scheme} URL: leave the credentials out of the URL; they are read from the environment"
             )
+        self._process = os.getpid()
         try:
             with self.explained():
-                self.files, self.root = fsspec.core.url_to_fs(self.url)
+                self._files, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             hint = _WORDS.get(self.scheme, "see fsspec.available_protocols()")
             raise UserError(f"{self.url}: this file system cannot be used ({error}); {hint}") from None
+
+    @property
+    def files(self) -> Any:
+        """The file system; one for each process, because those with a loop of events do not survive a fork."""
+        if os.getpid() != self._process:
+            import fsspec
+
+            self._files, _ = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
+            self._process = os.getpid()
+        return self._files
 
     def path(self, name: str) -> str:
         """Return the path of a file for `files`."""
@@ -134,6 +145,18 @@ class Place:
         """Write a JSON file."""
         with self.explained():
             self.files.pipe_file(self.path(name), json.dumps(content, ensure_ascii=False).encode())
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes; None if there is none."""
+        with self.explained():
+            return self.files.info(self.path(name))["size"] if self.files.exists(self.path(name)) else None
+
+    def remove(self, *names: str) -> None:
+        """Remove files, if they are there."""
+        with self.explained():
+            for name in names:
+                if self.files.exists(self.path(name)):
+                    self.files.rm_file(self.path(name))
 
     def put(self, local: Path, name: str) -> None:
         """Upload a file, and check that all of it arrived."""
@@ -199,22 +222,29 @@ def write_shards(
             ).hexdigest()
             name = f"{split}/part-{number:05d}"
             known = place.read_json(f"{name}.json")
-            if known is not None and known.get("key") == key:
+            if known is not None and known.get("key") == key and place.size(f"{name}.parquet") == known["bytes"]:
                 kept += 1
                 entry = known
             else:
+                place.remove(f"{split}/{INDEX}")  # until all shards are there again
                 entry = {"key": key} | _write_shard(datasets, place, name, chunk, compute, dtype, progress)
                 place.write_json(f"{name}.json", entry)
             entries.append({"name": f"{name}.parquet"} | entry)
             progress.n = start + len(chunk)
             progress.refresh()
+    number = len(entries)
+    while place.size(f"{split}/part-{number:05d}.json") is not None:  # of an earlier, larger split
+        place.remove(f"{split}/part-{number:05d}.json", f"{split}/part-{number:05d}.parquet")
+        number += 1
     place.write_json(f"{split}/{INDEX}", {"meta": meta, "shards": entries})
     size = sum(entry["bytes"] for entry in entries)
     return {"shards": len(entries), "kept": kept, "utterances": len(rows), "bytes": size}
 
 
 def _about(row: Row) -> list[Any]:
-    return [row["id"], row["duration"], row["text"], row.get("language"), row.get("offset")]
+    """Return what features and labels of an utterance depend on."""
+    keys = ("id", "duration", "text", "language", "offset", "timed", "segments", "previous_text")
+    return [*(row.get(key) for key in keys), file_state(row["audio"]) if "audio" in row else None]
 
 
 def _write_shard(
@@ -314,8 +344,9 @@ class Shards:
         """Return the `features` [mels, frames] in float32 and the `labels` of an utterance."""
         table = self._table(row["shard"])
         i = row["in_shard"]
-        kept = np.asarray(table["features"][i].as_py(), dtype=self.meta["dtype"])
-        features = torch.from_numpy(kept).float().T
+        frames_of_mels = table["features"][i].value.values  # a list of frames, each a list of mel values
+        kept = frames_of_mels.flatten().to_numpy(zero_copy_only=False).reshape(len(frames_of_mels), -1)
+        features = torch.from_numpy(kept.astype(np.float32)).T
         frames = table["frames"][i].as_py()
         repeated = features[:, -1:].expand(-1, frames - features.shape[1])
         return {"features": torch.cat([features, repeated], dim=1), "labels": table["labels"][i].as_py()}
@@ -328,7 +359,10 @@ class Shards:
             while len(self._open) >= 4:
                 self._open.popitem(last=False)
             columns = ["frames", "labels", "features"]
-            self._open[number] = pyarrow.parquet.read_table(self._local(number), columns=columns)
+            try:
+                self._open[number] = pyarrow.parquet.read_table(self._local(number), columns=columns)
+            except FileNotFoundError:  # another process has made room in the meantime
+                self._open[number] = pyarrow.parquet.read_table(self._local(number), columns=columns)
         self._open.move_to_end(number)
         return self._open[number]
 

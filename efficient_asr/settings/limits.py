@@ -47,7 +47,7 @@ _NUMBERS: dict[str, Key] = {
 CORE_KEYS: dict[str, Key] = {
     name: dataclasses.replace(_NUMBERS.get(name, Key(name)), eval_only=name in _EVAL_ONLY, text=name in _TEXT)
     for name in (*_NUMBERS, *_EVAL_ONLY, *_TEXT)
-} | {"activation_checkpointing": Key("activation_checkpointing", former="False")}
+} | {name: Key(name, former="False") for name in ("activation_checkpointing", "spec_augment")}
 
 
 def known_keys() -> dict[str, Key]:

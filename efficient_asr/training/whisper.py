@@ -63,10 +63,6 @@ class WhisperBrain(RecipeBrain):
             model.network.gradient_checkpointing_enable({"use_reentrant": False})
         if hparams["spec_augment"]:
             model.spec_augment = tuple(hparams[f"spec_augment_{key}"] for key in ("masks", "frames", "bands"))
-        spoken = {row.get("language") or model.labels.default_language for row in rows}
-        if model.labels.languages and len(spoken) == 1:  # what other programs decode with
-            model.network.generation_config.language = spoken.pop()
-            model.network.generation_config.task = "transcribe"
         adapted = cls.adapt(model, hparams, rows)
         adapted.labels.default_language = model.labels.default_language
         trained = sum(parameter.numel() for parameter in adapted.network.parameters() if parameter.requires_grad)
@@ -98,7 +94,13 @@ class WhisperBrain(RecipeBrain):
             raise UserError(
                 "features_url: the audio was heard already; set speeds_percent to [100], and no noise_manifest or rir_manifest"
             )
-        return _shards(hparams, split).rows
+        if hparams["train_normaliser"] != "none":
+            raise UserError("features_url: the texts were turned into labels already; set train_normaliser to none")
+        rows = _shards(hparams, split).rows
+        fits = (rows.durations <= (hparams["max_duration_s"] or float("inf"))).nonzero()[0]
+        if not len(fits):
+            raise UserError(f"every utterance in '{split}' is longer than max_duration_s={hparams['max_duration_s']}")
+        return rows.select(fits)
 
     @staticmethod
     def loader(model: Whisper, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:

@@ -65,23 +65,29 @@ class Limits:
         """`largest_mb` in bytes."""
         return int(self.largest_mb * 1e6)
 
-    def read(self, path: str | Path, name: str = "the recording") -> torch.Tensor:
-        """Return the audio [time] of an uploaded or fetched file.
+    def check(self, path: str | Path, name: str = "the recording") -> None:
+        """Check the size and the header of an uploaded or fetched file.
 
         Raises
         ------
         UserError
             If it is too large or too long, or not audio; the message does not show where the file is.
         """
+        if not Path(path).is_file():
+            raise UserError(f"{name} is not here any more; upload it again")
         size = Path(path).stat().st_size
         if size > self.largest_bytes:
             raise UserError(f"{name} has {size / 1e6:.0f} MB; the limit is {self.largest_mb:g} MB")
         report = inspect_audio(path, samples=False)
         if report.duration_s > self.longest_s:
             raise UserError(f"{name} lasts {report.duration_s / 60:.0f} min; the limit is {self.longest_s / 60:g} min")
+        if report.problem:
+            raise UserError(report.problem.replace(str(path), name))
+
+    def read(self, path: str | Path, name: str = "the recording") -> torch.Tensor:
+        """Return the audio [time] of an uploaded or fetched file; see `check`."""
+        self.check(path, name)
         try:
-            if report.problem:
-                raise UserError(report.problem)
             return load_audio(path, longest_s=self.longest_s)
         except UserError as error:
             raise UserError(str(error).replace(str(path), name)) from None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
@@ -48,8 +51,22 @@ def make_router(recognisers: list[Recogniser], limits: Limits, visitors: Visitor
         entries = [{"id": name, "object": "model", "created": 0, "owned_by": "efficient_asr"} for name in by_name]
         return {"object": "list", "data": entries}
 
+    threads = anyio.CapacityLimiter(limits.waiting)  # waiting requests must not take the threads of the page
+
+    async def hear(request: Request, recogniser: Recogniser, path: str, name: str, code: str | None) -> Heard | None:
+        """Return what was heard; None if the client went away, whose recording is then dropped."""
+        stream, last = recogniser.stream(functools.partial(limits.read, path, name), code), Heard()
+        while True:
+            heard = await anyio.to_thread.run_sync(next, stream, None, limiter=threads)
+            if heard is None:
+                return last
+            last = heard
+            if await request.is_disconnected():
+                await anyio.to_thread.run_sync(stream.close, limiter=threads)
+                return None
+
     @router.post("/audio/transcriptions")
-    def transcriptions(
+    async def transcriptions(
         request: Request,
         file: Annotated[UploadFile, File()],
         model: Annotated[str, Form()],
@@ -72,8 +89,9 @@ def make_router(recognisers: list[Recogniser], limits: Limits, visitors: Visitor
                 code = normalise_language(language) if language else None
                 recogniser.check_language(code)
                 with _on_disk(file) as path:
-                    wav = limits.read(path, name)
-                return _response(recogniser.transcribe(wav, code), response_format)
+                    await anyio.to_thread.run_sync(limits.check, path, name, limiter=threads)
+                    heard = await hear(request, recogniser, path, name, code)
+                return Response(status_code=499) if heard is None else _response(heard, response_format)
         except Busy as error:
             return error_response(str(error), 429)
         except (UserError, ValueError) as error:

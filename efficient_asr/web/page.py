@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import gradio as gr
 import soundfile
 import torch
-from gradio.utils import get_upload_folder
+from gradio.utils import get_upload_folder, is_in_or_equal
 
 from efficient_asr.corpora.mini import Espeak, make_sentence, synthesise
 from efficient_asr.data import SAMPLE_RATE
@@ -78,6 +79,7 @@ class Page:
                         label="Recording",
                         elem_id="audio",
                     )
+                    refuse_urls(audio)
                     with gr.Row():
                         link = gr.Textbox(
                             label="or a link", placeholder=f"https:// {', '.join(self.limits.link_hosts[:3])} …", max_lines=1,
@@ -156,10 +158,13 @@ class Page:
                     raise UserError("record something, upload a file, or fetch a link first")
                 if not recognisers:
                     raise UserError("choose a model")
-                wav = self.limits.read(path)
+                if not is_in_or_equal(path, get_upload_folder()):
+                    raise UserError("upload the file with this page")
+                self.limits.check(path)
+                recording = functools.cache(functools.partial(self.limits.read, path))
                 yield self._contents(heard, "*waiting for the models*")
                 for recogniser in recognisers:
-                    for update in recogniser.stream(wav, code, count):
+                    for update in recogniser.stream(recording, code, count):
                         heard[recogniser.name] = update
                         yield self._contents(heard, None)
             except UserError as error:
@@ -169,6 +174,18 @@ class Page:
     def _contents(self, heard: dict[str, Heard], note: str | None, files: list[str] | None = None) -> list[Any]:
         texts = [heard[each.name].text if each.name in heard else "" for each in self.recognisers]
         return [*texts, note or summary_table(self.recognisers, heard), gr.File(files, visible=bool(files))]
+
+
+def refuse_urls(audio: gr.Audio) -> None:
+    """Let a component take files that were uploaded, but no URLs, which gradio would fetch from anywhere."""
+    move = audio.async_move_resource_to_block_cache
+
+    async def move_files(path: str | Path | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gr.Error("paste links into the field for links", print_exception=False)
+        return await move(path)
+
+    audio.async_move_resource_to_block_cache = move_files
 
 
 def _address(request: gr.Request) -> str | None:

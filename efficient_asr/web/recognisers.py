@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ from efficient_asr.inference.recordings import iterate_timed
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.models.whisper.greedy import listening
 from efficient_asr.utils.errors import UserError
+from efficient_asr.web.turns import Turns
 
-SHOWN_EVERY_S = 0.1
+SHOWN_EVERY_S, HEARTBEAT_S = 0.1, 0.5
 LONGEST_COUNTED_S = 60.0  # MACs are counted by transcribing again
 _NOT_SHOWN = ("start_s", "end_s", "text", "language")
 
@@ -86,12 +87,12 @@ class Recogniser:
         Shown to users, and the name of the model for programs.
     transcriber : Transcriber
         The model.
-    lock : threading.Lock
-        Shared by all models of a process: one recording is computed at a time.
+    turns : Turns
+        Shared by all models of a process: one piece of a recording is computed at a time.
     """
 
-    def __init__(self, name: str, transcriber: Transcriber, lock: threading.Lock) -> None:
-        self.name, self.transcriber, self.lock = name, transcriber, lock
+    def __init__(self, name: str, transcriber: Transcriber, turns: Turns) -> None:
+        self.name, self.transcriber, self.turns = name, transcriber, turns
 
     @property
     def technique(self) -> str:
@@ -111,13 +112,15 @@ class Recogniser:
         if language is not None and known and language not in known:
             raise UserError(f"{self.name} does not know the language '{language}'")
 
-    def stream(self, wav: torch.Tensor, language: str | None = None, count: bool = False) -> Iterator[Heard]:
-        """Transcribe a recording [time]; yield what was heard so far, the last time with everything.
+    def stream(
+        self, recording: torch.Tensor | Callable[[], torch.Tensor], language: str | None = None, count: bool = False
+    ) -> Iterator[Heard]:
+        """Transcribe a recording; yield what was heard so far, at least twice a second, the last time with everything.
 
         Arguments
         ---------
-        wav : torch.Tensor
-            Audio at 16 kHz, [time].
+        recording : torch.Tensor or callable
+            Audio at 16 kHz, [time]; or a function that returns it, called when it is this recording's turn.
         language : str, optional
             ISO 639-1 code; None to detect it, if the model can.
         count : bool
@@ -129,90 +132,34 @@ class Recogniser:
             If the model does not know the language.
         """
         self.check_language(language)
-        updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stopped = threading.Event()
-        worker = threading.Thread(
-            target=self._work,
-            args=(wav, language, count, updates, stopped),
-            name=f"recogniser {self.name}",
-            daemon=True,
-        )
-        worker.start()
+        job = _Job(self, recording, language, count)
+        threading.Thread(target=job.run, name=f"recogniser {self.name}", daemon=True).start()
+        heard = Heard()
         try:
             while True:
-                update = updates.get()
+                try:
+                    update = job.updates.get(timeout=HEARTBEAT_S)
+                except queue.Empty:
+                    yield heard  # whoever reads this may go away meanwhile
+                    continue
                 if update is None:
                     return
                 if isinstance(update, BaseException):
                     raise update
-                yield update
+                heard = update
+                yield heard
         finally:
-            stopped.set()
+            job.stopped.set()
 
-    def transcribe(self, wav: torch.Tensor, language: str | None = None) -> Heard:
-        """Transcribe a recording [time]; see `stream`."""
-        heard = Heard(duration_s=len(wav) / SAMPLE_RATE)
-        return [heard, *self.stream(wav, language)][-1]
-
-    def _work(
-        self,
-        wav: torch.Tensor,
-        language: str | None,
-        count: bool,
-        updates: queue.SimpleQueue[Any],
-        stopped: threading.Event,
-    ) -> None:
-        """Transcribe in a thread of its own: put each `Heard`, then None, or an exception."""
-        try:
-            with self.lock:
-                for heard in self._hear(wav, language, count, updates, stopped):
-                    updates.put(heard)
-            updates.put(None)
-        except _Cancelled:
-            updates.put(None)
-        except BaseException as error:
-            updates.put(error)
-
-    def _hear(
-        self,
-        wav: torch.Tensor,
-        language: str | None,
-        count: bool,
-        updates: queue.SimpleQueue[Any],
-        stopped: threading.Event,
-    ) -> Iterator[Heard]:
-        segments: list[dict[str, Any]] = []
-        start = shown = time.perf_counter()
-        duration_s = len(wav) / SAMPLE_RATE
-        tokenizer = getattr(self.transcriber.model, "tokenizer", None)  # models of a cascade have one each
-
-        def listen(tokens: torch.Tensor) -> None:
-            nonlocal shown
-            now = time.perf_counter()
-            if stopped.is_set():
-                raise _Cancelled
-            if now - shown >= SHOWN_EVERY_S:
-                shown = now
-                if tokenizer is not None:
-                    words = tokenizer.decode(tokens[0].tolist(), skip_special_tokens=True)
-                    updates.put(Heard(text_of([*segments, {"text": words}]), [*segments], duration_s, now - start))
-
-        known = language if self.transcriber.takes_languages else None
-        with self._speaking(language), listening(listen):
-            for piece in iterate_timed(self.transcriber, wav, known):
-                if stopped.is_set():
-                    raise _Cancelled
-                segments += piece
-                yield Heard(text_of(segments), [*segments], duration_s, time.perf_counter() - start)
-            heard = Heard(text_of(segments), segments, duration_s, time.perf_counter() - start)
-        if count and self.transcriber.counts_macs and duration_s <= LONGEST_COUNTED_S:
-            with self._speaking(language):
-                more = {"languages": [language]} if known else {}
-                heard.macs_g = count_macs(self.transcriber.transcribe, wav[None], torch.ones(1), **more).macs / 1e9
-        yield heard
+    def transcribe(self, recording: torch.Tensor | Callable[[], torch.Tensor], language: str | None = None) -> Heard:
+        """Transcribe a recording; see `stream`."""
+        last = Heard()
+        for heard in self.stream(recording, language):
+            last = heard
+        return last
 
     @contextlib.contextmanager
-    def _speaking(self, language: str | None) -> Iterator[None]:
+    def speaking(self, language: str | None) -> Iterator[None]:
         """Set the language of the transcriber within the context, if it has a choice."""
         if language is None or self.transcriber.takes_languages or not self.transcriber.languages:
             yield
@@ -223,3 +170,80 @@ class Recogniser:
             yield
         finally:
             self.transcriber.language = before
+
+
+class _Job:
+    """One recording for one model, transcribed in a thread; `updates` gets each `Heard`, and then None or an exception."""
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        recording: torch.Tensor | Callable[[], torch.Tensor],
+        language: str | None,
+        count: bool,
+    ) -> None:
+        self.recogniser, self.recording, self.language, self.count = recogniser, recording, language, count
+        self.updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+        self.segments: list[dict[str, Any]] = []
+        self.spent_s = self.duration_s = 0.0
+        self.begun = self.shown = time.perf_counter()
+
+    def run(self) -> None:
+        """Transcribe, and put an end to `updates`."""
+        try:
+            self._transcribe()
+            self.updates.put(None)
+        except _Cancelled:
+            self.updates.put(None)
+        except BaseException as error:
+            self.updates.put(error)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for a turn, and count the time from then on."""
+        with self.recogniser.turns.mine():
+            if self.stopped.is_set():
+                raise _Cancelled
+            self.begun = self.shown = time.perf_counter()
+            with self.recogniser.speaking(self.language):
+                yield
+            self.spent_s += time.perf_counter() - self.begun
+
+    def _transcribe(self) -> None:
+        transcriber = self.recogniser.transcriber
+        with self.recogniser.turns.mine():
+            if self.stopped.is_set():
+                raise _Cancelled
+            wav = self.recording() if callable(self.recording) else self.recording
+        self.duration_s = len(wav) / SAMPLE_RATE
+        known = self.language if transcriber.takes_languages else None
+        pieces = iterate_timed(transcriber, wav, known)
+        while True:
+            with self._turn(), listening(self._listen):
+                piece = next(pieces, None)
+            if piece is None:
+                break
+            self.segments += piece
+            self.updates.put(self._heard())
+        heard = self._heard()
+        if self.count and transcriber.counts_macs and self.duration_s <= LONGEST_COUNTED_S:
+            with self._turn():
+                more = {"languages": [self.language]} if known else {}
+                heard.macs_g = count_macs(transcriber.transcribe, wav[None], torch.ones(1), **more).macs / 1e9
+        self.updates.put(heard)
+
+    def _heard(self, words: str = "", more_s: float = 0.0) -> Heard:
+        segments = [*self.segments]
+        return Heard(text_of([*segments, {"text": words}]), segments, self.duration_s, self.spent_s + more_s)
+
+    def _listen(self, tokens: torch.Tensor) -> None:
+        """Report the words of the piece that is being decoded, from time to time."""
+        if self.stopped.is_set():
+            raise _Cancelled
+        now = time.perf_counter()
+        tokenizer = getattr(self.recogniser.transcriber.model, "tokenizer", None)  # models of a cascade have one each
+        if now - self.shown >= SHOWN_EVERY_S and tokenizer is not None:
+            self.shown = now
+            words = tokenizer.decode(tokens[0].tolist(), skip_special_tokens=True)
+            self.updates.put(self._heard(words, now - self.begun))

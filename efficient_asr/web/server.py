@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -23,11 +25,12 @@ from efficient_asr.web.openai_api import error_response, make_router
 from efficient_asr.web.recognisers import Recogniser
 
 FOLDER = "efficient_asr_app_"  # begins the names of temporary folders, with the number of the process
+_ELSEWHERE = re.compile(r"(file=|proxy=|stream/)/*[a-z]+:", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class LimitBody:
-    """Middleware that refuses request bodies above a size, whether or not they state it.
+    """Middleware that refuses request bodies above a size, whether or not they state it, and URLs in place of files.
 
     Arguments
     ---------
@@ -44,6 +47,9 @@ class LimitBody:
         """Pass a request on, or answer with status 413."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if _ELSEWHERE.search(scope["path"]):  # gradio would fetch these for anybody
+            await error_response("only files of this app can be fetched", 403)(scope, receive, send)
             return
         refused = error_response(f"the limit is {self.largest_bytes / 1e6:g} MB", 413)
         stated = dict(scope["headers"]).get(b"content-length", b"0")
@@ -78,20 +84,36 @@ class _TooLarge(Exception):
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[str]:
-    """Within the context, gradio keeps its files in a new folder, which is then removed; so are those of processes that died."""
+    """Within the context, files of visitors are kept in a new folder, which is then removed; so are those of processes that died.
+
+    gradio serves what is in one part of it; uploads to the endpoint and downloads of links are in the other.
+    """
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         process = left.name.removeprefix(FOLDER).partition("_")[0]
-        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+        if process == str(os.getpid()) or (process.isdigit() and not _is_running(int(process))):
             shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}_")
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = folder
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}_"))
+    for name in ("served", "private"):
+        (folder / name).mkdir()
+    before, temporary = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
+    os.environ["GRADIO_TEMP_DIR"], tempfile.tempdir = str(folder / "served"), str(folder / "private")
     try:
-        yield folder
+        yield str(folder)
     finally:
+        tempfile.tempdir = temporary
         shutil.rmtree(folder, ignore_errors=True)
         os.environ.pop("GRADIO_TEMP_DIR", None)
         os.environ |= {"GRADIO_TEMP_DIR": before} if before else {}
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | None = None) -> FastAPI:
@@ -125,8 +147,9 @@ def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | N
     page = Page(recognisers, limits, visitors)
     page.warm_up()
     blocks = page.blocks()
+    blocks.has_launched = True  # gradio checks paths of inputs only then
     return gr.mount_gradio_app(
-        app, blocks, path="/", css=CSS, show_error=True, max_file_size=limits.largest_bytes, allowed_paths=[], footer_links=[],
+        app, blocks, path="/", css=CSS, show_error=False, max_file_size=limits.largest_bytes, allowed_paths=[], footer_links=[],
         ssr_mode=False, enable_monitoring=False, run_history=False,
     )  # fmt: skip
 
@@ -143,8 +166,17 @@ def make_explorer(html: str, hosts: list[str] | None = None) -> FastAPI:
     return app
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until interrupted.
+def serve(app: FastAPI, host: str, port: int, behind_proxy: bool = False) -> None:
+    """Serve until interrupted, by Ctrl-C or SIGTERM.
+
+    Arguments
+    ---------
+    app : FastAPI
+        The application.
+    host, port : str, int
+        Address to bind; port 0 for any that is free.
+    behind_proxy : bool
+        Believe a web server on this machine which address a request comes from (`X-Forwarded-For`).
 
     Raises
     ------
@@ -161,5 +193,10 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         port = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        signal.signal(signal.SIGTERM, _interrupt)  # uvicorn ends, then raises the signal again
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, proxy_headers=behind_proxy)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ from efficient_asr.utils.files import atomic_write_text
 
 NUMBER = r"([-+.\deEnaif]+)"
 LINE = re.compile(rf"epoch: (\d+).*train loss: {NUMBER} - valid loss: {NUMBER}, valid wer_percent: {NUMBER}")
-SETTINGS = ("lr", "batch_size", "warmup_steps", "epoch_batches", "number_of_epochs", "weight_decay", "precision")
+SETTINGS = (
+    "source", "lr", "batch_size", "grad_accumulation_factor", "warmup_steps", "epoch_batches", "number_of_epochs", "weight_decay",
+    "precision", "freeze_encoder", "lora_rank", "spec_augment",
+)  # fmt: skip
 
 
 def results_of(folder: Path) -> list[Result]:
@@ -53,7 +57,7 @@ def describe(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: not a run of hparams/finetune_whisper.yaml (no optimizer, or epoch_batches is null)"
         )
-    steps = settings["epoch_batches"] // settings["grad_accumulation_factor"]
+    steps = math.ceil(settings["epoch_batches"] / settings["grad_accumulation_factor"])
     return {
         "optimizer": settings["optimizer"], "seed": settings["seed"], "curve": curve(folder, steps),
         "wer_percent": {result.split: result.wer_percent for result in results},

@@ -27,7 +27,11 @@ class FinetuneBrain(WhisperBrain):
 
     @classmethod
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
-        """Add LoRA matrices if they are asked for."""
+        """Store the language of the texts, for other programs; add LoRA matrices if they are asked for."""
+        spoken = {row.get("language") or model.labels.default_language for row in rows}
+        if model.labels.languages:
+            model.network.generation_config.language = spoken.pop() if len(spoken) == 1 else None
+            model.network.generation_config.task = "transcribe"
         if hparams.get("lora_rank") is None:
             return model
         settings = (hparams[f"lora_{key}"] for key in ("rank", "alpha", "dropout", "targets", "merge"))

@@ -104,6 +104,15 @@ def test_an_interrupted_writing_is_resumed(tmp_path: Path) -> None:
         Shards(place, "train", tmp_path / "cache")
     assert write(place)["kept"] == 2
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "store" / "train").glob("*.parquet")}
+    (tmp_path / "store" / "train" / "part-00002.parquet").unlink()
+    assert write(place)["kept"] == 2
+    assert write(place, count=3)["shards"] == 1
+    assert sorted(path.name for path in (tmp_path / "store" / "train").iterdir()) == [
+        "index.json",
+        "part-00000.json",
+        "part-00000.parquet",
+    ]
+    assert write(place, count=7)["kept"] == 1
     assert write(place, count=8)["kept"] == 2  # the last shard has another utterance now
     assert write(place, count=8, dtype="float16")["kept"] == 0
 
@@ -282,7 +291,6 @@ warmup_steps: 1
 number_of_epochs: 2
 epoch_batches: 3
 batch_size: 2
-sorting: ascending
 precision: fp32
 tensorboard: False
 speeds_percent: [100]
@@ -292,8 +300,9 @@ train_only: True
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", ["folder", "s3"])
 def test_training_from_stored_features_is_training_from_audio(
-    corpus: Path, tmp_path: Path, tiny_whispers: dict[str, str]
+    where: str, corpus: Path, tmp_path: Path, tiny_whispers: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     def train(name: str, *options: str) -> int:
         (tmp_path / name).mkdir()
@@ -303,7 +312,7 @@ def test_training_from_stored_features_is_training_from_audio(
 
     assert train("audio") == 0
     prepared = next((tmp_path / "audio").rglob("train.jsonl"))
-    store = tmp_path / "store"
+    store = str(tmp_path / "store") if where == "folder" else f"{request.getfixturevalue('s3')}/training"
     for split in ("train", "dev"):
         manifest = prepared.with_name(f"{split}.jsonl")
         done = run_script(
@@ -311,12 +320,17 @@ def test_training_from_stored_features_is_training_from_audio(
             "--shard_size", "2", "--prepared_folder", tmp_path / "skipped",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    stored = ("--features_url", str(store), "--features_cache", str(tmp_path / "cache"))
+    stored = ("--features_url", store, "--features_cache", str(tmp_path / "cache"))
+    stored += () if where == "folder" else ("--num_workers", "2")  # each has a connection of its own
     assert train("stored", *stored) == 0
     a, b = (load_file(tmp_path / name / "output" / "model" / "model.safetensors") for name in ("audio", "stored"))
     assert all(torch.equal(value, b[name]) for name, value in a.items())
+    if where == "s3":
+        return
+    assert train("normalised", *stored, "--train_normaliser", "plain") == 2
     assert train("speeds", *stored, "--speeds_percent", "[90, 100]") == 2
-    index = json.loads((store / "train" / "index.json").read_text())
+    path = tmp_path / "store" / "train" / "index.json"
+    index = json.loads((tmp_path / "store" / "train" / "index.json").read_text())
     index["meta"]["mels"] = 128
-    (store / "train" / "index.json").write_text(json.dumps(index))
+    path.write_text(json.dumps(index))
     assert train("other", *stored) == 2

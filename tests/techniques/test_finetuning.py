@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from efficient_asr.data import BatchOrder, Rows
 from efficient_asr.models.log_mel import mask_features
 from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.settings.limits import former_values
 from efficient_asr.techniques.finetuning.optimizers import OPTIMIZERS, make_optimizer
 from efficient_asr.techniques.finetuning.report import optimizers_table
 from efficient_asr.training.run import run
@@ -198,10 +199,25 @@ def test_spec_augment_changes_training_only(corpus: Path, tmp_path: Path, tiny_w
     assert not torch.equal(whisper.train().features(wavs, lengths), before)
 
 
+@pytest.mark.slow
 def test_the_language_is_that_of_the_training_texts(corpus: Path, tmp_path: Path, multilingual_source: str) -> None:
-    folder = train(corpus, tmp_path / "de", multilingual_source, "--number_of_epochs", "1", "--language", "de")
+    (tmp_path / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=tmp_path, source=multilingual_source))
+    options = ("--number_of_epochs", "1", "--language", "de", "--device", "cpu")
+    done = run_script("recipes/finetune_whisper/train.py", tmp_path / "x.yaml", *options)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "output" / "model"
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["language"], generation["task"]) == ("de", "transcribe")
+
+
+def test_other_recipes_leave_the_language_open(corpus: Path, tmp_path: Path, multilingual_source: str) -> None:
+    folder = train(corpus, tmp_path / "de", multilingual_source, "--number_of_epochs", "1", "--language", "de")
+    assert json.loads((folder / "generation_config.json").read_text()).get("language") is None
+
+
+def test_checkpoints_of_before_the_new_switches_are_resumed() -> None:
+    former = former_values()
+    assert former["spec_augment"] == former["activation_checkpointing"] == "False" and former["epoch_batches"] == "null"
 
 
 @pytest.fixture

@@ -270,6 +270,39 @@ def test_no_other_file_can_be_fetched(app: App) -> None:
             assert error.value.code in (400, 403, 404, 405), (prefix, name, error.value.code)
 
 
+def test_paths_and_addresses_are_no_inputs_of_the_page(app: App, clips: list[tuple[Path, str]], site: str) -> None:  # noqa: F811
+    """What a program sends to the page's queue instead of a file that was uploaded."""
+    before = len(Site.server_of_this_test.asked)
+    config = json.load(urllib.request.urlopen(f"{app.url}/config", timeout=10))
+    number = next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 4)
+    for path in (str(clips[0][0]), "/etc/passwd", "/dev/zero", f"http://{site}/talk.wav"):
+        for extra in ({}, {"is_stream": True}):
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}} | extra
+            session = f"s{random.random()}"
+            body = {"data": [file, "detect", ["small", "large"], False], "fn_index": number, "session_hash": session}
+            request = urllib.request.Request(
+                f"{app.url}/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            try:
+                urllib.request.urlopen(request, timeout=10).read()
+                stream = urllib.request.urlopen(f"{app.url}/gradio_api/queue/data?session_hash={session}", timeout=20)
+                answer = stream.read().decode()
+            except urllib.error.HTTPError as error:
+                answer = error.read().decode()
+            assert clips[0][1] not in answer and '"success":true' not in answer, (path, answer)
+    assert len(Site.server_of_this_test.asked) == before
+    for prefix in ("gradio_api/file=", "gradio_api/proxy=", "file="):
+        with pytest.raises(urllib.error.HTTPError, match=r"40[034]"):
+            urllib.request.urlopen(f"{app.url}/{prefix}http://{site}/talk.wav", timeout=10)
+    urllib.request.urlopen(app.url, timeout=10).read()  # and the app goes on
+
+
+def test_sigterm_leaves_nothing_behind() -> None:
+    running = App(MODELS[0])
+    assert running.stop(signal.SIGTERM) in (0, 130)
+    assert not [*Path(tempfile.gettempdir()).glob(f"efficient_asr_app_{running.process.pid}_*")]
+
+
 def test_a_foreign_name_is_refused(app: App) -> None:
     request = urllib.request.Request(app.url, headers={"Host": "attacker.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import soundfile
 from efficient_asr.data import load_audio
 from efficient_asr.utils.errors import UserError
 from efficient_asr.web.limits import LINK_HOSTS, Busy, Limits, Visitors
+from efficient_asr.web.link_process import options_of
 from efficient_asr.web.links import check_link, fetch
 
 
@@ -126,6 +129,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 
     def answer(self, head: bool = False) -> None:
         name = self.path.split("?")[0]
+        self.server.asked.append((self.headers["Host"], name))
         if name == "/elsewhere.wav":
             self.send_response(302)
             self.send_header("Location", f"http://localhost:{self.server.server_port}/talk.wav")
@@ -135,14 +139,19 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.reply(200, "audio/wav", self.audio, head)
         elif name == "/page.html":
             self.reply(200, "text/html", b"<html><body>nothing to hear</body></html>", head)
-        elif name in ("/endless.wav", "/slow.wav"):
+        elif name == "/secret.m3u8":
+            key = f'#EXT-X-KEY:METHOD=AES-128,URI="http://localhost:{self.server.server_port}/key"'
+            parts = f"#EXTINF:2,\nhttp://localhost:{self.server.server_port}/part.ts\n#EXT-X-ENDLIST\n"
+            body = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n{key}\n{parts}".encode()
+            self.reply(200, "application/vnd.apple.mpegurl", body, head)
+        elif name in ("/endless.wav", "/slow.wav", "/endless.html", "/slow.html"):
             self.send_response(200)
-            self.send_header("Content-Type", "audio/wav")
+            self.send_header("Content-Type", "text/html" if name.endswith("html") else "audio/wav")
             self.end_headers()
             while not head:
                 try:
-                    self.wfile.write(bytes(1 << 16) if name == "/endless.wav" else bytes(100))
-                    time.sleep(0 if name == "/endless.wav" else 0.05)
+                    self.wfile.write(b"<p>" * (1 << 16) if name.startswith("/endless") else bytes(100))
+                    time.sleep(0 if name.startswith("/endless") else 0.05)
                 except OSError:
                     return
         else:
@@ -167,8 +176,9 @@ def site() -> Iterator[str]:
     soundfile.write(out, 0.1 * np.sin(np.arange(32000) / 10), 16000, format="WAV")
     Site.audio = out.getvalue()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    server.daemon_threads = True
+    server.daemon_threads, server.asked = True, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    Site.server_of_this_test = server
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
 
@@ -189,6 +199,9 @@ def test_audio_behind_a_link_is_fetched(site: str, tmp_path: Path) -> None:
         ("page.html", "could not be fetched|no audio", {}),
         ("missing.wav", "could not be fetched", {}),
         ("elsewhere.wav", "links to localhost are not allowed", {}),
+        ("secret.m3u8", "could not be fetched|no audio", {}),
+        ("endless.html", "too large|could not be fetched|longer than", {"link_timeout_s": 15, "largest_mb": 1}),
+        ("slow.html", "longer than 1 s|could not be fetched", {"link_timeout_s": 1}),
         ("talk.wav", "larger than|no audio behind", {"largest_mb": 0.01}),
         ("endless.wav", r"larger than 1 MB", {"largest_mb": 1}),
         ("slow.wav", r"takes longer than 1 s", {"link_timeout_s": 1}),
@@ -201,7 +214,10 @@ def test_hostile_pages_get_a_message_that_offers_the_upload(
     start = time.monotonic()
     with pytest.raises(UserError, match=message) as error:
         fetch(f"http://{site}/{page}", tmp_path, limits(site, **more))
-    assert "upload it" in str(error.value) and time.monotonic() - start < 20
+    assert "upload it" in str(error.value) and time.monotonic() - start < 40
+    assert not [
+        name for host, name in Site.server_of_this_test.asked if host.startswith("localhost")
+    ]  # nobody else is asked
 
 
 def test_names_from_the_site_do_not_leave_the_folder(site: str, tmp_path: Path) -> None:
@@ -212,14 +228,26 @@ def test_names_from_the_site_do_not_leave_the_folder(site: str, tmp_path: Path) 
     assert path.parent == folder and [p.name for p in tmp_path.iterdir()] == ["own"]
 
 
-def test_nothing_is_executed_and_no_secrets_are_read(tmp_path: Path) -> None:
-    yt_dlp = pytest.importorskip("yt_dlp")
-    from efficient_asr.web.links import _downloader
+def test_nothing_is_executed(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("yt_dlp")
+    (tmp_path / "bin").mkdir()
+    for name in ("ffmpeg", "ffprobe", "deno", "node", "aria2c", "curl"):
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started-{name}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for page in ("secret.m3u8", "talk.wav"):
+        folder = tmp_path / page
+        folder.mkdir()
+        with contextlib.suppress(UserError):
+            fetch(f"http://{site}/{page}", folder, limits(site))
+    assert not list(tmp_path.glob("started-*"))
 
-    with _downloader(yt_dlp, tmp_path, Limits(), time.monotonic() + 5) as downloader:
-        params = downloader.params
-    assert params["usenetrc"] is False and params["cookiefile"] is None and params["external_downloader"] is None
-    assert params["postprocessors"] == [] and params["enable_file_urls"] is False and params["cachedir"] is False
-    assert params["fixup"] == "never" and not any(
-        key in params for key in ("exec_cmd", "cookiesfrombrowser", "netrc_cmd")
+
+def test_no_secrets_are_read_and_no_plugins_loaded() -> None:
+    options = options_of({"folder": "/x", "timeout_s": 1, "largest_bytes": 1, "longest_s": 1})
+    assert options["usenetrc"] is False and options["cookiefile"] is None and options["external_downloader"] is None
+    assert options["postprocessors"] == [] and options["enable_file_urls"] is False and options["js_runtimes"] == {}
+    assert options["fixup"] == "never" and not any(
+        key in options for key in ("exec_cmd", "cookiesfrombrowser", "netrc_cmd")
     )

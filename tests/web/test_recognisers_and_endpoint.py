@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from efficient_asr.utils.errors import UserError
 from efficient_asr.web import recognisers as module
 from efficient_asr.web.limits import Limits
 from efficient_asr.web.recognisers import Heard, Recogniser
+from efficient_asr.web.turns import Turns
 
 
 @pytest.fixture(scope="module")
 def pair() -> list[Recogniser]:
     """The two Whispers for synthetic speech."""
-    lock = threading.Lock()
+    turns = Turns()
     sources = {name: resolve_source(f"efficient_asr:mini_whisper_{name}") for name in ("small", "large")}
-    return [Recogniser(name, load_transcriber(source), lock) for name, source in sources.items()]
+    return [Recogniser(name, load_transcriber(source), turns) for name, source in sources.items()]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +92,9 @@ def test_a_listener_that_goes_away_ends_the_work(
     stream = pair[0].stream(torch.cat(clips * 20))
     next(stream)
     stream.close()
-    assert pair[1].lock.acquire(timeout=5)  # the next visitor does not wait for a transcript that nobody reads
-    pair[1].lock.release()
+    start = time.monotonic()
+    assert pair[1].transcribe(clips[0]).text  # the next visitor does not wait for a transcript that nobody reads
+    assert time.monotonic() - start < 5
 
 
 def test_an_unknown_language_and_errors_reach_the_caller(pair: list[Recogniser], clips: list[torch.Tensor]) -> None:
@@ -105,8 +108,52 @@ def test_an_unknown_language_and_errors_reach_the_caller(pair: list[Recogniser],
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        Recogniser("broken", Broken(), pair[0].lock).transcribe(clips[0])
+        Recogniser("broken", Broken(), pair[0].turns).transcribe(clips[0])
     assert pair[0].transcribe(clips[0], "en").text and pair[0].transcriber.language is None
+
+
+def test_turns_are_taken_in_the_order_of_the_requests() -> None:
+    turns, order = Turns(), []
+
+    def work(number: int) -> None:
+        with turns.mine():
+            order.append(number)
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    with turns.mine():
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+    with pytest.raises(ZeroDivisionError), turns.mine():
+        raise ZeroDivisionError
+    with turns.mine():
+        pass
+
+
+def test_a_short_recording_does_not_wait_for_a_long_one(pair: list[Recogniser], clips: list[torch.Tensor]) -> None:
+    long = pair[0].stream(torch.cat([part for clip in clips * 10 for part in (clip, torch.zeros(16000))]))
+    while not next(long).segments:
+        pass
+    assert pair[1].transcribe(clips[0]).text
+    rest = list(long)
+    assert len(rest[-1].segments) > len(rest[0].segments)  # the long one was not done yet
+
+
+def test_audio_is_decoded_when_its_turn_has_come(pair: list[Recogniser], clips: list[torch.Tensor]) -> None:
+    read = threading.Event()
+
+    def recording() -> torch.Tensor:
+        read.set()
+        return clips[0]
+
+    with pair[0].turns.mine():
+        stream = pair[0].stream(recording)
+        assert next(stream).text == "" and not read.is_set()  # a sign of life while it waits
+    assert list(stream)[-1].text and read.is_set()
 
 
 # ------------------------------------------------------------ endpoint

@@ -11,7 +11,7 @@ TECHNIQUE = Technique(
     keys=(
         Key("warmup_steps", least=0),
         Key("optimizer", text=True),
-        Key("features_url", text=True, eval_only=True),
+        Key("features_url", text=True),
         Key("features_cache", text=True, eval_only=True),
         Key("features_cache_gb", least=0.0, eval_only=True),
     ),
