@@ -297,12 +297,6 @@ def test_paths_and_addresses_are_no_inputs_of_the_page(app: App, clips: list[tup
     urllib.request.urlopen(app.url, timeout=10).read()  # and the app goes on
 
 
-def test_sigterm_leaves_nothing_behind() -> None:
-    running = App(MODELS[0])
-    assert running.stop(signal.SIGTERM) in (0, 130)
-    assert not [*Path(tempfile.gettempdir()).glob(f"efficient_asr_app_{running.process.pid}_*")]
-
-
 def test_a_foreign_name_is_refused(app: App) -> None:
     request = urllib.request.Request(app.url, headers={"Host": "attacker.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
@@ -338,7 +332,7 @@ def test_memory_does_not_grow(app: App, clips: list[tuple[Path, str]]) -> None:
     """SOAK_MINUTES=30 runs for half an hour."""
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{app.url}/v1", api_key="none")
-    end = time.monotonic() + 60 * float(os.environ.get("SOAK_MINUTES", "0.3"))
+    end = time.monotonic() + 60 * float(os.environ.get("SOAK_MINUTES", "0.15"))
     memory: list[float] = []
     count = 0
     while time.monotonic() < end:
@@ -359,7 +353,7 @@ def test_kill_and_restart_leaves_nothing_behind(clips: list[tuple[Path, str]]) -
     assert len(left) == 1 and killed.stop(signal.SIGKILL) == -signal.SIGKILL and left[0].exists()
     again = App(MODELS[0])
     assert not left[0].exists()
-    assert again.stop() in (0, 130) and not [*folders.glob(f"efficient_asr_app_{again.process.pid}_*")]
+    assert again.stop(signal.SIGTERM) in (0, 130) and not [*folders.glob(f"efficient_asr_app_{again.process.pid}_*")]
 
 
 # ------------------------------------------------------------ the explorer
