@@ -11,7 +11,6 @@ Features end with columns that repeat (the silence behind the audio); those are 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -418,9 +417,3 @@ class StoredUtterances(Dataset):
             "id": row["id"], "features": found["features"], "tokens": torch.tensor(found["labels"], dtype=torch.long),
             "text": row["text"], "duration": row["duration"], "language": row.get("language") or "",
         }  # fmt: skip
-
-
-@functools.cache
-def vocabulary_digest(tokens: tuple[tuple[str, int], ...]) -> str:
-    """Return a checksum of a vocabulary."""
-    return hashlib.sha256(json.dumps(sorted(tokens)).encode()).hexdigest()[:16]

@@ -95,7 +95,7 @@ def read_training_rows(
     hparams: dict[str, Any], manifest: Path, split: str, output_folder: Path, need_text: bool = True
 ) -> Rows:
     """Read and check training or validation data; skip and report utterances that are too long."""
-    skip_bad, limit = hparams["skip_bad"], hparams["max_duration_s"] or float("inf")
+    skip_bad = hparams["skip_bad"]
     rows = main_first(
         lambda: read_manifest(
             manifest,
@@ -110,6 +110,18 @@ def read_training_rows(
     if need_text:
         normaliser = get_normaliser(hparams["train_normaliser"])
         rows = normalise_texts(rows, normaliser, skip_bad, output_folder / f"skipped_{split}_empty.jsonl")
+    return without_long(rows, split, hparams["max_duration_s"])
+
+
+def without_long(rows: Rows, split: str, max_duration_s: float | None) -> Rows:
+    """Leave out and report utterances that are too long.
+
+    Raises
+    ------
+    UserError
+        If all of them are.
+    """
+    limit = max_duration_s or float("inf")
     long = (rows.durations > limit).nonzero()[0]
     if len(long) == len(rows):
         raise UserError(f"every utterance in '{split}' is longer than max_duration_s={limit}")

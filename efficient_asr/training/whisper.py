@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, make_loader
-from efficient_asr.data.shards import Place, Shards, StoredUtterances, vocabulary_digest
+from efficient_asr.data.shards import Place, Shards, StoredUtterances
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.inference.load import load_transcriber, whisper_keys
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
@@ -24,6 +26,7 @@ from efficient_asr.models.whisper.new import build_whisper
 from efficient_asr.models.whisper.search import decode
 from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.training.brain import RecipeBrain, leave_out
+from efficient_asr.training.data import without_long
 from efficient_asr.utils.errors import UserError
 
 
@@ -96,11 +99,7 @@ class WhisperBrain(RecipeBrain):
             )
         if hparams["train_normaliser"] != "none":
             raise UserError("features_url: the texts were turned into labels already; set train_normaliser to none")
-        rows = _shards(hparams, split).rows
-        fits = (rows.durations <= (hparams["max_duration_s"] or float("inf"))).nonzero()[0]
-        if not len(fits):
-            raise UserError(f"every utterance in '{split}' is longer than max_duration_s={hparams['max_duration_s']}")
-        return rows.select(fits)
+        return without_long(_shards(hparams, split).rows, split, hparams["max_duration_s"])
 
     @staticmethod
     def loader(model: Whisper, rows: Rows, hparams: dict[str, Any], order: BatchOrder, key: str) -> DataLoader:
@@ -200,10 +199,10 @@ def _shards(hparams: dict[str, Any], split: str) -> Shards:
 
 def features_meta(model: Whisper) -> dict[str, Any]:
     """Return what stored features and labels of a model depend on."""
-    vocabulary = tuple(model.tokenizer.get_vocab().items())
+    vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items()))
     return {
         "mels": model.network.config.num_mel_bins, "window_samples": model.window_samples,
-        "vocabulary": vocabulary_digest(vocabulary),
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from efficient_asr.corpora.mini import Espeak, make_sentence, synthesise
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.inference.formats import format_record, format_records, rounded
-from efficient_asr.reporting.tables import show
+from efficient_asr.reporting.tables import markdown_table, show
 from efficient_asr.text.languages import language_name
 from efficient_asr.utils.errors import UserError
 from efficient_asr.web.limits import Limits, Visitors
@@ -56,10 +56,11 @@ class Page:
 
     def __init__(self, recognisers: list[Recogniser], limits: Limits, visitors: Visitors) -> None:
         self.recognisers, self.limits, self.visitors = recognisers, limits, visitors
+        self.example = example_clip()
 
     def warm_up(self) -> None:
         """Transcribe the example with every model, so that the first visitor does not wait for what is done once."""
-        wav = self.limits.read(example_clip())
+        wav = self.limits.read(self.example)
         for recogniser in self.recognisers:
             recogniser.transcribe(wav)
 
@@ -73,7 +74,7 @@ class Page:
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=300):
                     audio = gr.Audio(
-                        example_clip(),
+                        self.example,
                         sources=["upload", "microphone"],
                         type="filepath",
                         label="Recording",
@@ -214,10 +215,8 @@ def summary_table(recognisers: list[Recogniser], heard: dict[str, Heard]) -> str
     several = len(run) > 1
     head = ["model", "ms", "times real time", *(["× time"] if several else [])]
     head += ["GMACs", *(["× GMACs"] if several else [])] if counted else []
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    lines.insert(1, "|" + "---|" * len(head))
     length = f"{first.duration_s:.1f} s of audio" + (f"; × is relative to {run[0].name}" if several else "")
-    return "\n".join([length, "", *lines, "", *notes])
+    return "\n".join([length, "", markdown_table(head, rows), "", *notes])
 
 
 def new_file(name: str) -> Path:
