@@ -64,7 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("manifest", type=Path)
+    parser.add_argument(
+        "manifest", type=Path, help="JSON lines: id, audio, duration; texts are kept where there are any"
+    )
     parser.add_argument("--noise", type=Path, help="manifest of noises")
     parser.add_argument("--rir", type=Path, help="manifest of room impulse responses")
     parser.add_argument("--part", choices=("all", "train", "test"), default="all")
@@ -85,7 +87,7 @@ def main() -> None:
     if args.snr_low_db > args.snr_high_db:
         raise UserError(f"--snr_low_db {args.snr_low_db} is greater than --snr_high_db {args.snr_high_db}")
     noises, rirs = files_of(args.noise, args.part, "noise"), files_of(args.rir, args.part, "rir")
-    rows = [row for row in read_manifest(args.manifest) if args.split in (None, row.get("split"))]
+    rows = [row for row in read_manifest(args.manifest, need_text=False) if args.split in (None, row.get("split"))]
     if not rows:
         raise UserError(f"--split: {args.manifest} has no rows of split '{args.split}'")
     if args.count and args.count < len(rows):

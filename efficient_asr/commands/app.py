@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         from efficient_asr.web import server
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'efficient_asr[app]'") from None
+    server.interrupt_on_sigterm()
     if args.results:
         server.serve(server.make_explorer(page, args.allow_host), args.host, args.port)
         return

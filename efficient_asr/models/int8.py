@@ -14,7 +14,12 @@ all rows. What was tried beside these kernels is in docs/deployment.md.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -99,7 +104,7 @@ def _scale(weight: torch.Tensor) -> torch.Tensor:
     return weight.abs().amax(dim=1).clamp(min=1e-8) / 127
 
 
-def quantise(network: nn.Module, mode: str) -> None:
+def quantise(network: nn.Module, mode: str) -> str:
     """Replace linear layers of a Whisper network with int8 ones, in place.
 
     Arguments
@@ -108,44 +113,103 @@ def quantise(network: nn.Module, mode: str) -> None:
         The network, in float32 on the CPU.
     mode : str
         `decoder-int8`: layers of the decoder weight-only, the output layer row-wise. `encoder-int8`: layers of the encoder
-        row-wise. `int8`: both.
+        row-wise. `int8`: both. Or the JSON file of a selection of these layers (`scripts/search_int8.py`).
+
+    Returns
+    -------
+    str
+        Label of what was done.
 
     Raises
     ------
     UserError
         If the mode is unknown, or this CPU or network is not supported.
     """
+    mode = os.fspath(mode)
     if any(hasattr(module, "base_layer") for module in network.modules()):
         raise UserError(
             f"quantise: {mode} needs a model without adapters; merge them into it first (peft: merge_and_unload)"
         )
-    if mode not in QUANTISATIONS:
+    places = quantisable(network)
+    if mode.endswith(".json"):
+        names, label = read_selection(mode, places)
+    elif mode in QUANTISATIONS:
+        parts = {"decoder-int8": ("decoder", "proj_out"), "encoder-int8": ("encoder",)}.get(mode, ("",))
+        names, label = [name for name in places if name.startswith(parts)], mode
+    else:
         raise UserError(
-            f"quantise: '{mode}' is invalid; use {', '.join(QUANTISATIONS)}.{did_you_mean(str(mode), QUANTISATIONS)}"
+            f"quantise: '{mode}' is invalid; use {', '.join(QUANTISATIONS)}, or a .json file of scripts/search_int8.py."
+            f"{did_you_mean(str(mode), QUANTISATIONS)}"
         )
     _need_kernels(mode)
     if network.dtype != torch.float32 or network.device.type != "cpu":
         raise UserError(
             f"quantise: {mode} needs a model in float32 on the CPU, not {network.dtype} on {network.device}"
         )
-    if mode in ("decoder-int8", "int8"):
-        for parent, name, linear in _linears(network.model.decoder.layers):
-            if linear.in_features % MULTIPLE == 0:
-                setattr(parent, name, WeightOnly(linear))
-        for layer in network.model.decoder.layers:
-            three = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
-            if all(isinstance(one, WeightOnly) for one in three):
-                layer.self_attn.qkv_proj = WeightOnly.join(three)
-        network.proj_out = RowWise(network.proj_out)
-    if mode in ("encoder-int8", "int8"):
-        quantise_encoder(network.model.encoder)
+    replace(network, names)
+    return label
+
+
+def quantisable(network: nn.Module) -> dict[str, type[Int8Linear]]:
+    """Return the linear layers of a Whisper network that can be replaced, by name, and the kernel of each."""
+    found: dict[str, type[Int8Linear]] = {}
+    for part, kernel in (("encoder", RowWise), ("decoder", WeightOnly)):
+        for path, name, linear in _linears(getattr(network.model, part).layers):
+            if kernel is RowWise or linear.in_features % MULTIPLE == 0:
+                found[f"{part}.layers.{path}.{name}"] = kernel
+    return found | {"proj_out": RowWise}
+
+
+def replace(network: nn.Module, names: Iterable[str]) -> dict[str, nn.Linear]:
+    """Replace layers of `quantisable` with int8 ones, in place; return the layers that they replace, for `put_back`."""
+    kernels, replaced = quantisable(network), {}
+    for name in names:
+        parent, child = _place(network, name)
+        replaced[name] = getattr(parent, child)
+        setattr(parent, child, kernels[name](replaced[name]))
+    for layer in network.model.decoder.layers:
+        three = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+        if all(isinstance(one, WeightOnly) for one in three):
+            layer.self_attn.qkv_proj = WeightOnly.join(three)
+    return replaced
+
+
+def put_back(network: nn.Module, replaced: dict[str, nn.Linear]) -> None:
+    """Undo `replace`."""
+    for name, linear in replaced.items():
+        setattr(*_place(network, name), linear)
+    for layer in network.model.decoder.layers:
+        if hasattr(layer.self_attn, "qkv_proj") and isinstance(layer.self_attn.q_proj, nn.Linear):
+            del layer.self_attn.qkv_proj
+
+
+def read_selection(path: str, places: Iterable[str]) -> tuple[list[str], str]:
+    """Return the names of the layers in the JSON file of a selection, and its label.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or names layers that the network does not have.
+    """
+    places = list(places)
+    try:
+        names = json.loads(Path(path).read_text(encoding="utf-8"))["modules"]
+        unknown = [name for name in names if name not in places]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"quantise: {path} is not a selection of int8 layers, as scripts/search_int8.py writes it ({error})"
+        ) from None
+    if unknown:
+        raise UserError(f"quantise: {path} is of another model: this one has no layer {unknown[0]!r}")
+    digest = hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:6]
+    return names, f"int8, {len(names)} of {len(places)} layers ({digest})"
 
 
 def quantise_encoder(encoder: nn.Module) -> None:
     """Replace the linear layers of a Whisper's encoder, in float32 on the CPU, with row-wise int8 ones, in place."""
     _need_kernels("int8")
-    for parent, name, linear in _linears(encoder.layers):
-        setattr(parent, name, RowWise(linear))
+    for path, name, linear in _linears(encoder.layers):
+        setattr(encoder.layers.get_submodule(path), name, RowWise(linear))
 
 
 def _need_kernels(mode: str) -> None:
@@ -153,13 +217,21 @@ def _need_kernels(mode: str) -> None:
         raise UserError(f"quantise: {mode} needs torch's FBGEMM kernels, which this build (not x86) does not have")
 
 
-def _linears(layers: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Return parent, name and linear layer of each to replace: not keys and values of cross-attention, which are computed once
-    for all frames of an utterance and are not bound by reading weights.
+def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the parent and the last name of a layer of `quantisable`."""
+    path, _, child = name.rpartition(".")
+    return (network.model.get_submodule(path) if path else network), child
+
+
+def _linears(layers: nn.Module) -> list[tuple[str, str, nn.Linear]]:
+    """Return path of the parent, name and linear layer of each to replace.
+
+    Keys and values of cross-attention are left out: they are computed once for all frames of an utterance, and not bound by
+    reading weights.
     """
     found = []
     for path, parent in layers.named_modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear) and not (path.endswith("encoder_attn") and name in ("k_proj", "v_proj")):
-                found.append((parent, name, child))
+                found.append((path, name, child))
     return found

@@ -21,6 +21,15 @@ _WHISPER_OPTIONS = (
 )  # fmt: skip
 
 
+def quantisation(text: str) -> str:
+    """Return a mode of int8 quantisation, or the path of a selection of layers, from the command line."""
+    if text not in QUANTISATIONS and not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: '{text}' (choose from {', '.join(QUANTISATIONS)}, FILE.json)"
+        )
+    return text
+
+
 def measuring_parser(description: str, repeats: int | None) -> argparse.ArgumentParser:
     """Return a parser with the shared options; `repeats` is the default number of timed runs, None to omit the timing options."""
     parser = argparse.ArgumentParser(
@@ -167,7 +176,10 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
         help="with less padding: encode the whole window if the mean log-probability is lower (default -1.0; =-inf: never)",
     )  # fmt: skip
     group.add_argument(
-        "--quantise", choices=QUANTISATIONS, help="int8 weights, on the CPU: decoder-int8 keeps the WER best"
+        "--quantise",
+        type=quantisation,
+        metavar="{" + ",".join(QUANTISATIONS) + ",FILE.json}",
+        help="int8 weights, on the CPU: decoder-int8 keeps the WER best; a file of scripts/search_int8.py selects layers",
     )
     group.add_argument("--assistant",
         help="smaller Whisper that proposes tokens, which the model checks: the same text, sooner, if one utterance is decoded "

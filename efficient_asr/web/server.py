@@ -167,7 +167,7 @@ def make_explorer(html: str, hosts: list[str] | None = None) -> FastAPI:
 
 
 def serve(app: FastAPI, host: str, port: int, behind_proxy: bool = False) -> None:
-    """Serve until interrupted, by Ctrl-C or SIGTERM.
+    """Serve until interrupted.
 
     Arguments
     ---------
@@ -193,10 +193,14 @@ def serve(app: FastAPI, host: str, port: int, behind_proxy: bool = False) -> Non
         port = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-        signal.signal(signal.SIGTERM, _interrupt)  # uvicorn ends, then raises the signal again
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, proxy_headers=behind_proxy)
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end the process as Ctrl-C does, from now on; uvicorn ends, then raises the signal again."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

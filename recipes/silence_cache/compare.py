@@ -2,6 +2,7 @@
 
     python recipes/silence_cache/compare.py WHISPER --manifest a.jsonl b.jsonl --out results/silence_cache/tiny.json
     python recipes/silence_cache/compare.py WHISPER --manifest a.jsonl --models audio_context=FOLDER --out out.json
+    python recipes/silence_cache/compare.py WHISPER --manifest calls.jsonl --long --variants "cache, int8 decoder" --out out.json
 
 Each variant decodes all utterances once, greedily, in their own language. A variant that is in the output already is not run
 again. Times are those of single runs, one after the other; for times to be compared, use scripts/benchmark_peers.py.
@@ -21,11 +22,13 @@ from tqdm import tqdm
 from efficient_asr.data import iterate_batches, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap
-from efficient_asr.inference.transcriber import MANIFEST, transcribe_rows
+from efficient_asr.inference.long_audio import LongAudio
+from efficient_asr.inference.transcriber import MANIFEST, Transcriber, transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.silence_cache.cache import SilenceCache
+from efficient_asr.techniques.silence_cache.following import FollowingCache
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
@@ -37,27 +40,38 @@ VARIANTS = {  # name -> real padding in seconds, group, whether calibrated on re
     "0 s, groups of 4, recordings": (0.0, 4, True), "1 s, groups of 4, recordings": (1.0, 4, True),
     "2 s, groups of 4, recordings": (2.0, 4, True), "5 s, groups of 4, recordings": (5.0, 4, True),
 }  # fmt: skip
+FOLLOWING = {
+    "following the level": False,
+    "following the noise": True,
+}  # 0.2 s, groups of 4; silence of the recording's own
 CACHED = {"encoder_padding": "silence_cache"}  # 0.2 s, groups of 4
 OPTIONS: dict[str, dict[str, Any]] = {
     "int8 decoder": {"quantise": "decoder-int8"}, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
-    "cache, int8": CACHED | {"quantise": "int8"},
+    "cache, again below -0.7": CACHED | {"retry_logprob": -0.7}, "cache, again below -0.5": CACHED | {"retry_logprob": -0.5},
+    "cache, again below -0.3": CACHED | {"retry_logprob": -0.3}, "cache, int8": CACHED | {"quantise": "int8"},
     "cache, int8 decoder, onnx": CACHED | {"quantise": "decoder-int8", "backend": "onnx"},
     "cache, int8, ctranslate2": CACHED | {"quantise": "int8", "backend": "ctranslate2"},
 }  # fmt: skip
 
 
-def build(name: str, args: argparse.Namespace, recordings: list[Any]) -> WhisperTranscriber:
+def build(name: str, args: argparse.Namespace, recordings: list[Any]) -> Transcriber:
     """Return the transcriber of a variant, or of another model."""
     common: dict[str, Any] = {"language": MANIFEST, "max_tokens_per_s": 8.0}
     if name in args.models:
-        return WhisperTranscriber.from_source(args.models[name], **common)
+        return _for_audio(WhisperTranscriber.from_source(args.models[name], **common), args)
     options = OPTIONS.get(name, {"encoder_padding": 30.0})
     transcriber = WhisperTranscriber.from_source(args.model, **common, **options)
     if name in VARIANTS:
         padding_s, group, needs_recordings = VARIANTS[name]
         wavs = recordings if needs_recordings else None
         transcriber.model.encoder_padding = SilenceCache.calibrate(transcriber.model, wavs, padding_s, group)
-    return transcriber.prepare()
+    if name in FOLLOWING:
+        transcriber.model.encoder_padding = FollowingCache(noise=FOLLOWING[name])
+    return _for_audio(transcriber.prepare(), args)
+
+
+def _for_audio(transcriber: WhisperTranscriber, args: argparse.Namespace) -> Transcriber:
+    return LongAudio(transcriber, "pauses") if args.long else transcriber
 
 
 def named(text: str) -> tuple[str, str]:
@@ -68,14 +82,16 @@ def named(text: str) -> tuple[str, str]:
     return name, folder
 
 
-def transcripts(transcriber: WhisperTranscriber, rows: list[dict[str, Any]], name: str) -> list[str]:
-    """Return the texts of all utterances, which are sorted by length."""
-    texts = []
+def transcripts(
+    transcriber: Transcriber, rows: list[dict[str, Any]], name: str, batch_size: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the texts of all utterances, which are sorted by length, and the summary of what was done."""
+    found = []
     with tqdm(total=len(rows), desc=name, unit="utt", mininterval=5) as progress:
-        for batch, wavs, wav_lens in iterate_batches(rows, BATCH):
-            texts += [found.text for found in transcribe_rows(transcriber, batch, wavs, wav_lens)]
+        for batch, wavs, wav_lens in iterate_batches(rows, batch_size):
+            found += transcribe_rows(transcriber, batch, wavs, wav_lens)
             progress.update(len(batch))
-    return texts
+    return [one.text for one in found], transcriber.summary([one.details for one in found])
 
 
 def describe(rows: list[dict[str, Any]], texts: list[str], plain: list[str]) -> dict[str, Any]:
@@ -108,8 +124,9 @@ def main() -> None:
     parser.add_argument("model", metavar="WHISPER", help="Whisper directory or hub id")
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSON lines: id, audio, text, language")
     parser.add_argument("--calibration", type=Path, help="manifest of recordings for calibration (needs no texts)")
+    parser.add_argument("--long", action="store_true", help="recordings of 29.5 s or more, in pieces between pauses")
     parser.add_argument("--utterances", type=at_least(1), default=100, help="of each manifest, the first ones")
-    choices = [*VARIANTS, *OPTIONS]
+    choices = [*VARIANTS, *OPTIONS, *FOLLOWING]
     parser.add_argument("--variants", nargs="*", choices=choices, default=list(VARIANTS), help="default: paddings")
     parser.add_argument("--models", type=named, nargs="+", default=[], help="NAME=FOLDER: other models to compare")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
@@ -119,9 +136,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for path in args.manifest:
         rows += [row | {"corpus": path.parent.name} for row in list(read_manifest(path))[: args.utterances]]
-    rows = sorted((row for row in rows if row["duration"] < 29.5), key=lambda row: row["duration"])
+    rows = sorted((row for row in rows if (row["duration"] >= 29.5) == args.long), key=lambda row: row["duration"])
+    if not rows:
+        raise UserError(f"--manifest: no utterance of {'at least' if args.long else 'less than'} 29.5 s")
     key = {"model": fingerprint(args.model), "utterances": [row["id"] for row in rows], "batch_size": BATCH}
-    result = json.loads(args.out.read_text()) if args.out.is_file() else {"key": key, "variants": {}}
+    new = {"model": Path(args.model).name, "key": key, "variants": {}}
+    result = json.loads(args.out.read_text()) if args.out.is_file() else new
     if result["key"] != key:
         raise UserError(f"--out: {args.out} is of another model or other utterances; choose another file")
     silent = [] if args.calibration is None else list(read_manifest(args.calibration, need_text=False))[:16]
@@ -134,10 +154,11 @@ def main() -> None:
             continue
         transcriber = build(name, args, recordings)
         start = time.perf_counter()
-        texts = transcripts(transcriber, rows, name)
+        texts, summary = transcripts(transcriber, rows, name, 1 if args.long or name in FOLLOWING else BATCH)
         seconds = time.perf_counter() - start
         plain = result["variants"]["padded"]["texts"] if name != "padded" else texts
-        result["variants"][name] = describe(rows, texts, plain) | {"seconds": seconds, "texts": texts}
+        about = {"seconds": seconds, "summary": summary, "texts": texts}
+        result["variants"][name] = describe(rows, texts, plain) | about
         if model is not None:
             result["variants"][name]["model"] = model
         result["provenance"] = provenance(None)

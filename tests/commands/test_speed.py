@@ -92,6 +92,28 @@ def test_compare_resumes_and_makes_a_table(
     assert "other utterances; choose another file" in capsys.readouterr().err
 
 
+def test_long_recordings_and_silence_of_their_own(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import soundfile
+
+    common = [resolve_source(MINI), "--manifest", manifest, "--out", tmp_path / "own.json", "--variants"]
+    assert run_recipe("compare.py", monkeypatch, *common, "following the level", "following the noise") == 0
+    found = json.loads((tmp_path / "own.json").read_text())["variants"]
+    assert list(found) == ["padded", "following the level", "following the noise"]
+    assert run_recipe("compare.py", monkeypatch, *common, "0.2 s, groups of 4", "--long") == 2
+    assert "no utterance of at least 29.5 s" in capsys.readouterr().err
+    wav = torch.cat([load_row(row) for row in read_manifest(manifest)]).repeat(12)
+    soundfile.write(manifest.parent / "long.flac", wav.numpy(), 16000)
+    row = {"id": "long", "audio": "long.flac", "duration": len(wav) / 16000, "text": "call anna", "language": "en"}
+    long = manifest.with_name("long.jsonl")
+    long.write_text(json.dumps(row) + "\n")
+    out = ["--out", tmp_path / "long.json", "--long", "--variants", "0.2 s, groups of 4"]
+    assert run_recipe("compare.py", monkeypatch, resolve_source(MINI), "--manifest", manifest, long, *out) == 0
+    found = json.loads((tmp_path / "long.json").read_text())
+    assert found["key"]["utterances"] == ["long"] and found["variants"]["padded"]["all"]["words"] == 2
+
+
 def test_an_export_is_compared_on_a_manifest(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

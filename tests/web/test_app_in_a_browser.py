@@ -356,6 +356,18 @@ def test_kill_and_restart_leaves_nothing_behind(clips: list[tuple[Path, str]]) -
     assert again.stop(signal.SIGTERM) in (0, 130) and not [*folders.glob(f"efficient_asr_app_{again.process.pid}_*")]
 
 
+@pytest.mark.parametrize("moment", ["loading", "serving on"])
+def test_sigterm_ends_it_at_any_moment(moment: str) -> None:
+    command = [sys.executable, "-m", "efficient_asr", "app", MODELS[0], "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
+        for line in process.stdout:
+            if line.startswith(moment):
+                process.send_signal(signal.SIGTERM)
+                break
+        assert process.wait(30) in (0, 130)
+    assert not [*Path(tempfile.gettempdir()).glob(f"efficient_asr_app_{process.pid}_*")]
+
+
 # ------------------------------------------------------------ the explorer
 
 

@@ -49,7 +49,8 @@ def convert(whisper: Any, folder: Path, backend: str, quantise: str | None = Non
     """
     _check_source(whisper)
     if quantise is not None and quantise not in QUANTISATIONS:
-        raise UserError(f"quantise: '{quantise}' is invalid; use {', '.join(QUANTISATIONS)}")
+        hint = " (a selection of layers runs with the backend torch only)" if str(quantise).endswith(".json") else ""
+        raise UserError(f"quantise: '{quantise}' is invalid; use {', '.join(QUANTISATIONS)}{hint}")
     _load(_CONVERTERS, backend, "backend")(whisper, folder, quantise)
 
 

@@ -184,8 +184,7 @@ class Whisper(nn.Module):
             If the model cannot be quantised in this mode.
         """
         count = sum(parameter.numel() for parameter in self.network.parameters())
-        quantise(self.network, mode)
-        self.quantised, self.stored_parameters = mode, count
+        self.quantised, self.stored_parameters = quantise(self.network, mode), count
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,11 @@ REFERENCE = "faster-whisper int8"
 
 def comparison_table(name: str, results_folder: Path, folder: str = "silence_cache") -> str:
     """Return the table for the marker `<!-- silence_cache NAME -->`, from `silence_cache/NAME.json` (or another folder)."""
-    found = read_json(results_folder / folder / f"{name}.json", "recipes/silence_cache/compare.py")["variants"]
-    corpora = [corpus for corpus in found["padded"] if isinstance(found["padded"][corpus], dict) and corpus != "all"]
+    result = read_json(results_folder / folder / f"{name}.json", "recipes/silence_cache/compare.py")
+    found, model = result["variants"], result.get("model", f"whisper-{name}")
+    corpora = [corpus for corpus, own in found["padded"].items() if isinstance(own, dict) and "words" in own]
+    corpora.remove("all")
+    guarded = any("encoded_again_percent" in entry.get("summary", {}) for entry in found.values())
     about = found["padded"]["all"]
     rows = []
     for variant, entry in found.items():
@@ -24,7 +27,8 @@ def comparison_table(name: str, results_folder: Path, folder: str = "silence_cac
         difference = "–" if variant == "padded" else f"{every['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
         same = 100 * every["identical"] / every["utterances"]
         each = [show(entry[corpus]["wer_percent"]) for corpus in corpora]
-        rows.append([variant, show(every["wer_percent"]), difference, show(same, 0), *each])
+        again = [show(entry.get("summary", {}).get("encoded_again_percent"), 0)] if guarded else []
+        rows.append([variant, show(every["wer_percent"]), difference, show(same, 0), *again, *each])
     recordings = any("recordings" in variant for variant in found)
     calibrated = " Calibrated on noise, or on 16 recordings." if recordings else ""
     head = [
@@ -32,11 +36,12 @@ def comparison_table(name: str, results_folder: Path, folder: str = "silence_cac
         "WER %",
         "difference [95 %]",
         "identical %",
+        *(["encoded again %"] if guarded else []),
         *(f"{c} WER %" for c in corpora),
     ]
     counts = f"{about['utterances']} utterances, {about['words']} words"
     return (
-        f"whisper-{name}, real speech, {counts}; Whisper's own normalisers by language; difference from the padded model with a "
+        f"{model}, real speech, {counts}; Whisper's own normalisers by language; difference from the padded model with a "
         f"paired bootstrap interval.{calibrated}\n\n{markdown_table(head, rows)}"
     )
 
