@@ -65,13 +65,14 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return [batch, n_mels, frames]; frames past `lengths // 160` are zero."""
-        # Append zeros, as in Whisper's padded window: without them, the last frames would contain the mirrored signal.
-        wavs = nn.functional.pad(wavs.float(), (0, N_FFT))
-        frames = lengths // HOP
+        """Return [batch, n_mels, frames], one frame per 160 samples of `wavs`; those past `lengths // 160` are zero."""
+        frames, count = lengths // HOP, max(1, wavs.shape[1] // HOP)
         with torch.autocast(wavs.device.type, enabled=False):  # 1e-10 underflows in half precision
-            spectrum = torch.stft(wavs, N_FFT, HOP, window=self.window, return_complex=True)
-            power = spectrum[..., : max(1, int(frames.max()))].abs().pow(2)
+            # Zeros are appended, as in Whisper's padded window: without them, the last frames would contain the mirrored signal.
+            spectrum = torch.stft(
+                nn.functional.pad(wavs.float(), (0, N_FFT)), N_FFT, HOP, window=self.window, return_complex=True
+            )
+            power = spectrum[..., :count].abs().pow(2)
             log_mel = torch.matmul(self.filters, power).clamp(min=1e-10).log10()
         mask = frame_mask(frames, log_mel.shape[2])[:, None]
         loudest = log_mel.masked_fill(~mask, -torch.inf).amax(dim=(1, 2), keepdim=True)

@@ -103,12 +103,12 @@ class WhisperEncoder(Encoder):
         lengths = lengths.to(wavs.device)
         mel_lengths, frame_lengths = lengths // HOP, self.frame_lengths(lengths)
         limit = self.model.config.max_source_positions
-        if int(frame_lengths.max()) > limit:
+        if wavs.shape[1] > limit * 2 * HOP and int(frame_lengths.max()) > limit:
             raise UserError(
                 f"an utterance has {int(lengths.max()) / SAMPLE_RATE:.1f} s of audio, but this Whisper encoder has "
                 f"positions for {limit * 2 * HOP / SAMPLE_RATE:.0f} s; split the audio"
             )
-        mel = self.log_mel(wavs, lengths)
+        mel = self.log_mel(wavs[:, : limit * 2 * HOP], lengths.clamp(max=limit * 2 * HOP))
         if self.training and self.spec_augment:
             mel = mask_features(mel, *self.masks)
         # Each convolution uses neighbouring frames: past the end, these must be zero, as they would be at batch size 1.
