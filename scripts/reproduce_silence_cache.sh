@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 : "${EFFICIENT_ASR_DATA:?set it to the folder of real speech}" "${EFFICIENT_ASR_MODELS:?set it to the folder of the Whisper models}"
 D=$EFFICIENT_ASR_DATA OUT=${OUT:-results/silence_cache} WORK=data/silence_cache
-CACHE="0.2 s, groups of 4"
+CACHE="0.2 s, groups of 16 but for 64"
 
 for name in librispeech_test_other ljspeech; do # background noise at 0 to 10 dB, no reverberation
     [ -f "$WORK/${name}_noisy/manifest.jsonl" ] || "$PYTHON" scripts/mix_noise.py "$D/$name/manifest.jsonl" --snr_high_db 10 \
@@ -65,17 +65,18 @@ for model in "$@"; do
             --calibration "$D/librispeech_unlabelled/manifest.jsonl" --out "$OUT/tiny.json"
     else
         compare --manifest "$D"/{librispeech_test_other,ljspeech,arctic_en,kerstin_de,nathalie_nl}/manifest.jsonl --utterances $count \
-            --variants "$CACHE" "cache, int8 decoder" "cache, int8 decoder, onnx" --out "$OUT/$model.json"
+            --variants "$CACHE" "0.2 s, no groups" "cache, int8 decoder" "cache, int8 decoder, onnx" --out "$OUT/$model.json"
     fi
-    noise=("$CACHE" "0.2 s, groups of 4, recordings")
-    if [ "$model" = tiny ]; then # what could be done about it: more real silence, no groups, a cache for every recording
-        noise+=("1 s, groups of 4, recordings" "0.2 s, no groups, recordings" "following the level" "following the noise"
-            "cache, again below -0.7" "cache, again below -0.5" "cache, again below -0.3")
+    noise=("$CACHE" "0.2 s, no groups" "0.2 s, groups of 4")
+    if [ "$model" = tiny ]; then # what else could be done about noise: other groups, more real silence, a cache for every recording
+        noise+=("0.2 s, groups of 8 but for 64" "0.2 s, groups of 8 but for 32" "0.2 s, groups of 16 but for 128" "0.2 s, groups of 2"
+            "0.2 s, groups of 4, recordings" "0.2 s, no groups, recordings" "1 s, groups of 4, recordings"
+            "following the level" "following the noise")
     fi
     compare --manifest "$WORK"/{librispeech_test_other,ljspeech}_noisy/manifest.jsonl --utterances $count --variants "${noise[@]}" \
         --calibration "$WORK/calibration_noisy/manifest.jsonl" --out "$OUT/noise-$model.json"
-    compare --manifest "$WORK/digits/manifest.jsonl" "${prompts[@]}" --utterances 20 --variants "$CACHE" \
-        --out "$OUT/prompts-$model.json"
+    compare --manifest "$WORK/digits/manifest.jsonl" "${prompts[@]}" --utterances 20 \
+        --variants "$CACHE" "0.2 s, no groups" --out "$OUT/prompts-$model.json"
     [ "$model" != tiny ] || compare --manifest "$D/longform/manifest.jsonl" --long --variants "$CACHE" "cache, int8 decoder" \
         --out "$OUT/long-$model.json"
 done

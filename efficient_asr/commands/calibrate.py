@@ -17,7 +17,7 @@ from efficient_asr.data import load_row, read_manifest
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import at_least, parse_columns
-from efficient_asr.techniques.silence_cache.cache import SilenceCache
+from efficient_asr.techniques.silence_cache.cache import GROUP, SINKS, SilenceCache
 from efficient_asr.utils.errors import UserError, check_writable
 
 
@@ -33,8 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recordings", type=at_least(1), default=16, help="how many of them to use (default 16)")
     parser.add_argument("--padding_s", type=float, default=0.2, help="real silence behind each utterance (default 0.2)")
     parser.add_argument(
-        "--group", type=at_least(1), default=4, help="silent positions per key (default 4; 1 keeps all)"
+        "--group", type=at_least(1), default=GROUP, help=f"silent positions per key (default {GROUP}; 1 keeps all)"
     )
+    parser.add_argument(
+        "--sinks", type=at_least(0), default=SINKS,
+        help=f"silent positions in no group, those that the decoder attends to most (default {SINKS})",
+    )  # fmt: skip
     parser.add_argument("--language", help="language of the recordings, for models with language experts")
     args = parser.parse_args(argv)
     if args.out.exists():
@@ -45,6 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.manifest is not None:
         rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)
         wavs = [load_row(row) for row in list(rows)[: args.recordings]]
-    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, args.language)
+    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, args.language, args.sinks)
     model.save(args.out, getattr(model.network.config, "about", None))
     print(f"model with {model.encoder_padding.label}: {args.out}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -34,17 +35,23 @@ from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
 
 BATCH = 8
-VARIANTS = {  # name -> real padding in seconds, group, whether calibrated on recordings
-    "0.2 s, groups of 4": (0.2, 4, False), "0.2 s, groups of 4, recordings": (0.2, 4, True),
-    "0.2 s, no groups, recordings": (0.2, 1, True), "0.2 s, groups of 10, recordings": (0.2, 10, True),
-    "0 s, groups of 4, recordings": (0.0, 4, True), "1 s, groups of 4, recordings": (1.0, 4, True),
-    "2 s, groups of 4, recordings": (2.0, 4, True), "5 s, groups of 4, recordings": (5.0, 4, True),
+VARIANTS = {  # name -> real padding in seconds, group, positions in no group, whether calibrated on recordings
+    "0.2 s, groups of 16 but for 64": (0.2, 16, 64, False),  # the default
+    "0.2 s, groups of 16 but for 64, recordings": (0.2, 16, 64, True),
+    "0.2 s, groups of 8 but for 64": (0.2, 8, 64, False), "0.2 s, groups of 8 but for 32": (0.2, 8, 32, False),
+    "0.2 s, groups of 16 but for 128": (0.2, 16, 128, False), "0.2 s, groups of 4 but for 64": (0.2, 4, 64, False),
+    "0.2 s, groups of 4": (0.2, 4, 0, False), "0.2 s, groups of 4, recordings": (0.2, 4, 0, True),
+    "0.2 s, no groups": (0.2, 1, 0, False), "0.2 s, no groups, recordings": (0.2, 1, 0, True),
+    "0.2 s, groups of 2": (0.2, 2, 0, False), "0.2 s, groups of 2, recordings": (0.2, 2, 0, True),
+    "0.2 s, groups of 10, recordings": (0.2, 10, 0, True), "0 s, groups of 4, recordings": (0.0, 4, 0, True),
+    "1 s, groups of 4, recordings": (1.0, 4, 0, True), "2 s, groups of 4, recordings": (2.0, 4, 0, True),
+    "5 s, groups of 4, recordings": (5.0, 4, 0, True),
 }  # fmt: skip
 FOLLOWING = {
     "following the level": False,
     "following the noise": True,
 }  # 0.2 s, groups of 4; silence of the recording's own
-CACHED = {"encoder_padding": "silence_cache"}  # 0.2 s, groups of 4
+CACHED = {"encoder_padding": "silence_cache"}  # the default
 OPTIONS: dict[str, dict[str, Any]] = {
     "int8 decoder": {"quantise": "decoder-int8"}, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
     "cache, again below -0.7": CACHED | {"retry_logprob": -0.7}, "cache, again below -0.5": CACHED | {"retry_logprob": -0.5},
@@ -62,9 +69,11 @@ def build(name: str, args: argparse.Namespace, recordings: list[Any]) -> Transcr
     options = OPTIONS.get(name, {"encoder_padding": 30.0})
     transcriber = WhisperTranscriber.from_source(args.model, **common, **options)
     if name in VARIANTS:
-        padding_s, group, needs_recordings = VARIANTS[name]
+        padding_s, group, sinks, needs_recordings = VARIANTS[name]
         wavs = recordings if needs_recordings else None
-        transcriber.model.encoder_padding = SilenceCache.calibrate(transcriber.model, wavs, padding_s, group)
+        transcriber.model.encoder_padding = SilenceCache.calibrate(
+            transcriber.model, wavs, padding_s, group, sinks=sinks
+        )
     if name in FOLLOWING:
         transcriber.model.encoder_padding = FollowingCache(noise=FOLLOWING[name])
     return _for_audio(transcriber.prepare(), args)
@@ -94,6 +103,13 @@ def transcripts(
     return [one.text for one in found], transcriber.summary([one.details for one in found])
 
 
+def digit_by_digit(reference: str, hypothesis: str) -> tuple[str, str]:
+    """Separate the digits of both texts if the reference has nothing else: the normaliser joins spoken digits to one number."""
+    if not re.fullmatch(r"[\d ]+", reference):
+        return reference, hypothesis
+    return " ".join(reference.replace(" ", "")), re.sub(r"(?<=\d)\s*(?=\d)", " ", hypothesis)
+
+
 def describe(rows: list[dict[str, Any]], texts: list[str], plain: list[str]) -> dict[str, Any]:
     """Return WER, and the difference from the padded model's, of texts."""
     found: dict[str, Any] = {}
@@ -104,7 +120,11 @@ def describe(rows: list[dict[str, Any]], texts: list[str], plain: list[str]) -> 
             pairs = []
             for i in own:
                 normalise = get_normaliser(whisper_normaliser([rows[i].get("language")]))
-                pairs.append([normalise(text, rows[i].get("language")) for text in (rows[i]["text"], hypotheses[i])])
+                pairs.append(
+                    digit_by_digit(
+                        *(normalise(text, rows[i].get("language")) for text in (rows[i]["text"], hypotheses[i]))
+                    )
+                )
             errors.append(count_errors([a for a, _ in pairs], [b for _, b in pairs]))
         test = paired_bootstrap(*errors)
         found[corpus] = {
@@ -150,7 +170,7 @@ def main() -> None:
         model = fingerprint(args.models[name]) if name in args.models else None
         if result["variants"].get(name, {}).get("model", model) != model:
             raise UserError(f"--models: {args.out} has results of another model as '{name}'; choose another name")
-        if name in result["variants"] or (VARIANTS.get(name, (0, 0, False))[2] and not recordings):
+        if name in result["variants"] or (VARIANTS.get(name, (0, 0, 0, False))[3] and not recordings):
             continue
         transcriber = build(name, args, recordings)
         start = time.perf_counter()

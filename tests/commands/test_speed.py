@@ -54,11 +54,11 @@ def test_calibrate_writes_a_model_that_is_used_like_the_original(
     manifest: Path, tmp_path: Path, wavs: list[torch.Tensor], capsys: pytest.CaptureFixture
 ) -> None:
     assert run_command("calibrate", [MINI, "--out", str(tmp_path / "a")]) == 0
-    assert "model with silence cache, 0.2 s, groups of 4" in capsys.readouterr().out
-    more = ["--manifest", str(manifest), "--padding_s", "0.1", "--group", "1"]
+    assert "model with silence cache, 0.2 s, groups of 16 but for 64" in capsys.readouterr().out
+    more = ["--manifest", str(manifest), "--padding_s", "0.1", "--group", "5", "--sinks", "3"]
     assert run_command("calibrate", [MINI, "--out", str(tmp_path / "b"), *more]) == 0
     caches = [load_transcriber(tmp_path / name).model.encoder_padding for name in ("a", "b")]
-    assert (caches[1].padding_s, caches[1].group) == (0.1, 1)
+    assert (caches[1].padding_s, caches[1].group, len(caches[1].sinks)) == (0.1, 5, 3)
     assert not torch.equal(caches[0].states, caches[1].states)
     assert load_transcriber(tmp_path / "a", language="en").transcribe(wavs[0][None])[0].text
     assert run_command("calibrate", [MINI, "--out", str(tmp_path / "a")]) == 2

@@ -161,7 +161,7 @@ def test_every_length_is_encoded_once(speech: Rows) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_end_of_the_window_is_no_silence(engine: str, speech: Rows) -> None:
-    """The window of 250 positions is not a multiple of the groups of 4."""
+    """The window of 250 positions is not a multiple of the groups of 16."""
     wav = torch.cat([load_row(row) for row in speech])[None, : 5 * 16000 - 100]
     found, expected = (
         load(encoder_padding="silence_cache", backend=name).transcribe(wav)[0] for name in (engine, "torch")
@@ -189,7 +189,7 @@ def test_a_folder_needs_no_option_and_refuses_others(
         whisper.encoder_padding = SilenceCache.calibrate(whisper)
         convert(whisper, folder, engine, "int8")
         opened = load_transcriber(folder, language="en", long_audio=None)
-        assert opened.label == f"silence cache, 0.2 s, groups of 4 + int8 + {engine}"
+        assert opened.label == f"silence cache, 0.2 s, groups of 16 but for 64 + int8 + {engine}"
         assert opened.technique == "silence_cache" and transcribe(opened, speech[:2])[0].text
         whole = load_transcriber(folder, language="en", long_audio=None, encoder_padding=30)
         assert "encoder_s" not in transcribe(whole, speech[:1])[0].details

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.sources import resolve_source
-from efficient_asr.models.whisper.decoding import DecodingOptions
+from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded
 from efficient_asr.models.whisper.greedy import Decoder
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.own_length import OwnLength
-from efficient_asr.techniques.silence_cache.cache import SilenceCache, noise_bursts
+from efficient_asr.techniques.silence_cache.cache import SilenceCache, attention_to, noise_bursts
 from efficient_asr.utils.errors import UserError
 
 MINI = "efficient_asr:mini_whisper_small"
@@ -50,16 +51,19 @@ def test_thirty_seconds_of_silence_are_the_plain_model_bit_for_bit(whisper: Whis
     assert all(torch.equal(a, b) for a, b in zip(found.hidden_states, plain.hidden_states, strict=True))
 
 
-@pytest.mark.parametrize("group", [1, 5])
+def with_equal_groups(cache: SilenceCache) -> SilenceCache:
+    """Give all positions of a group the same states, so that groups are exact."""
+    for group in cache.groups():
+        cache.states[:, group] = cache.states[:, group].mean(dim=1, keepdim=True)
+    return cache
+
+
+@pytest.mark.parametrize(("group", "sinks"), [(1, 0), (5, 0), (5, 12)])
 def test_states_are_those_of_the_plain_layers_with_cached_silence(
-    whisper: Whisper, short: list[torch.Tensor], group: int
+    whisper: Whisper, short: list[torch.Tensor], group: int, sinks: int
 ) -> None:
     """Every layer of transformers' encoder, given the utterance's states and, behind them, the cached ones."""
-    cache = SilenceCache.calibrate(whisper, padding_s=0.1, group=group)
-    # within a group all states are equal, so that groups are exact
-    cache.states = torch.cat(
-        [part.mean(1, keepdim=True).expand_as(part) for part in cache.states.split(group, dim=1)], 1
-    )
+    cache = with_equal_groups(SilenceCache.calibrate(whisper, padding_s=0.1, group=group, sinks=sinks))
     whisper.encoder_padding, network, wav = cache, whisper.network.model.encoder, short[1]
     with torch.no_grad():
         found = whisper.encode(wav[None], torch.tensor([len(wav)]), True)
@@ -76,14 +80,12 @@ def test_states_are_those_of_the_plain_layers_with_cached_silence(
     torch.testing.assert_close(found.states, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("group", [1, 5])
-def test_the_decoder_sees_the_whole_window(whisper: Whisper, short: list[torch.Tensor], group: int) -> None:
+@pytest.mark.parametrize(("group", "sinks"), [(1, 0), (5, 0), (5, 12)])
+def test_the_decoder_sees_the_whole_window(whisper: Whisper, short: list[torch.Tensor], group: int, sinks: int) -> None:
     """Scores with cached keys of silence against transformers' decoder on the completed states."""
-    cache = SilenceCache.calibrate(whisper, padding_s=0.1, group=group)
-    cache.states = torch.cat(
-        [part.mean(1, keepdim=True).expand_as(part) for part in cache.states.split(group, dim=1)], 1
+    whisper.encoder_padding = with_equal_groups(
+        SilenceCache.calibrate(whisper, padding_s=0.1, group=group, sinks=sinks)
     )
-    whisper.encoder_padding = cache
     tokens = torch.tensor([[3, 7, 11]] * len(short))
     with torch.no_grad():
         encoded = whisper.encode(pad_wavs(short)[0], lengths_of(short))
@@ -126,13 +128,43 @@ def test_the_cache_is_the_mean_state_of_silence(whisper: Whisper) -> None:
     torch.testing.assert_close(cache.states[:, :11], found[0][:, 11:12].expand(-1, 11, -1))
 
 
+def test_positions_that_the_decoder_attends_to_stay_alone(whisper: Whisper) -> None:
+    """The mean of transformers' own attention; every position is in one group; a block begins behind what is computed."""
+    wav = torch.randn(6400, generator=torch.Generator().manual_seed(1)) * 0.1
+    cache = SilenceCache.calibrate(whisper, [wav], group=8, sinks=9)
+    implementation = whisper.network.config._attn_implementation
+    whisper.network.set_attn_implementation("eager")
+    with torch.no_grad():
+        states = whisper.encode(wav[None], torch.tensor([len(wav)])).states
+        prompt = torch.tensor([whisper.labels.prompt("en" if whisper.labels.languages else None, DecodingOptions())])
+        out = whisper.network(
+            encoder_outputs=(states,), decoder_input_ids=prompt, output_attentions=True, use_cache=False
+        ).cross_attentions
+    whisper.network.set_attn_implementation(implementation)
+    weight = torch.stack(out).mean(dim=(0, 1, 2, 3))
+    first = int(encoder_frames(len(wav))) + 1
+    torch.testing.assert_close(attention_to(whisper, Encoded(states, torch.tensor([len(wav)])), "en"), weight)
+    weight[:first] = 0
+    assert cache.sinks == sorted(weight.topk(9).indices.tolist())
+    groups, tail = cache.groups(), cache.tail(whisper)
+    assert sorted(itertools.chain(*groups)) == list(range(len(weight)))
+    assert all([position] in groups for position in cache.sinks)
+    assert tail.starts.tolist() == [group[0] // 8 * 8 for group in groups] == sorted(tail.starts.tolist())
+    assert tail.log_weights.exp().sum() == pytest.approx(len(weight), rel=1e-5)
+    for own in (8, 48, 96):
+        seen = groups[tail.first(torch.tensor([own])) :]
+        assert sorted(itertools.chain(*seen)) == list(range(own, len(weight)))
+    former = SilenceCache(**{key: value for key, value in cache.to_config().items() if key != "sinks"})
+    assert former.sinks == [] and former.label == "silence cache, 0.2 s, groups of 8"
+
+
 def test_calibration_needs_recordings_shorter_than_the_window(whisper: Whisper) -> None:
     with pytest.raises(UserError, match="shorter than the model's window"):
         SilenceCache.calibrate(whisper, [])
 
 
 def test_a_folder_keeps_its_cache(whisper: Whisper, short: list[torch.Tensor], tmp_path: Path) -> None:
-    whisper.encoder_padding = SilenceCache.calibrate(whisper, padding_s=0.3, group=2)
+    whisper.encoder_padding = SilenceCache.calibrate(whisper, padding_s=0.3, group=2, sinks=7)
     whisper.save(tmp_path / "model")
     options = {"language": "en", "retry_logprob": None}
     texts = [load_transcriber(tmp_path / "model", **options).transcribe(wav[None])[0].text for wav in short]
@@ -140,7 +172,7 @@ def test_a_folder_keeps_its_cache(whisper: Whisper, short: list[torch.Tensor], t
     assert texts == [here.transcribe(wav[None])[0].text for wav in short]
     loaded = load_transcriber(tmp_path / "model", language="en")
     assert loaded.model.encoder_padding.to_config() == whisper.encoder_padding.to_config()
-    assert (loaded.technique, loaded.label) == ("silence_cache", "silence cache, 0.3 s, groups of 2")
+    assert (loaded.technique, loaded.label) == ("silence_cache", "silence cache, 0.3 s, groups of 2 but for 7")
     plain = load_transcriber(tmp_path / "model", language="en", encoder_padding=30)
     assert plain.model.encoder_padding is None and plain.label == "baseline"
     assert load_transcriber(tmp_path / "model", padding_s=0.5).model.encoder_padding.padding_s == 0.5

@@ -69,7 +69,7 @@ def converted(whisper: Any, source: str, backend: str, quantise: str | None) -> 
     _check_source(whisper)
     _load(_CONVERTERS, backend, "backend")  # refuses an unknown one
     versions = {name: importlib.import_module(name).__version__ for name in _PACKAGES[backend]}
-    key = [1, fingerprint(source), whisper.settings, backend, quantise, versions]
+    key = [2, fingerprint(source), whisper.settings, backend, quantise, versions]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "efficient_asr") / "backends"
     folder = cache / f"{Path(source).name}-{backend}-{digest}"

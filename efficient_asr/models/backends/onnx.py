@@ -43,6 +43,8 @@ class OnnxWhisper(ConvertedWhisper):
             raise UserError(f"{self.folder}: {str(error).splitlines()[0]}; convert the model again") from None
         path = self.folder / TAIL
         self.silence = {key: value.numpy() for key, value in load_file(path).items()} if path.is_file() else None
+        if self.silence is not None and "size" in self.silence:  # as written before groups could differ in size
+            self.silence["starts"] = np.arange(len(self.silence["log_weights"])) * int(self.silence["size"])
         return self
 
     def encode_one(self, wavs: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
@@ -122,7 +124,7 @@ def _memory(model: OnnxWhisper, encoded: Encoded, names: list[str]) -> dict[str,
         pairs = [pair[0] for pair in model.sessions[CROSS].run(None, {"states": states[None, :count].numpy()})]
         bias = [np.zeros(count, dtype=np.float32)]
         if silence is not None and encoded.own is not None:
-            first = -(-count // int(silence["size"]))
+            first = int((silence["starts"] < count).sum())
             bias.append(silence["log_weights"][first:])
             ends = silence["cross"][:, :, first:]
             pairs = [np.concatenate(pair, axis=1) for pair in zip(pairs, ends, strict=True)]

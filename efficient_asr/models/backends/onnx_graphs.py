@@ -49,8 +49,7 @@ class EncoderGraph(nn.Module):
         self.network, padding = whisper.network, whisper.encoder_padding
         own = torch.tensor([0])
         tail = padding.tail(whisper) if padding is not None else None
-        self.size = 1 if tail is None else tail.size
-        self.log_weights = None if tail is None else tail.log_weights.float()
+        self.starts, self.log_weights = (None, None) if tail is None else (tail.starts, tail.log_weights.float())
         layers = range(len(self.network.model.encoder.layers))
         self.silence = None if tail is None else [padding.silence(whisper, i, own) for i in layers]
 
@@ -60,12 +59,12 @@ class EncoderGraph(nn.Module):
         x = nn.functional.gelu(encoder.conv1(features))
         x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)[:, :positions]
         x = x + encoder.embed_positions.weight[:positions]
-        first, bias = (positions + self.size - 1) // self.size, None
+        bias = None
         if self.log_weights is not None:
-            bias = torch.cat([torch.zeros_like(x[0, :, 0]), self.log_weights[first:]])[None, None, None]
+            unseen = self.log_weights.masked_fill(self.starts < positions, -torch.inf)
+            bias = torch.cat([torch.zeros_like(x[0, :, 0]), unseen])[None, None, None]
         for i, layer in enumerate(encoder.layers):
-            silence = None if self.silence is None else tuple(each[:, :, first:] for each in self.silence[i])
-            x = OwnLength.run_layer(layer, x, bias, silence)
+            x = OwnLength.run_layer(layer, x, bias, None if self.silence is None else self.silence[i])
         return encoder.layer_norm(x)
 
 
@@ -183,7 +182,7 @@ def convert(whisper: Whisper, folder: Path, quantise: str | None = None) -> None
         tail = padding.tail(whisper) if padding is not None else None
         if tail is not None:
             pairs = torch.stack([pair[0] for pair in cross(tail.states[None])])
-            about = {"log_weights": tail.log_weights.float(), "size": torch.tensor(tail.size)}
+            about = {"log_weights": tail.log_weights.float(), "starts": tail.starts}
             save_file({"cross": pairs} | about, partial / TAIL)
 
 

@@ -119,9 +119,10 @@ class Tail:
     Attributes
     ----------
     states : torch.Tensor
-        [groups, dim]; group g stands for the positions g * size to (g + 1) * size of the window, or less at its end.
-    size : int
-        Positions in a group.
+        [groups, dim]; the mean of the states that a group stands for.
+    starts : torch.Tensor
+        First position of the window from which on an utterance can do without computing the positions of a group, [groups],
+        in ascending order.
     log_weights : torch.Tensor
         Logarithm of the number of positions of each group, [groups].
     projected : dict
@@ -129,13 +130,13 @@ class Tail:
     """
 
     states: torch.Tensor
-    size: int
+    starts: torch.Tensor
     log_weights: torch.Tensor
     projected: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def first(self, own: torch.Tensor) -> int:
         """Return the first group that any utterance with `own` positions [batch] needs."""
-        return int(own.min()) // self.size
+        return int((self.starts < own.min().to(self.starts.device)).sum())
 
 
 def attention_bias(own: torch.Tensor, tail: Tail | None, states: torch.Tensor) -> torch.Tensor | None:
@@ -162,7 +163,7 @@ def attention_bias(own: torch.Tensor, tail: Tail | None, states: torch.Tensor) -
     bias = torch.zeros(len(own), longest, device=device).masked_fill(places >= own, -torch.inf)
     if tail is not None:
         weights = tail.log_weights[first:]
-        starts = torch.arange(first, first + len(weights), device=device) * tail.size
+        starts = tail.starts[first:].to(device)
         bias = torch.cat([bias, weights.expand(len(own), -1).masked_fill(starts < own, -torch.inf)], dim=1)
     return bias[:, None, None].to(states.dtype) if bool(bias.count_nonzero()) else None
 

@@ -15,7 +15,11 @@ and values, and those of the cached silence, :math:`K^l c^l_t` and :math:`V^l c^
 :math:`c^L_t` completes the encoder's output, so the decoder sees the whole window.
 
 With `group` > 1, neighbouring silent positions share one key and value, the means of theirs. A group of :math:`k` positions has
-the weight of all of them: :math:`\log k` is added to its attention score, which is exact if their keys are equal.
+the weight of all of them: :math:`\log k` is added to its attention score, which is exact if their keys are equal. Some are not
+like their neighbours: a third of the decoder's attention goes to silence, most of it to a few dozen positions that are the same
+for every utterance (the last ones of the window among them), as in Xiao et al., "Efficient Streaming Language Models with
+Attention Sinks" (arXiv 2309.17453). A mean over a group would dilute them, so the `sinks` positions that the decoder attends to
+most, averaged over layers, heads, the tokens of the prompt and the calibration recordings, stay alone.
 
 Whisper: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356).
 
@@ -28,7 +32,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +43,13 @@ from torch import nn
 
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.log_mel import encoder_frames
-from efficient_asr.models.whisper.decoding import Tail
+from efficient_asr.models.whisper.decoding import DecodingOptions, Tail
+from efficient_asr.models.whisper.greedy import heads
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.utils.errors import UserError
 
 CUTS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # calibration recordings are also cut to these lengths
+GROUP, SINKS = 16, 64
 FILE = "encoder_padding.safetensors"
 
 
@@ -55,23 +61,32 @@ class SilenceCache(OwnLength):
     padding_s : float
         Real silence behind each utterance in seconds.
     group : int
-        Silent positions that share one key and value; 1 keeps all.
+        Size of the blocks of silent positions that share one key and value; 1 keeps all.
     layers, positions, dim : int
         Shape of the cache: encoder layers, positions of the window, width of the encoder.
     fingerprint : str
         Checksum of the encoder that the cache was made from.
+    sinks : sequence of int
+        Positions that are in no group.
     """
 
     technique = "silence_cache"
 
     def __init__(
-        self, padding_s: float, group: int, layers: int, positions: int, dim: int, fingerprint: str = ""
+        self,
+        padding_s: float,
+        group: int,
+        layers: int,
+        positions: int,
+        dim: int,
+        fingerprint: str = "",
+        sinks: Sequence[int] = (),
     ) -> None:
         super().__init__(padding_s)
         if not isinstance(group, int) or group < 1:
             raise UserError(f"group: {group!r} is not an integer of at least 1")
         self.group = self.step = group
-        self.fingerprint = fingerprint
+        self.fingerprint, self.sinks = fingerprint, sorted(sinks)
         self.register_buffer("states", torch.zeros(layers + 1, positions, dim), persistent=False)
         self._kept: dict[Any, Any] = {}  # keys and values by layer, and the tail; made when first needed, by device
 
@@ -79,6 +94,7 @@ class SilenceCache(OwnLength):
     def label(self) -> str:
         """Variant, for the tables."""
         groups = f", groups of {self.group}" if self.group > 1 else ""
+        groups += f" but for {len(self.sinks)}" if groups and self.sinks else ""
         return f"silence cache, {self.padding_s:g} s{groups}"
 
     def to_config(self) -> dict[str, Any]:
@@ -87,7 +103,7 @@ class SilenceCache(OwnLength):
         return {
             "padding_s": self.padding_s, "group": self.group, "layers": layers - 1, "positions": positions, "dim": dim,
             "fingerprint": self.fingerprint,
-        }  # fmt: skip
+        } | ({"sinks": self.sinks} if self.sinks else {})  # fmt: skip
 
     # ------------------------------------------------------------ making and keeping it
 
@@ -97,8 +113,9 @@ class SilenceCache(OwnLength):
         whisper: Any,
         wavs: Iterable[torch.Tensor] | None = None,
         padding_s: float = 0.2,
-        group: int = 4,
+        group: int = GROUP,
         language: str | None = None,
+        sinks: int = SINKS,
     ) -> SilenceCache:
         """Make the cache of a model.
 
@@ -112,22 +129,32 @@ class SilenceCache(OwnLength):
             See the class.
         language : str, optional
             For a model whose encoder depends on the language.
+        sinks : int
+            Number of positions that the decoder attends to most, which are in no group.
         """
         config = whisper.network.config
         cache = cls(padding_s, group, config.encoder_layers, config.max_source_positions, config.d_model)
         total, count = torch.zeros(cache.states.shape, dtype=torch.double), torch.zeros(config.max_source_positions)
+        weight = torch.zeros(config.max_source_positions)
         for wav in _pieces(noise_bursts() if wavs is None else wavs, whisper.window_samples):
             with torch.no_grad(), whisper.whole_window():
                 encoded = whisper.encode(wav[None], torch.tensor([len(wav)]), True, [language])
             first = int(encoder_frames(len(wav))) + 1
             count[first:] += 1
             total[:, first:] += torch.stack([h[0, first:] for h in encoded.hidden_states]).double().cpu()
+            if group > 1 and sinks:
+                weight[first:] += attention_to(whisper, encoded, language)[first:]
         if not count.max() > 0:
             raise UserError("calibration of the silence cache needs recordings shorter than the model's window")
         mean = total / count.clamp(min=1)[None, :, None]
         seen = count.nonzero().flatten()
         mean[:, : seen[0]] = mean[:, seen[0], None]  # before the shortest recording's end
         cache.states.copy_(mean)
+        cache.sinks = (
+            (weight / count.clamp(min=1)).topk(min(sinks, len(weight))).indices.sort().values.tolist()
+            if group > 1
+            else []
+        )
         cache.fingerprint = encoder_fingerprint(whisper.network)
         return cache.to(whisper.device)
 
@@ -173,7 +200,16 @@ class SilenceCache(OwnLength):
 
     def _means(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean over the positions of each group, [groups, dim] of [positions, dim]."""
-        return torch.stack([part.mean(dim=0) for part in values.split(self.group)]) if self.group > 1 else values
+        return torch.stack([values[group].mean(dim=0) for group in self.groups()]) if self.group > 1 else values
+
+    def groups(self) -> list[list[int]]:
+        """Return the positions of each group: block by block of `group` positions, first what is no sink, then the sinks."""
+        alone, found = set(self.sinks), []
+        for start in range(0, self.states.shape[1], self.group):
+            block = range(start, min(start + self.group, self.states.shape[1]))
+            rest = [position for position in block if position not in alone]
+            found += ([rest] if rest else []) + [[position] for position in block if position in alone]
+        return found
 
     def silence(self, whisper: Any, layer: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cached keys and values [1, heads, groups, head dim] behind the shortest utterance."""
@@ -203,9 +239,41 @@ class SilenceCache(OwnLength):
         place = "tail", self.states.device, whisper.network.dtype
         if place not in self._kept:
             states = self._means(self.states[-1].to(whisper.network.dtype))
-            sizes = [len(part) for part in self.states[-1].split(self.group)]
-            self._kept[place] = Tail(states, self.group, torch.tensor(sizes, device=states.device).log())
+            groups = self.groups()
+            starts = torch.tensor([group[0] // self.group * self.group for group in groups], device=states.device)
+            sizes = torch.tensor([len(group) for group in groups], device=states.device)
+            self._kept[place] = Tail(states, starts, sizes.log())
         return self._kept[place]
+
+
+@torch.no_grad()
+def attention_to(whisper: Any, encoded: Any, language: str | None) -> torch.Tensor:
+    """Return how much a model's decoder attends to each position of encoder states [1, positions, dim], [positions].
+
+    The mean of cross-attention over layers, heads and the tokens of the prompt.
+    """
+    found: dict[tuple[int, str], torch.Tensor] = {}
+    layers, language = whisper.network.model.decoder.layers, language or next(iter(whisper.labels.languages), None)
+    handles = [
+        getattr(layer.encoder_attn, name).register_forward_hook(
+            lambda module, given, output, place=(i, name): found.update({place: output})
+        )
+        for i, layer in enumerate(layers)
+        for name in ("q_proj", "k_proj")
+    ]
+    try:
+        whisper.predict(
+            encoded, torch.tensor([whisper.labels.prompt(language, DecodingOptions())], device=whisper.device)
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+    total = torch.zeros(encoded.states.shape[1])
+    for i, layer in enumerate(layers):
+        queries, keys = (heads(found[i, name], layer.encoder_attn) for name in ("q_proj", "k_proj"))
+        scores = (queries * layer.encoder_attn.scaling) @ keys.transpose(2, 3)
+        total += scores.float().softmax(dim=-1).mean(dim=(0, 1, 2)).cpu()
+    return total / len(layers)
 
 
 def encoder_fingerprint(network: Any) -> str:
