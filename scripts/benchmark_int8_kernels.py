@@ -71,6 +71,7 @@ def main() -> None:
     rows, failed = [], {}
     for count, inputs, outputs in SHAPES:
         torch.manual_seed(0)
+        torch.compiler.reset()  # it gives up after so many shapes
         linear, x = nn.Linear(inputs, outputs).eval(), torch.randn(count, inputs)
         layers = {}
         for name, make in systems(linear).items():
@@ -81,7 +82,7 @@ def main() -> None:
                     layer(given)
                     layers[name] = layer, given
             except Exception as error:  # of another project's kernels: any kind
-                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                failed[f"{name}, {count} x {inputs} x {outputs}"] = repr(error)
         times: dict[str, list[float]] = {name: [] for name in layers}
         for number in range(args.rounds + 1):
             for name, (layer, given) in layers.items():

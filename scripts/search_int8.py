@@ -5,9 +5,9 @@
     efficient-asr evaluate WHISPER --manifest test.jsonl --quantise int8-tiny.json --out result.json
 
 Every block of a layer is quantised alone, and the divergence of the output distributions is measured on the recordings, whose
-texts are not used (efficient_asr/techniques/int8_search.py). Then as many blocks as possible are chosen within a budget. With
---manifest, the float model, int8 decoder, full int8 and the selection transcribe it, and their WER and time are added to the
-file.
+texts are not used (efficient_asr/techniques/int8_search/search.py). Then as many blocks as possible are chosen within a
+budget. With --manifest, the float model, int8 decoder, full int8 and the selection transcribe it, and their WER and time are
+added to the file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from efficient_asr.data import iterate_batches, load_row, read_manifest
+from efficient_asr.data import Row, iterate_batches, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap
 from efficient_asr.inference.transcriber import transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.settings.options import at_least
-from efficient_asr.techniques.int8_search import Sensitivity, observe, search
+from efficient_asr.techniques.int8_search.search import Sensitivity, observe, search
+from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
@@ -37,7 +38,9 @@ CHECKED = (None, "decoder-int8", "int8")  # beside the selection
 
 def select(args: argparse.Namespace) -> dict[str, Any]:
     """Return the selection of layers, and what it was chosen by."""
-    transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
+    transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=30.0, max_tokens_per_s=8.0)
+    if transcriber.languages and transcriber.language is None:
+        raise UserError(f"--language: {args.model} knows several languages; name that of the recordings")
     rows = list(read_manifest(args.calibration, need_text=False))
     rows = [row for row in rows if row["duration"] < transcriber.window_s - 1][: args.utterances]
     if not rows:
@@ -55,7 +58,8 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
 
         alone, chosen, together = search(divergence, divergence.groups, args.budget_nats, report)
     return {
-        "format": "efficient_asr int8 selection 1", "model": Path(args.model).name,
+        "format": "efficient_asr int8 selection 1", "layers": sum(map(len, divergence.groups.values())),
+        "model": Path(args.model).name,
         "modules": [name for group in chosen for name in divergence.groups[group]],
         "budget_nats": args.budget_nats, "kl_nats": together, "recordings": len(rows),
         "blocks": [{"block": g, "kl_nats": n, "chosen": g in chosen} for g, n in sorted(alone.items(), key=lambda a: a[1])],
@@ -63,14 +67,13 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return WER and time of the float model, int8 modes and the selection."""
-    rows = sorted(list(read_manifest(args.manifest))[: args.tested], key=lambda row: row["duration"])
-    normalise = get_normaliser(whisper_normaliser([args.language]))
+def check(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, Any]]:
+    """Return WER and time on rows of the float model, int8 modes and the selection."""
+    normalise = get_normaliser(whisper_normaliser([normalise_or_keep(args.language)]))
     found, plain = [], None
     for mode in (*CHECKED, str(args.out)):
         transcriber = WhisperTranscriber.from_source(
-            args.model, args.language, encoder_padding=args.encoder_padding, quantise=mode, max_tokens_per_s=8.0
+            args.model, args.language, encoder_padding=30.0, quantise=mode, max_tokens_per_s=8.0
         )
         texts, start = [], time.perf_counter()
         for batch, wavs, wav_lens in tqdm(
@@ -108,8 +111,7 @@ def main() -> None:
     parser.add_argument(
         "--budget_nats", type=float, default=0.005, help="divergence of all chosen blocks together, in nats a token"
     )
-    parser.add_argument("--language", help="language of the audio; detected if it is not given")
-    parser.add_argument("--encoder_padding", default=30.0, help="as in efficient-asr transcribe")
+    parser.add_argument("--language", help="language of the audio, for models that know several")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the selection")
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
@@ -117,13 +119,15 @@ def main() -> None:
         raise UserError(f"--out: {args.out} must end in .json")
     if args.budget_nats < 0:
         raise UserError("--budget_nats must be at least 0")
+    rows = list(read_manifest(args.manifest))[: args.tested] if args.manifest is not None else []
+    rows = sorted(rows, key=lambda row: row["duration"])
     result = select(args) | {"provenance": provenance(None)}
     atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
     count = sum(block["chosen"] for block in result["blocks"])
     nats = f"{result['kl_nats']:.5f} nats a token; all of them: {result['kl_nats_of_all']:.5f}"
     print(f"{count} of {len(result['blocks'])} blocks in int8: {nats}")
     if args.manifest is not None:
-        result["check"] = check(args)
+        result["check"] = check(args, rows)
         atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(f"result: {args.out}")
 

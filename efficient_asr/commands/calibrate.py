@@ -36,11 +36,13 @@ def main(argv: list[str] | None = None) -> None:
         "--group", type=at_least(1), default=GROUP, help=f"silent positions per key (default {GROUP}; 1 keeps all)"
     )
     parser.add_argument(
-        "--sinks", type=at_least(0), default=SINKS,
+        "--sinks", type=at_least(0),
         help=f"silent positions in no group, those that the decoder attends to most (default {SINKS})",
     )  # fmt: skip
     parser.add_argument("--language", help="language of the recordings, for models with language experts")
     args = parser.parse_args(argv)
+    if args.sinks and args.group == 1:
+        raise UserError("--sinks: with --group 1, no position is in a group; leave it out")
     if args.out.exists():
         raise UserError(f"--out: {args.out} exists; choose another folder")
     check_writable(args.out.parent, "--out")
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.manifest is not None:
         rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)
         wavs = [load_row(row) for row in list(rows)[: args.recordings]]
-    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, args.language, args.sinks)
+    sinks = SINKS if args.sinks is None else args.sinks
+    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, args.language, sinks)
     model.save(args.out, getattr(model.network.config, "about", None))
     print(f"model with {model.encoder_padding.label}: {args.out}")

@@ -56,7 +56,8 @@ def load_transcriber(
     padding_s : float, optional
         Real silence in seconds, if `encoder_padding` is a name; by default what the model folder says, or 0.2.
     quantise : str, optional
-        Compute parts of a Whisper with int8 weights on the CPU: `decoder-int8`, `encoder-int8` or `int8`.
+        Compute parts of a Whisper with int8 weights on the CPU: `decoder-int8`, `encoder-int8`, `int8`, or the JSON file of a
+        selection of layers by `scripts/search_int8.py`.
     backend : str, optional
         Engine that runs a Whisper: `torch`, `onnx` or `ctranslate2`. By default that of a converted model's folder, or torch.
         Any other model is converted first, and kept in a cache (`efficient_asr.models.backends`).

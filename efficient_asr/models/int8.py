@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -125,7 +124,7 @@ def quantise(network: nn.Module, mode: str) -> str:
     UserError
         If the mode is unknown, or this CPU or network is not supported.
     """
-    mode = os.fspath(mode)
+    mode = str(mode)
     if any(hasattr(module, "base_layer") for module in network.modules()):
         raise UserError(
             f"quantise: {mode} needs a model without adapters; merge them into it first (peft: merge_and_unload)"
@@ -193,14 +192,23 @@ def read_selection(path: str, places: Iterable[str]) -> tuple[list[str], str]:
     """
     places = list(places)
     try:
-        names = json.loads(Path(path).read_text(encoding="utf-8"))["modules"]
-        unknown = [name for name in names if name not in places]
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        names, layers = found["modules"], found["layers"]
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or len({*names}) < len(names)
+        ):
+            raise ValueError("modules: not a list of different names")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"quantise: {path} is not a selection of int8 layers, as scripts/search_int8.py writes it ({error})"
         ) from None
-    if unknown:
-        raise UserError(f"quantise: {path} is of another model: this one has no layer {unknown[0]!r}")
+    if layers != len(places) or not {*names} <= {*places}:
+        raise UserError(
+            f"quantise: {path} is of another model: it chooses from {layers} layers, this model has {len(places)}; run "
+            "scripts/search_int8.py for this one"
+        )
     digest = hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:6]
     return names, f"int8, {len(names)} of {len(places)} layers ({digest})"
 

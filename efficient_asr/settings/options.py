@@ -175,12 +175,9 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--retry_logprob", type=float,
         help="with less padding: encode the whole window if the mean log-probability is lower (default -1.0; =-inf: never)",
     )  # fmt: skip
-    group.add_argument(
-        "--quantise",
-        type=quantisation,
-        metavar="{" + ",".join(QUANTISATIONS) + ",FILE.json}",
+    group.add_argument("--quantise", type=quantisation, metavar=f"{{{','.join(QUANTISATIONS)},FILE.json}}",
         help="int8 weights, on the CPU: decoder-int8 keeps the WER best; a file of scripts/search_int8.py selects layers",
-    )
+    )  # fmt: skip
     group.add_argument("--assistant",
         help="smaller Whisper that proposes tokens, which the model checks: the same text, sooner, if one utterance is decoded "
         "at a time (long audio: --long_audio_batch 1)",

@@ -144,7 +144,17 @@ class SpeculativeWhisper(Whisper):
             raise UserError("assistant: with encoder_padding, the assistant must have the same encoder as the model")
 
     def quantise(self, mode: str) -> None:
-        """Compute with int8 weights, and let the assistant do so too."""
+        """Compute with int8 weights, and let the assistant do so too.
+
+        Raises
+        ------
+        UserError
+            If the mode is a selection of layers, which is that of one model.
+        """
+        if str(mode).endswith(".json"):
+            raise UserError(
+                f"quantise: {mode} selects layers of one model; with an assistant, use decoder-int8 or int8"
+            )
         super().quantise(mode)
         self.assistant.quantise(mode)
         self.stored_parameters += self.assistant.stored_parameters

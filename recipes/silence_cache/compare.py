@@ -29,7 +29,6 @@ from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.silence_cache.cache import SilenceCache
-from efficient_asr.techniques.silence_cache.following import FollowingCache
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
@@ -47,10 +46,6 @@ VARIANTS = {  # name -> real padding in seconds, group, positions in no group, w
     "1 s, groups of 4, recordings": (1.0, 4, 0, True), "2 s, groups of 4, recordings": (2.0, 4, 0, True),
     "5 s, groups of 4, recordings": (5.0, 4, 0, True),
 }  # fmt: skip
-FOLLOWING = {
-    "following the level": False,
-    "following the noise": True,
-}  # 0.2 s, groups of 4; silence of the recording's own
 CACHED = {"encoder_padding": "silence_cache"}  # the default
 OPTIONS: dict[str, dict[str, Any]] = {
     "int8 decoder": {"quantise": "decoder-int8"}, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
@@ -74,8 +69,6 @@ def build(name: str, args: argparse.Namespace, recordings: list[Any]) -> Transcr
         transcriber.model.encoder_padding = SilenceCache.calibrate(
             transcriber.model, wavs, padding_s, group, sinks=sinks
         )
-    if name in FOLLOWING:
-        transcriber.model.encoder_padding = FollowingCache(noise=FOLLOWING[name])
     return _for_audio(transcriber.prepare(), args)
 
 
@@ -146,7 +139,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="manifest of recordings for calibration (needs no texts)")
     parser.add_argument("--long", action="store_true", help="recordings of 29.5 s or more, in pieces between pauses")
     parser.add_argument("--utterances", type=at_least(1), default=100, help="of each manifest, the first ones")
-    choices = [*VARIANTS, *OPTIONS, *FOLLOWING]
+    choices = [*VARIANTS, *OPTIONS]
     parser.add_argument("--variants", nargs="*", choices=choices, default=list(VARIANTS), help="default: paddings")
     parser.add_argument("--models", type=named, nargs="+", default=[], help="NAME=FOLDER: other models to compare")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
@@ -159,6 +152,9 @@ def main() -> None:
     rows = sorted((row for row in rows if (row["duration"] >= 29.5) == args.long), key=lambda row: row["duration"])
     if not rows:
         raise UserError(f"--manifest: no utterance of {'at least' if args.long else 'less than'} 29.5 s")
+    unheard = [name for name in args.variants if VARIANTS.get(name, (0, 0, 0, False))[3]]
+    if args.calibration is None and unheard and args.variants != list(VARIANTS):
+        raise UserError(f"--variants: '{unheard[0]}' needs recordings; give --calibration")
     key = {"model": fingerprint(args.model), "utterances": [row["id"] for row in rows], "batch_size": BATCH}
     new = {"model": Path(args.model).name, "key": key, "variants": {}}
     result = json.loads(args.out.read_text()) if args.out.is_file() else new
@@ -174,7 +170,7 @@ def main() -> None:
             continue
         transcriber = build(name, args, recordings)
         start = time.perf_counter()
-        texts, summary = transcripts(transcriber, rows, name, 1 if args.long or name in FOLLOWING else BATCH)
+        texts, summary = transcripts(transcriber, rows, name, 1 if args.long else BATCH)
         seconds = time.perf_counter() - start
         plain = result["variants"]["padded"]["texts"] if name != "padded" else texts
         about = {"seconds": seconds, "summary": summary, "texts": texts}

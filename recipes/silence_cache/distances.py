@@ -5,7 +5,7 @@
 Two runs of the encoder for each utterance: the whole window, and its own length with the cache. For the input of every layer
 and the output of the last, the distance of the states is given in percent of their norm: of the speech, of the real silence
 behind it, and of the cached silence by its distance from the speech. Then the distributions of the next token are compared for
-the text that the padded model hears.
+the text that the padded model hears; and how much of its decoder's attention goes to silence is computed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.whisper.own_length import POSITIONS_PER_S
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.distillation.losses import kl_divergence
+from efficient_asr.techniques.silence_cache.cache import SilenceCache, attention_to
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
 
@@ -61,8 +62,11 @@ def main() -> None:
     transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
     whisper = transcriber.model
     window, sums, kl, same, tokens = whisper.network.config.max_source_positions, {}, 0.0, 0, 0
-    if whisper.encoder_padding is None or whisper.encoder_padding.tail(whisper) is None:
-        raise UserError("--encoder_padding: name a technique that puts something in the place of the silence")
+    silence = sinks = 0.0  # share of the decoder's attention, over all tokens
+    if not isinstance(whisper.encoder_padding, SilenceCache):
+        raise UserError(
+            f"--encoder_padding: {args.encoder_padding} puts nothing in the place of the silence; use silence_cache"
+        )
     for row in tqdm(rows, unit="utt"):
         wavs = load_row(row)[None]
         lengths = torch.tensor([wavs.shape[1]])
@@ -79,17 +83,22 @@ def main() -> None:
                 apart, norm = ((x[:, part].double() ** 2).sum().item() for x in (a - b, a))
                 total = sums.setdefault((layer, place), [0.0, 0.0])
                 total[0], total[1] = total[0] + apart, total[1] + norm
+        weight, first = attention_to(whisper, plain, target), int(own.own)
+        silence += float(weight[first:].sum()) * target.shape[1]
+        sinks += float(weight[[i for i in whisper.encoder_padding.sinks if i >= first]].sum()) * target.shape[1]
         kl += float(kl_divergence(*pair).sum())
         same += int((pair[0].argmax(-1) == pair[1].argmax(-1)).sum())
         tokens += target.shape[1]
     layers, names = sorted({layer for layer, _ in sums}), list(dict.fromkeys(place for _, place in sums))
     relative = {key: 100 * (apart / norm) ** 0.5 if norm else None for key, (apart, norm) in sums.items()}
     result = {
-        "padding": whisper.encoder_padding.label, "audio": [path.parent.name for path in args.manifest], "utterances": len(rows),
+        "model": Path(args.model).name, "padding": whisper.encoder_padding.label,
+        "audio": [path.parent.name for path in args.manifest], "utterances": len(rows),
         "layers": [
             {"layer": layer if layer < layers[-1] else "output", "relative_percent": {n: relative[layer, n] for n in names}}
             for layer in layers
         ],
+        "attention_to_silence_percent": 100 * silence / tokens, "of_that_to_sinks_percent": 100 * sinks / silence,
         "kl_nats": kl / tokens, "same_token_percent": 100 * same / tokens, "provenance": provenance(None),
     }  # fmt: skip
     atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")

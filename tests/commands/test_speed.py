@@ -63,6 +63,8 @@ def test_calibrate_writes_a_model_that_is_used_like_the_original(
     assert load_transcriber(tmp_path / "a", language="en").transcribe(wavs[0][None])[0].text
     assert run_command("calibrate", [MINI, "--out", str(tmp_path / "a")]) == 2
     assert "choose another folder" in capsys.readouterr().err
+    assert run_command("calibrate", [MINI, "--out", str(tmp_path / "c"), "--group", "1", "--sinks", "3"]) == 2
+    assert "no position is in a group" in capsys.readouterr().err
     assert run_command("calibrate", ["efficient_asr:mini_downsampled", "--out", str(tmp_path / "c")]) == 2
     assert "is not a Whisper" in capsys.readouterr().err
 
@@ -92,15 +94,14 @@ def test_compare_resumes_and_makes_a_table(
     assert "other utterances; choose another file" in capsys.readouterr().err
 
 
-def test_long_recordings_and_silence_of_their_own(
+def test_long_recordings_are_compared_in_pieces(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     import soundfile
 
     common = [resolve_source(MINI), "--manifest", manifest, "--out", tmp_path / "own.json", "--variants"]
-    assert run_recipe("compare.py", monkeypatch, *common, "following the level", "following the noise") == 0
-    found = json.loads((tmp_path / "own.json").read_text())["variants"]
-    assert list(found) == ["padded", "following the level", "following the noise"]
+    assert run_recipe("compare.py", monkeypatch, *common, "0.2 s, groups of 4, recordings") == 2
+    assert "needs recordings; give --calibration" in capsys.readouterr().err
     assert run_recipe("compare.py", monkeypatch, *common, "0.2 s, groups of 4", "--long") == 2
     assert "no utterance of at least 29.5 s" in capsys.readouterr().err
     wav = torch.cat([load_row(row) for row in read_manifest(manifest)]).repeat(12)
@@ -151,6 +152,13 @@ def test_other_models_and_engines_are_compared(manifest: Path, tmp_path: Path, m
     assert "| variant |" in table and "| the same |" in table and "Calibrated" not in table
 
 
+def test_digits_are_compared_one_by_one() -> None:
+    script = runpy.run_path(str(ROOT / "recipes" / "silence_cache" / "compare.py"))
+    assert script["digit_by_digit"]("12 305", "1 23 05") == ("1 2 3 0 5", "1 2 3 0 5")
+    assert script["digit_by_digit"]("12", "twelve 12") == ("1 2", "twelve 1 2")
+    assert script["digit_by_digit"]("room 12", "room 1 2") == ("room 12", "room 1 2")
+
+
 def test_distances_by_layer_and_place(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "silence_cache" / "distances-mini.json"
     out.parent.mkdir()
@@ -160,7 +168,22 @@ def test_distances_by_layer_and_place(manifest: Path, tmp_path: Path, monkeypatc
     first, last = (entry["relative_percent"] for entry in found["layers"])
     assert first["speech"] < 0.1  # before the first layer, nothing has seen the silence
     assert 0 < last["speech"] < 50 and 0 < last["cached, 0 to 1 s"] and found["kl_nats"] > 0
+    assert 0 < found["attention_to_silence_percent"] < 100 and 0 < found["of_that_to_sinks_percent"] <= 100
     assert "| output |" in distances_table("mini", tmp_path)
+    assert (
+        run_recipe(
+            "distances.py",
+            monkeypatch,
+            resolve_source(MINI),
+            "--manifest",
+            manifest,
+            "--out",
+            out,
+            "--encoder_padding",
+            "1",
+        )
+        == 2
+    )
 
 
 def test_times_by_length(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import multilingual_whisper
+from safetensors.torch import load_file, save_file
 
 from efficient_asr import load_transcriber
 from efficient_asr.commands import export, run_command
@@ -168,6 +169,19 @@ def test_the_end_of_the_window_is_no_silence(engine: str, speech: Rows) -> None:
     )
     assert found.text == expected.text and found.details["encoder_s"] == expected.details["encoder_s"] == 5.0
     assert found.details["avg_logprob"] == pytest.approx(expected.details["avg_logprob"], abs=2e-3)
+
+
+def test_a_folder_of_before_groups_could_differ_in_size_opens(tmp_path: Path, speech: Rows) -> None:
+    whisper = Whisper.from_source(resolve_source(MINI))
+    whisper.encoder_padding = SilenceCache.calibrate(whisper, group=4, sinks=0)
+    convert(whisper, tmp_path / "own", "onnx", None)
+    expected = transcribe(load_transcriber(tmp_path / "own", language="en", long_audio=None), speech[:3])
+    path = next((tmp_path / "own").rglob("tail.safetensors"))
+    tensors = load_file(path)
+    del tensors["starts"]
+    save_file(tensors | {"size": torch.tensor(4)}, path)
+    found = transcribe(load_transcriber(tmp_path / "own", language="en", long_audio=None), speech[:3])
+    assert [(t.text, t.details) for t in found] == [(t.text, t.details) for t in expected]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -14,7 +14,7 @@ from conftest import ROOT
 from efficient_asr import load_transcriber
 from efficient_asr.models.int8 import RowWise, WeightOnly, put_back, quantisable, quantise, replace
 from efficient_asr.models.sources import resolve_source
-from efficient_asr.techniques.int8_search import Sensitivity, groups_of, observe, search
+from efficient_asr.techniques.int8_search.search import Sensitivity, groups_of, observe, search
 from efficient_asr.utils.errors import UserError
 
 MINI = "efficient_asr:mini_whisper_large"
@@ -58,8 +58,11 @@ def test_divergence_is_that_of_the_distributions_and_the_model_is_as_before(wavs
         for wav, target, log_probs in observations:
             with torch.no_grad():
                 own = other.predict(other.encode(wav, torch.tensor([wav.shape[1]])), target).double().log_softmax(-1)
-            p = log_probs.double()
-            total, count = total + float((p.exp() * (p - own)).sum()), count + target.shape[1]
+            p, own = (
+                log_probs.double(),
+                own[:, other.labels.prompt_length - 1 :],
+            )  # the text and its end, without the prompt
+            total, count = total + float((p.exp() * (p - own)).sum()), count + own.shape[1]
         assert found == pytest.approx(total / count, rel=1e-3, abs=1e-7) and found > 0
     after = whisper.network.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
@@ -120,14 +123,21 @@ def test_the_command_writes_a_selection_that_models_take(
 def test_selections_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     selection = tmp_path / "selection.json"
     for text, message in (
-        ("{}", "is not a selection"), ("nonsense", "is not a selection"), ('{"modules": 3}', "is not a selection"),
-        ('{"modules": ["decoder.layers.77.fc1"]}', "is of another model"),
+        ("{}", "is not a selection"), ('{"modules": "proj_out", "layers": 3}', "not a list of different names"),
+        ('{"modules": ["proj_out", "proj_out"], "layers": 3}', "not a list of different names"),
+        ("nonsense", "is not a selection"), ('{"modules": 3}', "is not a selection"),
+        ('{"modules": ["proj_out"], "layers": 999}', "is of another model: it chooses from 999 layers"),
     ):  # fmt: skip
         selection.write_text(text)
         with pytest.raises(UserError, match=message):
             load_transcriber(MINI, quantise=str(selection))
     with pytest.raises(UserError, match="is not a selection"):
         load_transcriber(MINI, quantise=str(tmp_path / "missing.json"))
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(UserError, match="quantise: '8' is invalid"):
+        load_transcriber(MINI, quantise=8)
+    with pytest.raises(UserError, match="selects layers of one model; with an assistant"):
+        load_transcriber(MINI, quantise=str(selection), assistant="efficient_asr:mini_whisper_small")
     pytest.importorskip("onnxruntime")
     selection.write_text('{"modules": []}')
     with pytest.raises(UserError, match="backend torch only"):

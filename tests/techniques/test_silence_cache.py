@@ -143,7 +143,7 @@ def test_positions_that_the_decoder_attends_to_stay_alone(whisper: Whisper) -> N
     whisper.network.set_attn_implementation(implementation)
     weight = torch.stack(out).mean(dim=(0, 1, 2, 3))
     first = int(encoder_frames(len(wav))) + 1
-    torch.testing.assert_close(attention_to(whisper, Encoded(states, torch.tensor([len(wav)])), "en"), weight)
+    torch.testing.assert_close(attention_to(whisper, Encoded(states, torch.tensor([len(wav)])), prompt), weight)
     weight[:first] = 0
     assert cache.sinks == sorted(weight.topk(9).indices.tolist())
     groups, tail = cache.groups(), cache.tail(whisper)
@@ -154,8 +154,25 @@ def test_positions_that_the_decoder_attends_to_stay_alone(whisper: Whisper) -> N
     for own in (8, 48, 96):
         seen = groups[tail.first(torch.tensor([own])) :]
         assert sorted(itertools.chain(*seen)) == list(range(own, len(weight)))
-    former = SilenceCache(**{key: value for key, value in cache.to_config().items() if key != "sinks"})
-    assert former.sinks == [] and former.label == "silence cache, 0.2 s, groups of 8"
+    for sinks in ([0, 0], [-1], [len(weight)], ["a"]):
+        with pytest.raises(UserError, match="sinks: not different positions"):
+            SilenceCache(**cache.to_config() | {"sinks": sinks})
+
+
+def test_all_positions_alone_is_no_groups(whisper: Whisper, short: list[torch.Tensor]) -> None:
+    """The identity; and a folder of before there were sinks has none."""
+    plain = SilenceCache.calibrate(whisper, group=1)
+    alone = SilenceCache.calibrate(whisper, group=5, sinks=len(plain.states[0]))
+    plain.step = 5  # the same number of positions
+    found = []
+    for padding in (plain, alone):
+        whisper.encoder_padding = padding
+        with torch.no_grad():
+            encoded = whisper.encode(pad_wavs(short)[0], lengths_of(short))
+            found.append((encoded.states, Decoder(whisper.network, encoded, 4).step(torch.tensor([[3]] * len(short)))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    former = SilenceCache.calibrate(whisper, group=5, sinks=0)
+    assert "sinks" not in former.to_config() and former.label == "silence cache, 0.2 s, groups of 5"
 
 
 def test_calibration_needs_recordings_shorter_than_the_window(whisper: Whisper) -> None:

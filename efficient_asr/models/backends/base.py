@@ -193,9 +193,10 @@ class ConvertedWhisper(Whisper):
             Unless the model was converted in this mode.
         """
         if mode != self.quantised:
-            raise UserError(
-                f"quantise: {self.folder} was converted with {self.quantised or 'float32'}; convert it again"
+            hint = (
+                "a selection of layers needs the original model" if str(mode).endswith(".json") else "convert it again"
             )
+            raise UserError(f"quantise: {self.folder} was converted with {self.quantised or 'float32'}; {hint}")
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
         """Refuse: there are no weights to save.

@@ -61,10 +61,11 @@ class EncoderGraph(nn.Module):
         x = x + encoder.embed_positions.weight[:positions]
         bias = None
         if self.log_weights is not None:
-            unseen = self.log_weights.masked_fill(self.starts < positions, -torch.inf)
-            bias = torch.cat([torch.zeros_like(x[0, :, 0]), unseen])[None, None, None]
+            first = (self.starts < positions).sum()
+            bias = torch.cat([torch.zeros_like(x[0, :, 0]), self.log_weights[first:]])[None, None, None]
         for i, layer in enumerate(encoder.layers):
-            x = OwnLength.run_layer(layer, x, bias, None if self.silence is None else self.silence[i])
+            silence = None if self.silence is None else tuple(each[:, :, first:] for each in self.silence[i])
+            x = OwnLength.run_layer(layer, x, bias, silence)
         return encoder.layer_norm(x)
 
 

@@ -61,7 +61,7 @@ class Whisper(nn.Module):
     encoder_padding : OwnLength or None
         Encodes each utterance on its own length; None to encode the whole window.
     quantised : str or None
-        Mode of int8 quantisation (`efficient_asr.models.int8`); None for float.
+        Label of the int8 quantisation (`efficient_asr.models.int8.quantise`); None for float.
     stored_parameters : int or None
         Number of parameters before quantisation, whose weights are no parameters any more.
     spec_augment : tuple of int or None

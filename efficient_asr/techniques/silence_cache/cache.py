@@ -16,10 +16,11 @@ and values, and those of the cached silence, :math:`K^l c^l_t` and :math:`V^l c^
 
 With `group` > 1, neighbouring silent positions share one key and value, the means of theirs. A group of :math:`k` positions has
 the weight of all of them: :math:`\log k` is added to its attention score, which is exact if their keys are equal. Some are not
-like their neighbours: a third of the decoder's attention goes to silence, most of it to a few dozen positions that are the same
-for every utterance (the last ones of the window among them), as in Xiao et al., "Efficient Streaming Language Models with
-Attention Sinks" (arXiv 2309.17453). A mean over a group would dilute them, so the `sinks` positions that the decoder attends to
-most, averaged over layers, heads, the tokens of the prompt and the calibration recordings, stay alone.
+like their neighbours: the decoder pays most of its attention to silence to a few dozen positions that are the same for every
+utterance (recipes/silence_cache/distances.py measures it), like the first tokens in Xiao et al., "Efficient Streaming Language
+Models with Attention Sinks" (arXiv 2309.17453). A mean over a group would dilute them, so the `sinks` positions that the decoder
+attends to most, averaged over layers, heads, the tokens of the prompt and the calibration recordings, stay alone, in the
+self-attention of the encoder too. Unlike there, sinks are positions of an encoder, and found by measuring.
 
 Whisper: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356).
 
@@ -43,7 +44,7 @@ from torch import nn
 
 from efficient_asr.data import SAMPLE_RATE
 from efficient_asr.models.log_mel import encoder_frames
-from efficient_asr.models.whisper.decoding import DecodingOptions, Tail
+from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Tail
 from efficient_asr.models.whisper.greedy import heads
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.utils.errors import UserError
@@ -86,6 +87,8 @@ class SilenceCache(OwnLength):
         if not isinstance(group, int) or group < 1:
             raise UserError(f"group: {group!r} is not an integer of at least 1")
         self.group = self.step = group
+        if not {*sinks} <= {*range(positions)} or len({*sinks}) < len(sinks):
+            raise UserError(f"sinks: not different positions from 0 to {positions - 1}")
         self.fingerprint, self.sinks = fingerprint, sorted(sinks)
         self.register_buffer("states", torch.zeros(layers + 1, positions, dim), persistent=False)
         self._kept: dict[Any, Any] = {}  # keys and values by layer, and the tail; made when first needed, by device
@@ -143,7 +146,10 @@ class SilenceCache(OwnLength):
             count[first:] += 1
             total[:, first:] += torch.stack([h[0, first:] for h in encoded.hidden_states]).double().cpu()
             if group > 1 and sinks:
-                weight[first:] += attention_to(whisper, encoded, language)[first:]
+                tokens = whisper.labels.prompt(
+                    language or next(iter(whisper.labels.languages), None), DecodingOptions()
+                )
+                weight[first:] += attention_to(whisper, encoded, torch.tensor([tokens]))[first:]
         if not count.max() > 0:
             raise UserError("calibration of the silence cache needs recordings shorter than the model's window")
         mean = total / count.clamp(min=1)[None, :, None]
@@ -240,20 +246,20 @@ class SilenceCache(OwnLength):
         if place not in self._kept:
             states = self._means(self.states[-1].to(whisper.network.dtype))
             groups = self.groups()
-            starts = torch.tensor([group[0] // self.group * self.group for group in groups], device=states.device)
+            starts = torch.tensor([group[0] // self.group * self.group for group in groups])  # on the CPU, like `own`
             sizes = torch.tensor([len(group) for group in groups], device=states.device)
             self._kept[place] = Tail(states, starts, sizes.log())
         return self._kept[place]
 
 
 @torch.no_grad()
-def attention_to(whisper: Any, encoded: Any, language: str | None) -> torch.Tensor:
+def attention_to(whisper: Any, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
     """Return how much a model's decoder attends to each position of encoder states [1, positions, dim], [positions].
 
-    The mean of cross-attention over layers, heads and the tokens of the prompt.
+    The mean of cross-attention over layers, heads and `tokens` [1, tokens].
     """
     found: dict[tuple[int, str], torch.Tensor] = {}
-    layers, language = whisper.network.model.decoder.layers, language or next(iter(whisper.labels.languages), None)
+    layers = whisper.network.model.decoder.layers
     handles = [
         getattr(layer.encoder_attn, name).register_forward_hook(
             lambda module, given, output, place=(i, name): found.update({place: output})
@@ -262,9 +268,7 @@ def attention_to(whisper: Any, encoded: Any, language: str | None) -> torch.Tens
         for name in ("q_proj", "k_proj")
     ]
     try:
-        whisper.predict(
-            encoded, torch.tensor([whisper.labels.prompt(language, DecodingOptions())], device=whisper.device)
-        )
+        whisper.predict(encoded, tokens.to(whisper.device))
     finally:
         for handle in handles:
             handle.remove()

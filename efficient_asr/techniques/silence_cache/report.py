@@ -70,7 +70,7 @@ def peers_table(name: str, results_folder: Path) -> str:
         head += [f"WER %, batch {batch}", "rtfx", "× ours", f"× {REFERENCE}", "peak MB"]
     first, about = result["rows"][0], result["provenance"]
     sentences.append(
-        f"whisper-{name}, {' and '.join(first['audio'])}: {first['utterances']} utterances, {first['audio_s'] / 60:.1f} min, "
+        f"{first['model']}, {' and '.join(first['audio'])}: {first['utterances']} utterances, {first['audio_s'] / 60:.1f} min, "
         f"real speech; {about['cpu']}, {about['threads']} threads; {first['rounds']} interleaved rounds, medians; ratios are "
         "those of the same round."
     )
@@ -121,10 +121,12 @@ def distances_table(name: str, results_folder: Path) -> str:
         for entry in found["layers"]
     ]
     return (
-        f"whisper-{name}, {found['utterances']} utterances of {', '.join(found['audio'])}, {found['padding']}: distance of the "
+        f"{found['model']}, {found['utterances']} utterances of {', '.join(found['audio'])}, {found['padding']}: distance of the "
         "states from the padded model's, in percent of their norm. Columns: the speech, the real silence, and the cached silence "
         "by its distance from the speech. Next-token distributions for the padded model's text: KL "
-        f"{show(found['kl_nats'], 4)} nats, same most likely token for {show(found['same_token_percent'], 1)} %.\n\n"
+        f"{show(found['kl_nats'], 4)} nats, same most likely token for {show(found['same_token_percent'], 1)} %. Of its "
+        f"attention, the padded model's decoder pays {show(found['attention_to_silence_percent'], 0)} % to silence, of which "
+        f"{show(found['of_that_to_sinks_percent'], 0)} % go to the positions in no group.\n\n"
         f"{markdown_table(['input of layer', *places], rows)}"
     )
 

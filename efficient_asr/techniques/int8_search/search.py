@@ -1,13 +1,13 @@
 r"""Find the layers whose int8 quantisation changes what a Whisper writes, and leave these in float.
 
 The sensitivity of a group of layers is that of ZeroQ: how far the output distributions move when only this group is quantised.
-Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (arXiv 2001.00281), equation 1. Here
+Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (arXiv 2001.00281). Here
 
 .. math:: \Omega_g = \frac{1}{N} \sum_{n=1}^{N} \mathrm{KL}\left(p(\cdot \mid y_{<n}, x) \,\|\, p_g(\cdot \mid y_{<n}, x)\right)
 
 over the N tokens of the float model's own greedy texts :math:`y`, so no transcripts are needed. Groups are added in the order of
-:math:`\Omega_g`, as long as the divergence of all of them together stays within a budget; the largest such number of groups is
-found by bisection, and its divergence is measured, not added up.
+:math:`\Omega_g`, as long as the divergence of all of them together stays within a budget. How many is found by bisection, which
+takes for granted that more groups diverge more; the divergence of those that are chosen is measured, not added up.
 
 Deviations: ZeroQ chooses a number of bits for every layer under a limit of size, on synthetic inputs; here a layer has 8 bits or
 stays in float, under a limit of divergence, on recordings. A group is one block of a layer (self-attention, cross-attention,
@@ -39,7 +39,9 @@ def groups_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 @torch.no_grad()
 def observe(whisper: Any, wavs: Iterable[torch.Tensor], texts: Iterable[str], language: str | None) -> Observations:
-    """Return recording [1, time], tokens [1, tokens] and the model's log-probabilities [1, tokens, vocabulary] of each recording.
+    """Return recording [1, time], tokens [1, tokens] and the model's log-probabilities [1, n, vocabulary] of each recording.
+
+    The last are those of the text and its end; tokens of the prompt, which decoding does not choose, are left out.
 
     Arguments
     ---------
@@ -54,8 +56,13 @@ def observe(whisper: Any, wavs: Iterable[torch.Tensor], texts: Iterable[str], la
     for wav, text in zip(wavs, texts, strict=True):
         tokens = torch.tensor([whisper.labels.encode_row({"text": text, "language": language})])[:, :-1]
         encoded = whisper.encode(wav[None], torch.tensor([len(wav)]), languages=[language])
-        found.append((wav[None], tokens, whisper.predict(encoded, tokens).log_softmax(-1)))
+        found.append((wav[None], tokens, _log_probs(whisper, encoded, tokens)))
     return found
+
+
+def _log_probs(whisper: Any, encoded: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities [1, n, vocabulary] of the tokens behind the prompt, given `tokens` [1, tokens]."""
+    return whisper.predict(encoded, tokens)[:, whisper.labels.prompt_length - 1 :].log_softmax(-1)
 
 
 class Sensitivity:
@@ -85,9 +92,9 @@ class Sensitivity:
         try:
             total = tokens = 0
             for (_, target, log_probs), encoded in zip(self.observations, self._states(groups), strict=True):
-                own = self.whisper.predict(encoded, target).log_softmax(-1)
+                own = _log_probs(self.whisper, encoded, target)
                 total += float(kl_divergence(log_probs, own).double().sum())
-                tokens += target.shape[1]
+                tokens += own.shape[1]
         finally:
             put_back(self.whisper.network, kept)
         return total / tokens
