@@ -14,7 +14,7 @@ from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.technique import find
 
 MARKER = re.compile(
-    r"(<!-- (?P<kind>[a-z_]+) (?P<name>[\w./-]+(?: \(\w+\))?)(?P<words>[\w+ ]*) -->\n).*?(?P<end><!-- /(?P=kind) -->)",
+    r"(<!-- (?P<kind>[a-z0-9_]+) (?P<name>[\w./-]+(?: \(\w+\))?)(?P<words>[\w+ ]*) -->\n).*?(?P<end><!-- /(?P=kind) -->)",
     re.DOTALL,
 )
 
