@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the silence cache costs, on real speech: languages, noise, telephone prompts, digits, long recordings. Needs EFFICIENT_ASR_DATA
 # and EFFICIENT_ASR_MODELS, and apt-get for the prompts (they are left out without it). Restartable: what is in a result is not run
-# again. About 90 minutes for three models on 2 CPU cores.
+# again. One to two hours for three models on 2 CPU cores.
 #
 #   bash scripts/reproduce_silence_cache.sh [tiny] [base] [small]      # default: all
 set -euo pipefail

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from efficient_asr.data import Row, iterate_batches, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
-from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap
+from efficient_asr.evaluation.wer import compared, count_errors
 from efficient_asr.inference.transcriber import transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.settings.options import at_least
@@ -61,9 +61,9 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
         "format": "efficient_asr int8 selection 1", "layers": sum(map(len, divergence.groups.values())),
         "model": Path(args.model).name,
         "modules": [name for group in chosen for name in divergence.groups[group]],
-        "budget_nats": args.budget_nats, "kl_nats": together, "recordings": len(rows),
+        "budget_nats": args.budget_nats, "kl_nats": together[len(chosen)], "recordings": len(rows),
         "blocks": [{"block": g, "kl_nats": n, "chosen": g in chosen} for g, n in sorted(alone.items(), key=lambda a: a[1])],
-        "kl_nats_of_all": divergence(divergence.groups),
+        "kl_nats_of_all": together[len(alone)],
     }  # fmt: skip
 
 
@@ -85,12 +85,9 @@ def check(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, Any]]:
         ]
         errors = count_errors([a for a, _ in pairs], [b for _, b in pairs])
         plain = errors if plain is None else plain
-        test = paired_bootstrap(plain, errors)
         found.append({
-            "mode": transcriber.model.quantised or "float32", "wer_percent": error_rate_percent(errors),
-            "difference_percent": error_rate_percent(errors) - error_rate_percent(plain),
-            "ci95_percent": [test["low_percent"], test["high_percent"]], "seconds": time.perf_counter() - start,
-            "utterances": len(rows), "audio": args.manifest.parent.name,
+            "mode": transcriber.model.quantised or "float32", **compared(plain, errors),
+            "seconds": time.perf_counter() - start, "utterances": len(rows), "audio": args.manifest.parent.name,
         })  # fmt: skip
         print(f"{found[-1]['mode']:32} WER {found[-1]['wer_percent']:.2f} %, {found[-1]['seconds']:.0f} s")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -94,6 +95,21 @@ def bootstrap_ci95(errors: list[Errors], samples: int = 2000, seed: int = 0) -> 
     rates = _resampled_rates(totals, lengths, samples, seed)
     low, high = np.percentile(rates, [2.5, 97.5])
     return float(low), float(high)
+
+
+def compared(before: list[Errors], after: list[Errors]) -> dict[str, Any]:
+    """Return the WER after a change and its difference from before with a 95 % interval, as results of comparisons keep them.
+
+    Arguments
+    ---------
+    before, after : list of Errors
+        See `paired_bootstrap`.
+    """
+    test = paired_bootstrap(before, after)
+    return {
+        "wer_percent": error_rate_percent(after), "difference_percent": test["difference_percent"],
+        "ci95_percent": [test["low_percent"], test["high_percent"]],
+    }  # fmt: skip
 
 
 def paired_bootstrap(a: list[Errors], b: list[Errors], samples: int = 10000, seed: int = 0) -> dict[str, float]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from efficient_asr.settings.options import QUANTISATIONS
+from efficient_asr.settings.options import QUANTISATIONS, is_selection
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 LEVELS, MIDDLE = 63, 64  # of 7 bit activations
@@ -130,7 +130,7 @@ def quantise(network: nn.Module, mode: str) -> str:
             f"quantise: {mode} needs a model without adapters; merge them into it first (peft: merge_and_unload)"
         )
     places = quantisable(network)
-    if mode.endswith(".json"):
+    if is_selection(mode):
         names, label = read_selection(mode, places)
     elif mode in QUANTISATIONS:
         parts = {"decoder-int8": ("decoder", "proj_out"), "encoder-int8": ("encoder",)}.get(mode, ("",))

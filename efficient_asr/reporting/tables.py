@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from efficient_asr.evaluation.result import Result
 from efficient_asr.reporting.published import Published
@@ -19,6 +20,12 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def show(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
     """Format a number for a table; a dash for None."""
     return "–" if value is None else f"{factor * value:.{digits}f}"
+
+
+def show_difference(entry: dict[str, Any], is_first: bool) -> str:
+    """Format the difference and interval of `efficient_asr.evaluation.wer.compared`; a dash for what others are compared with."""
+    low, high = entry["ci95_percent"]
+    return "–" if is_first else f"{entry['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _seconds(result: Result, device: str, batch_size: int | None, lm: bool = False) -> str:

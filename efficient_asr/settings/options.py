@@ -21,9 +21,14 @@ _WHISPER_OPTIONS = (
 )  # fmt: skip
 
 
+def is_selection(mode: object) -> bool:
+    """Return whether a quantisation is the file of a selection of layers, not a name."""
+    return str(mode).endswith(".json")
+
+
 def quantisation(text: str) -> str:
     """Return a mode of int8 quantisation, or the path of a selection of layers, from the command line."""
-    if text not in QUANTISATIONS and not text.endswith(".json"):
+    if text not in QUANTISATIONS and not is_selection(text):
         raise argparse.ArgumentTypeError(
             f"invalid choice: '{text}' (choose from {', '.join(QUANTISATIONS)}, FILE.json)"
         )

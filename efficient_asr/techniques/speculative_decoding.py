@@ -30,6 +30,7 @@ from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.decoding import Encoded, Hypothesis
 from efficient_asr.models.whisper.greedy import Decoder, Steps
 from efficient_asr.models.whisper.model import Whisper
+from efficient_asr.settings.options import is_selection
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.technique import Column, Key, Technique
 
@@ -151,7 +152,7 @@ class SpeculativeWhisper(Whisper):
         UserError
             If the mode is a selection of layers, which is that of one model.
         """
-        if str(mode).endswith(".json"):
+        if is_selection(mode):
             raise UserError(
                 f"quantise: {mode} selects layers of one model; with an assistant, use decoder-int8 or int8"
             )

@@ -32,7 +32,7 @@ from efficient_asr.evaluation.evaluator import score
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name
-from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap, repeated_ngrams
+from efficient_asr.evaluation.wer import compared, count_errors, repeated_ngrams
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.models.sources import fingerprint, resolve_source
 from efficient_asr.settings.command_line import read_value
@@ -61,10 +61,8 @@ def describe(records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> 
     """Return WER and hallucinations of records, and the difference from the first system's WER."""
     errors = errors_of(records)
     words = sum(each.reference_length for each in errors)
-    test = paired_bootstrap(errors_of(reference), errors)
     return {
-        "utterances": len(records), "words": words, "wer_percent": error_rate_percent(errors),
-        "difference_percent": test["difference_percent"], "ci95_percent": [test["low_percent"], test["high_percent"]],
+        "utterances": len(records), "words": words, **compared(errors_of(reference), errors),
         "insertions_percent": 100 * sum(each.insertions for each in errors) / words,
         "repeated_5grams": sum(repeated_ngrams(record["hypothesis"]) for record in records),
     }  # fmt: skip

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from efficient_asr.data import iterate_batches, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
-from efficient_asr.evaluation.wer import count_errors, error_rate_percent, paired_bootstrap
+from efficient_asr.evaluation.wer import compared, count_errors
 from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber, transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.sources import fingerprint
+from efficient_asr.reporting.tables import show_difference
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.silence_cache.cache import SilenceCache
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
@@ -46,11 +47,11 @@ VARIANTS = {  # name -> real padding in seconds, group, positions in no group, w
     "1 s, groups of 4, recordings": (1.0, 4, 0, True), "2 s, groups of 4, recordings": (2.0, 4, 0, True),
     "5 s, groups of 4, recordings": (5.0, 4, 0, True),
 }  # fmt: skip
+ON_RECORDINGS = [name for name, (*_, needs_recordings) in VARIANTS.items() if needs_recordings]
 CACHED = {"encoder_padding": "silence_cache"}  # the default
 OPTIONS: dict[str, dict[str, Any]] = {
     "int8 decoder": {"quantise": "decoder-int8"}, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
-    "cache, again below -0.7": CACHED | {"retry_logprob": -0.7}, "cache, again below -0.5": CACHED | {"retry_logprob": -0.5},
-    "cache, again below -0.3": CACHED | {"retry_logprob": -0.3}, "cache, int8": CACHED | {"quantise": "int8"},
+    "cache, int8": CACHED | {"quantise": "int8"},
     "cache, int8 decoder, onnx": CACHED | {"quantise": "decoder-int8", "backend": "onnx"},
     "cache, int8, ctranslate2": CACHED | {"quantise": "int8", "backend": "ctranslate2"},
 }  # fmt: skip
@@ -119,12 +120,9 @@ def describe(rows: list[dict[str, Any]], texts: list[str], plain: list[str]) -> 
                     )
                 )
             errors.append(count_errors([a for a, _ in pairs], [b for _, b in pairs]))
-        test = paired_bootstrap(*errors)
         found[corpus] = {
             "utterances": len(own), "words": sum(error.reference_length for error in errors[0]),
-            "wer_percent": error_rate_percent(errors[1]), "identical": sum(plain[i] == texts[i] for i in own),
-            "difference_percent": error_rate_percent(errors[1]) - error_rate_percent(errors[0]),
-            "ci95_percent": [test["low_percent"], test["high_percent"]],
+            "identical": sum(plain[i] == texts[i] for i in own), **compared(*errors),
         }  # fmt: skip
     return found
 
@@ -152,7 +150,7 @@ def main() -> None:
     rows = sorted((row for row in rows if (row["duration"] >= 29.5) == args.long), key=lambda row: row["duration"])
     if not rows:
         raise UserError(f"--manifest: no utterance of {'at least' if args.long else 'less than'} 29.5 s")
-    unheard = [name for name in args.variants if VARIANTS.get(name, (0, 0, 0, False))[3]]
+    unheard = [name for name in args.variants if name in ON_RECORDINGS]
     if args.calibration is None and unheard and args.variants != list(VARIANTS):
         raise UserError(f"--variants: '{unheard[0]}' needs recordings; give --calibration")
     key = {"model": fingerprint(args.model), "utterances": [row["id"] for row in rows], "batch_size": BATCH}
@@ -166,7 +164,7 @@ def main() -> None:
         model = fingerprint(args.models[name]) if name in args.models else None
         if result["variants"].get(name, {}).get("model", model) != model:
             raise UserError(f"--models: {args.out} has results of another model as '{name}'; choose another name")
-        if name in result["variants"] or (VARIANTS.get(name, (0, 0, 0, False))[3] and not recordings):
+        if name in result["variants"] or (name in ON_RECORDINGS and not recordings):
             continue
         transcriber = build(name, args, recordings)
         start = time.perf_counter()
@@ -180,8 +178,7 @@ def main() -> None:
         result["provenance"] = provenance(None)
         atomic_write_text(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         about = result["variants"][name]["all"]
-        low, high = about["ci95_percent"]
-        difference = f"{about['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        difference = show_difference(about, name == "padded")
         same = f"{about['identical']} of {len(rows)} identical"
         print(f"{name:32} WER {about['wer_percent']:.2f} %, {difference}, {same}, {seconds:.0f} s")
     print(f"result: {args.out}")

@@ -6,7 +6,14 @@ import jiwer
 import numpy as np
 import pytest
 
-from efficient_asr.evaluation.wer import Errors, bootstrap_ci95, count_errors, error_rate_percent, paired_bootstrap
+from efficient_asr.evaluation.wer import (
+    Errors,
+    bootstrap_ci95,
+    compared,
+    count_errors,
+    error_rate_percent,
+    paired_bootstrap,
+)
 
 
 def test_counts_of_known_alignments() -> None:
@@ -61,3 +68,11 @@ def test_paired_test_tells_difference_from_noise() -> None:
     assert paired_bootstrap(a, a)["p_value"] == 1.0
     with pytest.raises(ValueError, match="not scored on the same references"):
         paired_bootstrap(a, [Errors(0, 0, 0, 9)] * 300)
+
+
+def test_a_comparison_is_that_of_the_errors() -> None:
+    before, after = [Errors(1, 0, 0, 5)] * 8, [Errors(1, 1, 0, 5)] * 4 + [Errors(0, 0, 0, 5)] * 4
+    found, test = compared(before, after), paired_bootstrap(before, after)
+    assert found["wer_percent"] == 100 * 8 / 40 and found["difference_percent"] == 0.0
+    assert found["ci95_percent"] == [test["low_percent"], test["high_percent"]] and found["ci95_percent"][0] < 0
+    assert compared(before, before)["ci95_percent"] == [0.0, 0.0]

@@ -31,8 +31,9 @@ def test_as_many_groups_as_the_budget_allows(budget: float) -> None:
         (names for names in ([], ["b"], ["b", "c"], ["b", "c", "a"]) if sum(costs[name] for name in names) <= budget),
         key=len,
     )
-    assert alone == costs and chosen == wanted and together == sum(costs[name] for name in wanted)
-    assert search(lambda groups: 0.0, [], budget) == ({}, [], 0.0)
+    assert alone == costs and chosen == wanted
+    assert together[len(wanted)] == sum(costs[name] for name in wanted) and together[3] == sum(costs.values())
+    assert search(lambda groups: 0.0, [], budget) == ({}, [], {0: 0.0})
 
 
 def test_groups_are_blocks() -> None:

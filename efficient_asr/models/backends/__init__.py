@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_asr.models.sources import fingerprint
-from efficient_asr.settings.options import QUANTISATIONS
+from efficient_asr.settings.options import QUANTISATIONS, is_selection
 from efficient_asr.utils.errors import UserError, check_writable
 from efficient_asr.utils.locks import FolderLock
 
@@ -49,7 +49,7 @@ def convert(whisper: Any, folder: Path, backend: str, quantise: str | None = Non
     """
     _check_source(whisper)
     if quantise is not None and quantise not in QUANTISATIONS:
-        hint = " (a selection of layers runs with the backend torch only)" if str(quantise).endswith(".json") else ""
+        hint = " (a selection of layers runs with the backend torch only)" if is_selection(quantise) else ""
         raise UserError(f"quantise: '{quantise}' is invalid; use {', '.join(QUANTISATIONS)}{hint}")
     _load(_CONVERTERS, backend, "backend")(whisper, folder, quantise)
 

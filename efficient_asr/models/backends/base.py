@@ -19,6 +19,7 @@ from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.model import PADDING, Whisper
 from efficient_asr.models.whisper.own_length import OwnLength
 from efficient_asr.models.whisper.tokens import complete_generation_config
+from efficient_asr.settings.options import is_selection
 from efficient_asr.utils.errors import UserError
 
 ENCODER_WEIGHTS = "encoder.safetensors"
@@ -193,9 +194,7 @@ class ConvertedWhisper(Whisper):
             Unless the model was converted in this mode.
         """
         if mode != self.quantised:
-            hint = (
-                "a selection of layers needs the original model" if str(mode).endswith(".json") else "convert it again"
-            )
+            hint = "a selection of layers needs the original model" if is_selection(mode) else "convert it again"
             raise UserError(f"quantise: {self.folder} was converted with {self.quantised or 'float32'}; {hint}")
 
     def save(self, folder: Path, about: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:

@@ -136,7 +136,7 @@ class Tail:
 
     def first(self, own: torch.Tensor) -> int:
         """Return the first group that any utterance with `own` positions [batch] needs."""
-        return int((self.starts < own.min().to(self.starts.device)).sum())
+        return int((self.starts < int(own.min())).sum())
 
 
 def attention_bias(own: torch.Tensor, tail: Tail | None, states: torch.Tensor) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from efficient_asr.reporting.results import read_json
-from efficient_asr.reporting.tables import markdown_table, show
+from efficient_asr.reporting.tables import markdown_table, show, show_difference
 
 
 def students_table(name: str, results_folder: Path) -> str:
@@ -18,8 +18,7 @@ def students_table(name: str, results_folder: Path) -> str:
     rows = []
     for system, entry in systems.items():
         every = entry["corpora"]["all"]
-        low, high = every["ci95_percent"]
-        difference = "–" if system == first else f"{every['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        difference = show_difference(every, system == first)
         cells = [system, show(entry["parameters"], 0, 1e-6), show(every["wer_percent"]), difference]
         cells += [show(entry["corpora"][corpus]["wer_percent"]) for corpus in corpora]
         cells += [show(every["insertions_percent"]), str(every["repeated_5grams"]), show(entry["macs_g"], 1)]

@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from efficient_asr.reporting.results import read_json
-from efficient_asr.reporting.tables import markdown_table, show
+from efficient_asr.reporting.tables import markdown_table, show, show_difference
 
 
 def selection_table(name: str, results_folder: Path) -> str:
     """Return the table for the marker `<!-- int8_selection NAME -->`, from `int8/NAME.json` of scripts/search_int8.py."""
     found = read_json(results_folder / "int8" / f"{name}.json", "scripts/search_int8.py")
-    rows = []
-    for entry in found["check"]:
-        low, high = entry["ci95_percent"]
-        difference = (
-            "–" if entry is found["check"][0] else f"{entry['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
-        )
-        rows.append([entry["mode"], show(entry["wer_percent"]), difference])
+    rows = [
+        [entry["mode"], show(entry["wer_percent"]), show_difference(entry, entry is found["check"][0])]
+        for entry in found["check"]
+    ]
     chosen = [block["block"] for block in found["blocks"] if block["chosen"]]
     worst = ", ".join(f"`{block['block']}` ({show(block['kl_nats'], 4)})" for block in found["blocks"][::-1][:3])
     first, audio = found["check"][0], found["check"][0]["audio"]

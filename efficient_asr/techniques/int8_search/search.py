@@ -118,8 +118,10 @@ def search(
     groups: Iterable[str],
     budget_nats: float,
     report: Callable[[str, float], None] = lambda group, nats: None,
-) -> tuple[dict[str, float], list[str], float]:
-    """Return the divergence of each group alone, the groups that are chosen, and the divergence of these together.
+) -> tuple[dict[str, float], list[str], dict[int, float]]:
+    """Return the divergence of each group alone, the groups that are chosen, and the divergences of several groups together.
+
+    The last are by number of groups, those that move the output least; that of the chosen ones and that of all are among them.
 
     Arguments
     ---------
@@ -146,4 +148,4 @@ def search(
             fits = middle
         else:
             exceeds = middle
-    return alone, order[:fits], measured[fits]
+    return alone, order[:fits], measured

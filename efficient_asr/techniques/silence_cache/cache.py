@@ -139,6 +139,8 @@ class SilenceCache(OwnLength):
         cache = cls(padding_s, group, config.encoder_layers, config.max_source_positions, config.d_model)
         total, count = torch.zeros(cache.states.shape, dtype=torch.double), torch.zeros(config.max_source_positions)
         weight = torch.zeros(config.max_source_positions)
+        some_language = language or next(iter(whisper.labels.languages), None)
+        prompt = torch.tensor([whisper.labels.prompt(some_language, DecodingOptions())])
         for wav in _pieces(noise_bursts() if wavs is None else wavs, whisper.window_samples):
             with torch.no_grad(), whisper.whole_window():
                 encoded = whisper.encode(wav[None], torch.tensor([len(wav)]), True, [language])
@@ -146,10 +148,7 @@ class SilenceCache(OwnLength):
             count[first:] += 1
             total[:, first:] += torch.stack([h[0, first:] for h in encoded.hidden_states]).double().cpu()
             if group > 1 and sinks:
-                tokens = whisper.labels.prompt(
-                    language or next(iter(whisper.labels.languages), None), DecodingOptions()
-                )
-                weight[first:] += attention_to(whisper, encoded, torch.tensor([tokens]))[first:]
+                weight[first:] += attention_to(whisper, encoded, prompt)[first:]
         if not count.max() > 0:
             raise UserError("calibration of the silence cache needs recordings shorter than the model's window")
         mean = total / count.clamp(min=1)[None, :, None]

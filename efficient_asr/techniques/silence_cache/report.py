@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
 from efficient_asr.reporting.results import read_json
-from efficient_asr.reporting.tables import markdown_table, show
+from efficient_asr.reporting.tables import markdown_table, show, show_difference
 
 REFERENCE = "faster-whisper int8"
 
@@ -23,8 +23,7 @@ def comparison_table(name: str, results_folder: Path, folder: str = "silence_cac
     rows = []
     for variant, entry in found.items():
         every = entry["all"]
-        low, high = every["ci95_percent"]
-        difference = "–" if variant == "padded" else f"{every['difference_percent']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        difference = show_difference(every, variant == "padded")
         same = 100 * every["identical"] / every["utterances"]
         each = [show(entry[corpus]["wer_percent"]) for corpus in corpora]
         again = [show(entry.get("summary", {}).get("encoded_again_percent"), 0)] if guarded else []
