@@ -3,7 +3,9 @@
 # EFFICIENT_ASR_DATA and EFFICIENT_ASR_MODELS. Restartable: finished steps are skipped. About four hours on 2 CPU cores.
 #
 #   bash scripts/reproduce_decider.sh [tiny base] [tiny small]      # model pairs (default: both)
-#   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en    # with the paper's data and models
+#   OWN_LENGTH=1 bash scripts/reproduce_decider.sh                  # the same models with silence cache and int8 decoder: one hour
+#   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en [--key value ...]     # with the paper's data and models;
+#       all of it goes to WORK (output/routing_common_voice), the table to OUT (results/routing)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -12,23 +14,33 @@ ROUTING=output/routing MANIFESTS=data/routing/manifests
 TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_noisy"
 
 if [ -d "${1:-}" ]; then # the paper's setting: Common Voice, tiny and small, the large encoder first
+    DATA=$1 WORK=${WORK:-output/routing_common_voice}
+    shift
     "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
-prepare_corpus("common_voice", sys.argv[1], Path("data/common_voice"), {"language": "en"})' "$1"
-    SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small} ROUTING=output/routing_common_voice
+prepare_corpus("common_voice", sys.argv[1], Path(sys.argv[2]), {"language": "en"})' "$DATA" "$WORK/manifests"
+    SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small}
     # States of half a million windows would take 15 TB, so they are computed during decider training.
-    label tiny "$SMALL" whisper data/common_voice none $ROUTING train dev test
-    label small "$LARGE" whisper data/common_voice none $ROUTING train dev test
-    run decider decider decider --data_folder "$1" --small "$SMALL" --large "$LARGE" --labels_folder $ROUTING/labels \
-        --states_folder null
-    "$PYTHON" recipes/decider/compare.py --pair tiny small --models "$SMALL" "$LARGE" --manifests data/common_voice --tests test \
-        --labels $ROUTING/labels --corpus common_voice --deciders output/decider/1986/model \
-        --out results/routing/common_voice-tiny-small.json
+    label tiny "$SMALL" whisper "$WORK/manifests" none "$WORK" train dev test
+    label small "$LARGE" whisper "$WORK/manifests" none "$WORK" train dev test
+    run decider decider decider --data_folder "$DATA" --prepared_folder "$WORK/manifests" --small "$SMALL" --large "$LARGE" \
+        --labels_folder "$WORK/labels" --states_folder null --output_folder "$WORK/decider" "$@"
+    [ -z "${ESTIMATE:-}" ] || exit 0
+    "$PYTHON" recipes/decider/compare.py --pair tiny small --models "$SMALL" "$LARGE" --manifests "$WORK/manifests" --tests test \
+        --labels "$WORK/labels" --corpus common_voice --deciders "$WORK/decider/model" \
+        --out "${OUT:-results/routing}/common_voice-tiny-small.json"
     exit
 fi
 
 : "${EFFICIENT_ASR_DATA:?set it to the folder of real speech}" "${EFFICIENT_ASR_MODELS:?set it to the folder of the Whisper models}"
 TRAIN=${TRAIN:-train} # or train_half, train_eighth
+INPUTS=(encoder transcript audio small_model large_encoder) FRAMES=unpadded MODELS=$EFFICIENT_ASR_MODELS/whisper- TABLE="" CORPUS=routing-dev
 LABEL_OPTIONS="--max_tokens_per_s 8" # as in hparams/real/decider.yaml
+if [ -n "${OWN_LENGTH:-}" ]; then
+    # The large encoder's states of all utterances would take 6 GB, and running it first does not pay.
+    INPUTS=(encoder transcript audio small_model) FRAMES=none ROUTING=output/routing_own_length MODELS=$ROUTING/models/whisper-
+    TABLE=own-length- CORPUS="routing-dev, silence cache and int8 decoder"
+    LABEL_OPTIONS="$LABEL_OPTIONS --quantise decoder-int8"
+fi
 mix() { # mix <manifest> <part> <out> [options]: make a noisy copy unless it exists
     [ -f "data/routing/$3/manifest.jsonl" ] || "$PYTHON" scripts/mix_noise.py "$EFFICIENT_ASR_DATA/$1/manifest.jsonl" --part "$2" \
         --noise "$EFFICIENT_ASR_DATA/noise_esc10/manifest.jsonl" --rir "$EFFICIENT_ASR_DATA/rir/manifest.jsonl" \
@@ -47,25 +59,36 @@ from efficient_asr.training.data import prepare_splits
 prepare_splits(load_hparams(Path("hparams/real/decider.yaml"), {"router_input": "audio"})[0])
 PY
 
-# compare <small> <large>: label, train four kinds of deciders with three seeds each, and make the table and the plot.
+# label_all <name> <frames>: label all splits with one model; the MACs of training utterances are not needed.
+label_all() {
+    if [ -n "${OWN_LENGTH:-}" ] && [ ! -d "$MODELS$1" ]; then
+        mkdir -p "$(dirname "$MODELS")"
+        "$PYTHON" -m efficient_asr calibrate "$EFFICIENT_ASR_MODELS/whisper-$1" --out "$MODELS$1"
+    fi
+    # shellcheck disable=SC2086
+    label "$1" "$MODELS$1" whisper $MANIFESTS "$2" $ROUTING $TESTS dev
+    LABEL_OPTIONS="$LABEL_OPTIONS --count_macs False" label "$1" "$MODELS$1" whisper $MANIFESTS "$2" $ROUTING "$TRAIN"
+}
+
+# compare <small> <large>: label, train deciders of each kind with three seeds, and make the table and the plot.
 compare() {
     local small=$1 large=$2 deciders=()
-    for name in "$small" "$large"; do
-        # shellcheck disable=SC2086
-        label "$name" "$EFFICIENT_ASR_MODELS/whisper-$name" whisper $MANIFESTS unpadded $ROUTING $TESTS dev "$TRAIN"
-    done
-    for router_input in encoder transcript audio large_encoder; do
+    label_all "$small" unpadded
+    label_all "$large" "$FRAMES"
+    for router_input in "${INPUTS[@]}"; do
         for seed in ${SEEDS:-1986 1987 1988}; do
-            local output=output/decider_${small}_${large}_$router_input/$seed
+            local output=output/decider_$TABLE${small}_${large}_$router_input/$seed
             deciders+=("$output/model")
             [ -f "$output/model/config.json" ] || "$PYTHON" recipes/decider/train.py hparams/real/decider.yaml --seed "$seed" \
-                --router_input "$router_input" --small_name "$small" --large_name "$large" --train_split "$TRAIN" --train_only True
+                --router_input "$router_input" --small_name "$small" --large_name "$large" --train_split "$TRAIN" --train_only True \
+                --small "$MODELS$small" --large "$MODELS$large" --labels_folder $ROUTING/labels --states_folder $ROUTING/states \
+                --output_folder "$output"
         done
     done
     # shellcheck disable=SC2086
-    "$PYTHON" recipes/decider/compare.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" --states $ROUTING/states \
-        --models "$EFFICIENT_ASR_MODELS/whisper-$small" "$EFFICIENT_ASR_MODELS/whisper-$large" \
-        --out "results/routing/$small-$large.json"
+    "$PYTHON" recipes/decider/compare.py --pair "$small" "$large" --tests $TESTS --deciders "${deciders[@]}" \
+        --labels $ROUTING/labels --states $ROUTING/states --models "$MODELS$small" "$MODELS$large" --corpus "$CORPUS" \
+        --out "results/routing/$TABLE$small-$large.json"
 }
 
 if [ $# -eq 0 ]; then set -- tiny base tiny small; fi
@@ -73,4 +96,4 @@ while [ $# -gt 1 ]; do
     compare "$1" "$2"
     shift 2
 done
-"$PYTHON" scripts/report.py
+report

@@ -45,4 +45,4 @@ if [ -n "${ABLATIONS:-}" ]; then
         "not filtered, not packed=$OUT/not_filtered/model" "free encoder=$OUT/free_encoder/model" \
         --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl
 fi
-"$PYTHON" scripts/report.py
+report

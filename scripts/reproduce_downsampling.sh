@@ -4,6 +4,8 @@
 # checkpoint. Further arguments are passed to every run.
 #
 #   bash scripts/reproduce_downsampling.sh /corpora/LibriSpeech [--lm_path 4gram.arpa] [--key value ...]
+#   ESTIMATE=1 bash scripts/reproduce_downsampling.sh /corpora/LibriSpeech      # hours and memory that this needs, on this machine
+#   ONLY="finetune_ctc downsampling_average_x2" bash scripts/reproduce_downsampling.sh ...      # some of the rows
 #
 # To test on test-clean only, as in the paper, add --test_splits '[test-clean]'.
 set -euo pipefail
@@ -21,4 +23,4 @@ for technique in convolutional average signal; do
             --downsampling_technique "$technique" --downsampling_factor "$factor" --skip_bad True "$@"
     done
 done
-"$PYTHON" scripts/report.py
+report

@@ -4,6 +4,7 @@
 # model and rule. Needs a GPU. Restartable. Further arguments are passed to the training runs.
 #
 #   bash scripts/reproduce_early_exit.sh /corpora/LibriSpeech [--key value ...]
+#   ESTIMATE=1 bash scripts/reproduce_early_exit.sh /corpora/LibriSpeech      # hours and memory of the trainings, on this machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { echo "usage: $0 LIBRISPEECH_FOLDER [--key value ...]" >&2; exit 2; }
@@ -32,4 +33,4 @@ thresholds early_exit "" entropy 0.06 0.03 0.025 0.01
 thresholds early_exit "" similarity 0.92 0.95 0.965 0.98
 train early_exit_two_step early_exit --exit_rule none --exit_training two_step --variant "two-step full depth" "$@"
 thresholds early_exit_two_step "two-step " similarity 0.955 0.96 0.97 0.98
-"$PYTHON" scripts/report.py
+report

@@ -32,4 +32,4 @@ for SEED in $SEEDS; do
     method low_rank "CLSR-JS, rank 16" clsr experts "${TEACHER[@]}" --distillation_loss js --expert_rank 16 --lr 0.0003
 done
 plain small
-"$PYTHON" scripts/report.py
+report

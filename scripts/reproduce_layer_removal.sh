@@ -3,6 +3,8 @@
 # Restartable: finished runs are skipped, interrupted runs resume. Further arguments are passed to every run.
 #
 #   bash scripts/reproduce_layer_removal.sh /corpora/LibriSpeech [--lm_path 4gram.arpa] [--key value ...]
+#   ESTIMATE=1 bash scripts/reproduce_layer_removal.sh /corpora/LibriSpeech      # hours and memory that this needs, on this machine
+#   ONLY="layer_removal_first_18" bash scripts/reproduce_layer_removal.sh ...                  # some of the rows
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { echo "usage: $0 LIBRISPEECH_FOLDER [--key value ...]" >&2; exit 2; }
@@ -30,4 +32,4 @@ run distilhubert_bilstm finetune_ctc finetune_ctc --data_folder "$DATA" --experi
     --number_of_epochs 20 --variant "distilhubert bilstm" "$@"
 run filterbanks finetune_ctc finetune_ctc --data_folder "$DATA" --experiment filterbanks \
     --features fbank --variant "filterbank front end" "$@"
-"$PYTHON" scripts/report.py
+report

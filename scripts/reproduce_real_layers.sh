@@ -29,4 +29,4 @@ for split in arctic_en ljspeech librispeech_test_other; do
     exits base_early_exit confidence -0.055 -0.07 -0.085 -0.12
     exits base_downsampled_early_exit entropy 0.33 0.41 # mean layers 5.5 and 4.5
 done
-"$PYTHON" scripts/report.py
+report

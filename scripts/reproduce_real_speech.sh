@@ -22,4 +22,4 @@ for pair in "signal 2" "average 2" "convolutional 2" "convolutional 3"; do
     run "real_downsampling_${technique}_x${factor}" downsampling real/downsampling --downsampling_technique "$technique" \
         --downsampling_factor "$factor" --frames_per_state $((factor > 2 ? 2 : 1))
 done
-"$PYTHON" scripts/report.py
+report

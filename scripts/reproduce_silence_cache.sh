@@ -80,4 +80,4 @@ for model in "$@"; do
     [ "$model" != tiny ] || compare --manifest "$D/longform/manifest.jsonl" --long --variants "$CACHE" "0.2 s, groups of 4" "cache, int8 decoder" \
         --out "$OUT/long-$model.json"
 done
-"$PYTHON" scripts/report.py
+report

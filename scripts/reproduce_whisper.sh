@@ -11,4 +11,4 @@ done
 for method in overlap pauses sequential; do
     run "whisper_tiny_$method" finetune_whisper real/whisper_long --long_audio "$method" --test_only True
 done
-"$PYTHON" scripts/report.py
+report

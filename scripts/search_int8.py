@@ -7,7 +7,7 @@
 Every block of a layer is quantised alone, and the divergence of the output distributions is measured on the recordings, whose
 texts are not used (efficient_asr/techniques/int8_search/search.py). Then as many blocks as possible are chosen within a
 budget. With --manifest, the float model, int8 decoder, full int8 and the selection transcribe it, and their WER and time are
-added to the file.
+added to the file. Rerun the command to resume: divergences that are known are not measured again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,50 @@ from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import compared, count_errors
 from efficient_asr.inference.transcriber import transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.sources import fingerprint, resolve_source
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.int8_search.search import Sensitivity, observe, search
 from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
-from efficient_asr.utils.files import atomic_write_text
+from efficient_asr.utils.files import LineStore, atomic_write_text
 
 CHECKED = (None, "decoder-int8", "int8")  # beside the selection
+
+
+class Remembered:
+    """Divergences by groups of blocks, kept in a file until the search is done, so that an interrupted search resumes.
+
+    Arguments
+    ---------
+    divergence : callable
+        Measures the divergence of some groups in nats a token.
+    path : Path
+        The file.
+    key : Any
+        Plain data that the divergences depend on.
+    """
+
+    def __init__(self, divergence: Callable[[Iterable[str]], float], path: Path, key: Any) -> None:
+        self.divergence, self.known = divergence, {}
+        self.lines = LineStore(
+            path, key, lambda record, *_: self.known.update({tuple(record["groups"]): record["nats"]})
+        )
+
+    def __call__(self, groups: Iterable[str]) -> float:
+        """Return the divergence of some groups."""
+        groups = tuple(groups)
+        if groups not in self.known:
+            self.known[groups] = self.divergence(groups)
+            self.lines.append({"groups": groups, "nats": self.known[groups]})
+        return self.known[groups]
+
+    def __enter__(self) -> Remembered:
+        self.lines.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lines.__exit__(*error)
 
 
 def select(args: argparse.Namespace) -> dict[str, Any]:
@@ -50,13 +87,21 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
     divergence = Sensitivity(
         transcriber.model, observe(transcriber.model, wavs, texts, transcriber.language), transcriber.language
     )
-    with tqdm(total=len(divergence.groups), desc="blocks", unit="block") as progress:
+    key = {
+        "model": fingerprint(resolve_source(args.model)),
+        "recordings": [row["id"] for row in rows],
+        "language": args.language,
+    }
+    with (
+        Remembered(divergence, args.out.with_suffix(".part.jsonl"), key) as measure,
+        tqdm(total=len(divergence.groups), desc="blocks", unit="block") as progress,
+    ):
 
         def report(group: str, nats: float) -> None:
             progress.update()
             tqdm.write(f"{group:40} {nats:.6f} nats a token", file=sys.stderr)
 
-        alone, chosen, together = search(divergence, divergence.groups, args.budget_nats, report)
+        alone, chosen, together = search(measure, divergence.groups, args.budget_nats, report)
     return {
         "format": "efficient_asr int8 selection 1", "layers": sum(map(len, divergence.groups.values())),
         "model": Path(args.model).name,
@@ -120,6 +165,7 @@ def main() -> None:
     rows = sorted(rows, key=lambda row: row["duration"])
     result = select(args) | {"provenance": provenance(None)}
     atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
+    args.out.with_suffix(".part.jsonl").unlink(missing_ok=True)
     count = sum(block["chosen"] for block in result["blocks"])
     nats = f"{result['kl_nats']:.5f} nats a token; all of them: {result['kl_nats_of_all']:.5f}"
     print(f"{count} of {len(result['blocks'])} blocks in int8: {nats}")

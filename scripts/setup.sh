@@ -56,15 +56,34 @@ if [ ! -x "$VENV/bin/python" ] || [ "$(cat "$VENV/.efficient_asr" 2>/dev/null)" 
 fi
 PYTHON=$VENV/bin/python
 
+# With ESTIMATE=1, `run` only times a few batches of each training, and their sum is printed in the end.
+if [ -n "${ESTIMATE:-}" ]; then
+    ESTIMATES=${ESTIMATES:-output/estimates}
+    rm -f "$ESTIMATES"/*.json
+    trap '"$PYTHON" -m efficient_asr.training.estimate "$ESTIMATES"/*.json' EXIT
+fi
+
 # run <experiment> <recipe> <yaml> [--key value ...]: train and evaluate, unless the result exists (with several test splits, the one of
-# LAST_SPLIT). Interrupted runs resume. Runtimes are measured on the CPU and, if there is one, on the GPU.
+# LAST_SPLIT). Interrupted runs resume. Runtimes are measured on the CPU and, if there is one, on the GPU. ONLY="a b" runs only these.
 run() {
     local experiment=$1 recipe=$2 yaml=$3 results=${RESULTS:-results/runs}
     shift 3
+    if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $experiment "* ]]; then return; fi
+    if [ -n "${ESTIMATE:-}" ]; then
+        echo "== $experiment"
+        [[ " $* " == *" --test_only True "* ]] || "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --runtime_devices all "$@" \
+            --estimate "$ESTIMATES/$experiment.json"
+        return
+    fi
     if [ -f "$results/$experiment.json" ] || [ -f "$results/$experiment-${LAST_SPLIT:-}.json" ]; then
         echo "== $experiment is already done: $results/$experiment*.json"
         return
     fi
     echo "== $experiment"
     "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --results_folder "$results" --runtime_devices all "$@"
+}
+
+# report: make tables, pages and plots of all results.
+report() {
+    [ -n "${ESTIMATE:-}" ] || "$PYTHON" scripts/report.py
 }

@@ -157,6 +157,20 @@ def corpus(tmp_path: Path) -> Path:
     return make_corpus(tmp_path / "corpus")
 
 
+def make_librispeech(root: Path, splits: dict[str, int]) -> Path:
+    """Build a small tree in the official layout out of generated audio."""
+    for split, utterances in splits.items():
+        for i in range(utterances):
+            speaker, chapter = 100 + i % 2, 7 + i % 3
+            folder = root / split / str(speaker) / str(chapter)
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{speaker}-{chapter}-{i:04d}"
+            soundfile.write(folder / f"{name}.flac", chirp(0.5 + 0.1 * i, 100 + i, 900), 16000)
+            with open(folder / f"{speaker}-{chapter}.trans.txt", "a") as file:
+                file.write(f"{name} SAID NUMBER {'ABCDEFGH'[i]}\n")
+    return root
+
+
 @pytest.fixture
 def tiny_yaml(corpus: Path, tmp_path: Path) -> Path:
     return write_tiny_yaml(tmp_path / "tiny.yaml", corpus, tmp_path)

@@ -265,10 +265,12 @@ class WhisperTranscriber(Transcriber):
     def _details(self, hypothesis: Hypothesis) -> dict[str, Any]:
         """Return the details recorded next to the text."""
         details = {
-            "avg_logprob": hypothesis.avg_logprob, "entropy": hypothesis.entropy, "tokens": len(hypothesis.tokens),
+            "avg_logprob": hypothesis.avg_logprob, "entropy": hypothesis.entropy, "min_logprob": hypothesis.min_logprob,
+            "tokens": len(hypothesis.tokens),
         }  # fmt: skip
-        if math.isnan(hypothesis.entropy):  # not every backend computes it
-            del details["entropy"]
+        for key in ("entropy", "min_logprob"):  # not every backend computes them
+            if math.isnan(details[key]):
+                del details[key]
         if self.model.labels.languages and self.language is None:
             details["language"] = hypothesis.language
         if self.options.no_speech_threshold is not None:

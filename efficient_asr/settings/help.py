@@ -42,7 +42,8 @@ def recipe_help(path: Path | None, recipe: str | None, description: str, script:
     script : str
         Name of the script in the recipe's folder.
     """
-    options = [*_COMMON_RUN_OPTIONS] if script == "train.py" else ["device"]
+    trains = script == "train.py"
+    options = [*_COMMON_RUN_OPTIONS] if trains else ["device"]
     files = [path] if path is not None else yaml_files_of(recipe) if recipe else []
     lines = [_docstring_of(recipe, script) or description.strip(), ""]
     script = f"recipes/{recipe or '<exp>'}/{script}"
@@ -53,6 +54,7 @@ def recipe_help(path: Path | None, recipe: str | None, description: str, script:
     ]
     lines += _table([
         ("--print_yaml", "", "print the YAML file with its includes, then exit"),
+        *([("--estimate", "[FILE.json]", "time a few batches; print the hours and memory that the run needs")] if trains else []),
         ("--help", "", "print this help; put a YAML file first to list its keys"),
     ])  # fmt: skip
     if files:

@@ -5,6 +5,7 @@ evaluate it on every test split. A recipe only chooses the Brain.
 
     python recipes/<exp>/train.py hparams/<exp>.yaml [--key value ...]
     torchrun --nproc_per_node=2 recipes/<exp>/train.py hparams/<exp>.yaml
+    python recipes/<exp>/train.py hparams/<exp>.yaml --estimate        # hours and memory
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from efficient_asr.settings.command_line import Overrides, parse_command_line
 from efficient_asr.settings.help import recipe_help
 from efficient_asr.settings.yaml import complete_yaml, load_hparams, training_settings
 from efficient_asr.text.languages import normalise_or_keep
+from efficient_asr.training import estimate
 from efficient_asr.training.brain import RecipeBrain
 from efficient_asr.training.checkpoints import Checkpointer
 from efficient_asr.training.data import (
@@ -146,7 +148,8 @@ def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) ->
         print(recipe_help(path, recipe, brain_class.__doc__ or ""))
         return
     printing = "--print_yaml" in argv
-    path, run_opts, overrides = parse_command_line([argument for argument in argv if argument != "--print_yaml"])
+    argv, estimating, estimate_file = _take_estimate([argument for argument in argv if argument != "--print_yaml"])
+    path, run_opts, overrides = parse_command_line(argv)
     if printing:
         print(complete_yaml(path, overrides, run_opts), end="")
         return
@@ -161,9 +164,77 @@ def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) ->
         this = Run(path, overrides, run_opts, *load_hparams(path, overrides, run_opts))
         _check_recipe(this, recipe, brain_class)
         _normalise_languages(this.hparams)
+        if estimating:
+            _estimate(this, brain_class, estimate_file)
+            return
         if run_opts.debug:
             _redirect_debug(this)
         _execute(this, brain_class)
+
+
+def _take_estimate(argv: list[str]) -> tuple[list[str], bool, Path | None]:
+    """Remove `--estimate [FILE.json]` from a command line; return the rest, whether it was there, and the file."""
+    if "--estimate" not in argv:
+        return argv, False, None
+    place = argv.index("--estimate")
+    rest = argv[place + 1 :]
+    file = Path(rest.pop(0)) if rest and rest[0].endswith(".json") else None
+    if rest and rest[0].lower() in ("true", "false"):
+        raise UserError("--estimate takes no value, or the file to write, which ends in .json")
+    return argv[:place] + rest, True, file
+
+
+def _estimate(this: Run, brain_class: type[RecipeBrain], file: Path | None) -> None:
+    """Time a few batches of training, validation and testing; see `efficient_asr.training.estimate`. Leaves only `file`.
+
+    Raises
+    ------
+    UserError
+        If there are several processes.
+    """
+    if distributed.world_size() > 1:
+        raise UserError("--estimate: run it in one process; several processes share the batches")
+    hparams, this_output, folder = this.hparams, this.output_folder, Path(f"{this.output_folder}-estimate")
+    device = choose_device(this.run_opts.device)
+    hparams |= {"output_folder": str(folder), "run_device": device}
+    hparams |= {key: str(folder / key) for key in brain_class.caches if hparams.get(key)}
+    try:
+        splits = prepare_splits(hparams)
+        benchmarks = read_benchmarks(hparams, splits, folder)
+        rows = {
+            key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], folder)
+            for key in ("train_split", "valid_split")
+        }
+        model = brain_class.build(hparams, rows["train_split"])
+        orders = _batch_orders(hparams, rows)
+        few, names = {}, {}
+        for key, order in orders.items():
+            few[key], names[key] = estimate.sampled(rows[key], order)
+        share = float(few["train_split"].durations.sum() / rows["train_split"].durations.sum())
+        started = estimate.clock()
+        few["train_split"] = brain_class.check_rows(model, few["train_split"], hparams, folder / "skipped.jsonl")
+        few["valid_split"] = brain_class.check_valid_rows(model, few["valid_split"], hparams, folder / "skipped.jsonl")
+        checks_s = estimate.clock() - started
+        brain = make_brain(
+            estimate.clocked(brain_class), hparams, estimate.for_one_epoch(this.run_opts), model,
+            Checkpointer(folder / "save", model, {}),
+        )  # fmt: skip
+        alone = hparams | {"num_workers": 0}  # the time to load a batch is seen only without workers
+        brain.train(*(brain_class.loader(model, few[k], alone, estimate.order_of(few[k], names[k]), k) for k in orders))
+        found = estimate.scaled(brain, hparams, {key: len(orders[key]) for key in orders}, checks_s, share)
+        found |= estimate.memory_gb() | {"checkpoint_gb": estimate.size_gb(folder / "save"), "testing_h": 0.0}
+        if not hparams["train_only"]:
+            brain_class.save(model, hparams, folder / "model", _about(model, hparams, brain_class))
+            found["testing_h"] = estimate.testing_h(brain_class, hparams, folder / "model", benchmarks, device)
+        hours = sum(value for key, value in found.items() if key.endswith("_h"))
+        name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
+        about = {"experiment": hparams["experiment"], "device": name, "precision": this.run_opts.precision}
+        estimate.report(about | found | {"total_h": hours}, file)
+    finally:
+        estimate.remove(folder)
+        for empty in (this_output, this_output.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()  # unless it has something in it
 
 
 def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
@@ -341,14 +412,18 @@ def _train_and_save(
     if distributed.if_main_process():
         checkpointer.load_model(best)
         brain_class.calibrate(model, hparams, rows["valid_split"])
-        about = {
-            "recipe": hparams["recipe"],
-            "technique": model.technique,
-            "variant": str(hparams["variant"] or model.label),
-            "details": brain_class.result_details(model, hparams),
-        }
-        brain_class.save(model, hparams, output_folder / "model", about)
+        brain_class.save(model, hparams, output_folder / "model", _about(model, hparams, brain_class))
     distributed.ddp_barrier()
+
+
+def _about(model: Any, hparams: dict[str, Any], brain_class: type[RecipeBrain]) -> dict[str, Any]:
+    """Return what a model folder says about its training."""
+    return {
+        "recipe": hparams["recipe"],
+        "technique": model.technique,
+        "variant": str(hparams["variant"] or model.label),
+        "details": brain_class.result_details(model, hparams),
+    }
 
 
 def _settings_of_training(

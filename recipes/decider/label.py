@@ -7,7 +7,8 @@ Run it once per model; rerun the command to resume an interrupted run. Each line
 text, errors, reference_words, time_s, macs_g` and the model's own statistics (`avg_logprob`, `entropy`, `tokens`). Two such
 files for the same manifest give the labels: 1 if the smaller model makes more errors, or the difference in errors. With
 --states, the encoder states are saved too, so that an epoch of decider training takes seconds. Times are wall-clock times of
-this machine at batch 1. MACs are profiled separately and cached by token count when the cost depends on nothing else.
+this machine at batch 1. MACs are profiled separately and cached by token count when the cost depends on nothing else; on a
+split that is only trained on, --count_macs False saves that second transcription.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.sources import fingerprint, resolve_source
-from efficient_asr.settings.options import add_whisper_options, measuring_parser, parse_columns, whisper_options
+from efficient_asr.settings.options import (
+    add_whisper_options,
+    measuring_parser,
+    parse_columns,
+    whisper_options,
+    yes_or_no,
+)
 from efficient_asr.techniques.decider.data import open_states
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
@@ -52,8 +59,8 @@ class Pass:
         Store for the encoder states; None to save none.
     unpadded : bool
         Whether to save only the states of the audio, instead of the whole window.
-    costs_file : Path
-        JSON cache of MACs, by cost key.
+    costs_file : Path or None
+        JSON cache of MACs, by cost key; None to count none.
     """
 
     def __init__(
@@ -62,12 +69,13 @@ class Pass:
         benchmark: Benchmark,
         states: FeatureStore | None,
         unpadded: bool,
-        costs_file: Path,
+        costs_file: Path | None,
     ) -> None:
         self.transcriber, self.benchmark, self.states, self.unpadded = transcriber, benchmark, states, unpadded
         self.language, self.warm = transcriber.language, False
         self.costs_file = costs_file
-        self._costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.is_file() else {}
+        known = costs_file is not None and costs_file.is_file()
+        self._costs = json.loads(costs_file.read_text(encoding="utf-8")) if known else {}
 
     def __call__(self, rows: list[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[dict[str, Any]]:
         """Return the record of one utterance."""
@@ -97,7 +105,7 @@ class Pass:
         return {
             "id": row["id"], "duration": row["duration"], "reference": reference, "hypothesis": hypothesis,
             "text": transcript.text, "errors": errors.total, "reference_words": errors.reference_length,
-            "time_s": round(time_s, 4), "macs_g": self._macs(transcript, wavs, wav_lens) / 1e9, **transcript.details,
+            "time_s": round(time_s, 4), "macs_g": self._macs_g(transcript, wavs, wav_lens), **transcript.details,
         }  # fmt: skip
 
     @staticmethod
@@ -106,16 +114,18 @@ class Pass:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _macs(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> int:
-        """Return the MACs of the utterance, from the cache if its cost key was counted before."""
+    def _macs_g(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> float | None:
+        """Return the GMACs of the utterance, from the cache if its cost key was counted before."""
+        if self.costs_file is None:
+            return None
         key = self.transcriber.cost_key(transcript)
         if key is None:
-            return count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
+            return count_macs(self.transcriber.transcribe, wavs, wav_lens).macs / 1e9
         name = " ".join(map(str, key))
         if name not in self._costs:
             self._costs[name] = count_macs(self.transcriber.transcribe, wavs, wav_lens).macs
             atomic_write_text(self.costs_file, json.dumps(self._costs, indent=1) + "\n")
-        return self._costs[name]
+        return self._costs[name] / 1e9
 
 
 def unpadded_frames(duration_s: float) -> int:
@@ -134,6 +144,9 @@ def main() -> None:
         default="padded",
         help="states to save: of the padded window, as in the paper, or of the audio only",
     )
+    parser.add_argument(
+        "--count_macs", type=yes_or_no, default=True, help="False: for splits that are only trained on (default True)"
+    )
     add_whisper_options(parser)
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
@@ -150,6 +163,7 @@ def main() -> None:
         skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
     )  # fmt: skip
     key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
+    key |= {} if args.count_macs else {"count_macs": False}
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
     costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
     lock = FolderLock(args.out.with_suffix(".lock"))  # held until the end of this function
@@ -160,7 +174,7 @@ def main() -> None:
     left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in whole]
     if len(left) < len(benchmark.rows):
         print(f"{len(benchmark.rows) - len(left)} of {len(benchmark.rows)} utterances are already done")
-    work = Pass(transcriber, benchmark, states, args.frames == "unpadded", costs_file)
+    work = Pass(transcriber, benchmark, states, args.frames == "unpadded", costs_file if args.count_macs else None)
     with lines:
         pass_over(benchmark.rows, [[i] for i in left], done, work, lines.append, args.out.stem)
     lock.release()
@@ -171,6 +185,8 @@ def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) ->
     """Open the store of encoder states, check that it fits on the disk, and print its size."""
     if not transcriber.shows_encoder:
         raise UserError("--states: only Whisper models provide encoder states")
+    if args.frames == "padded" and transcriber.model.encoder_padding is not None:
+        raise UserError("--frames padded: this model encodes the audio's own length; pass --frames unpadded")
     states, dim, window = transcriber.encoder_shape()
     store = open_states(args.states, {"states": states, "dim": dim, "model": model, "frames": args.frames})
     long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import chirp
+from conftest import make_librispeech
 
 from efficient_asr.corpora import get_corpus, jsonl, librispeech, mini, prepare_corpus
 from efficient_asr.data import read_manifest
@@ -115,20 +115,6 @@ def test_jsonl_broken_lines_of_a_file_with_splits_are_not_lost(corpus: Path, tmp
 def test_jsonl_mistakes(corpus: Path, tmp_path: Path, kwargs: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         jsonl.prepare(str(corpus), tmp_path / "out", **kwargs)
-
-
-def make_librispeech(root: Path, splits: dict[str, int]) -> Path:
-    """Build a small tree in the official layout out of generated audio."""
-    for split, utterances in splits.items():
-        for i in range(utterances):
-            speaker, chapter = 100 + i % 2, 7 + i % 3
-            folder = root / split / str(speaker) / str(chapter)
-            folder.mkdir(parents=True, exist_ok=True)
-            name = f"{speaker}-{chapter}-{i:04d}"
-            soundfile.write(folder / f"{name}.flac", chirp(0.5 + 0.1 * i, 100 + i, 900), 16000)
-            with open(folder / f"{speaker}-{chapter}.trans.txt", "a") as file:
-                file.write(f"{name} SAID NUMBER {'ABCDEFGH'[i]}\n")
-    return root
 
 
 def test_librispeech_layout(tmp_path: Path) -> None:

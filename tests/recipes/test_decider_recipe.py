@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +107,8 @@ def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: di
 
 @pytest.mark.parametrize("options", [
     ["--router_input", "encoder", "--calibrate_large_share", "0.5"], ["--router_input", "large_encoder", "--target", "label"],
-    ["--router_input", "audio", "--calibrate_macs_g", "1.0"], ["--router_input", "transcript"],
-], ids=["encoder", "large_encoder", "audio", "transcript"])  # fmt: skip
+    ["--router_input", "audio", "--calibrate_macs_g", "1.0"], ["--router_input", "transcript"], ["--router_input", "small_model"],
+], ids=["encoder", "large_encoder", "audio", "transcript", "small_model"])  # fmt: skip
 def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
     done = train(place, tiny_whispers, tmp_path, *options)
     assert done.returncode == 0, done.stderr
@@ -229,6 +232,32 @@ def test_noisy_copies(place: Path, tmp_path: Path) -> None:
         noise = noisy - scale * clean
         snr_db = 10 * float(((scale * clean).pow(2).mean() / noise.pow(2).mean()).log10())
         assert snr_db == pytest.approx(row["snr_db"], abs=0.7)
+
+
+def test_the_papers_script_on_a_small_common_voice(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    """scripts/reproduce_decider.sh with the published settings: labels of both models, decider, cascade, table."""
+    (tmp_path / "cv" / "clips").mkdir(parents=True)
+    words = ("turn on the light", "one two three", "open the window now", "number nine please")
+    for split, count in (("train", 8), ("dev", 8), ("test", 4)):
+        lines = "client_id\tpath\tsentence\tup_votes\tdown_votes\n"
+        for i in range(count):
+            soundfile.write(
+                tmp_path / "cv" / "clips" / f"{split}{i}.mp3", chirp(0.6 + 0.1 * i, 100 + 40 * i, 400), 16000
+            )
+            lines += f"s{i}\t{split}{i}.mp3\t{words[i % len(words)]}\t{i}\t0\n"
+        (tmp_path / "cv" / f"{split}.tsv").write_text(lines)
+    environment = {
+        "SMALL": tiny_whispers["small"], "LARGE": tiny_whispers["large"], "WORK": str(tmp_path / "work"), "VENV": sys.prefix,
+        "OUT": str(tmp_path), "RESULTS": str(tmp_path / "results"),
+    }  # fmt: skip
+    options = ["--number_of_epochs", "1", "--num_workers", "0", "--measure_runtime", "False"]
+    command = ["bash", "scripts/reproduce_decider.sh", str(tmp_path / "cv"), *options]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "common_voice-tiny-small.json").read_text())
+    assert found["models"]["all"]["utterances"] == 4 and "decider, large encoder first" in found["routers"]
+    (result,) = (json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json"))
+    assert result["corpus"] == "common_voice" and set(result["details"]["route_shares"]) == {"tiny", "small"}
 
 
 def test_help_of_every_script_names_its_options() -> None:

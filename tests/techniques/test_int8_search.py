@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,10 @@ def test_named_modes_are_selections() -> None:
     assert not any(isinstance(module, (RowWise, WeightOnly)) for module in network.modules())
 
 
-def test_the_command_writes_a_selection_that_models_take(
-    corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    wavs: list[torch.Tensor],
-) -> None:
+@pytest.fixture
+def run(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs scripts/search_int8.py and returns its exit code."""
+
     def run(*more: object) -> int:
         common = [resolve_source(MINI), "--calibration", corpus / "test.jsonl", "--language", "en"]
         monkeypatch.setattr(sys, "argv", ["search_int8.py", *map(str, [*common, *more])])
@@ -98,6 +96,39 @@ def test_the_command_writes_a_selection_that_models_take(
             runpy.run_path(str(ROOT / "scripts" / "search_int8.py"), run_name="__main__")
         return done.value.code
 
+    return run
+
+
+def test_an_interrupted_search_resumes(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    measured, stop_at, measure = [], [6], Sensitivity.__call__
+
+    def counted(self: Sensitivity, groups: Iterable[str]) -> float:
+        groups = list(groups)
+        if len(measured) == stop_at[0]:
+            raise KeyboardInterrupt
+        measured.append(groups)
+        return measure(self, groups)
+
+    monkeypatch.setattr(Sensitivity, "__call__", counted)
+    options = ("--budget_nats", "1e-4")
+    assert run("--out", tmp_path / "cut.json", *options) == 130 and not (tmp_path / "cut.json").exists()
+    stop_at[0] = -1
+    assert run("--out", tmp_path / "cut.json", *options) == 0
+    resumed = list(measured)
+    measured.clear()
+    assert run("--out", tmp_path / "whole.json", *options) == 0
+    assert sorted(map(str, resumed)) == sorted(map(str, measured)) and len(measured) > 6
+    cut, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("cut", "whole"))
+    assert cut | {"provenance": None} == whole | {"provenance": None}
+    assert not list(tmp_path.glob("*.part*"))
+    capsys.readouterr()
+
+
+def test_the_command_writes_a_selection_that_models_take(
+    run: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture, wavs: list[torch.Tensor]
+) -> None:
     out = tmp_path / "selection.json"
     assert run("--out", out, "--budget_nats", "1e-4", "--manifest", corpus / "test.jsonl") == 0
     found = json.loads(out.read_text())

@@ -328,6 +328,38 @@ def test_twenty_users_at_once_get_their_own_transcripts(app: App, clips: list[tu
     print(f"latency: median {statistics.median(seconds):.2f} s, 95th percentile {sorted(seconds)[56]:.2f} s")
 
 
+def test_twenty_users_of_the_page_get_their_own_transcripts(app: App, clips: list[tuple[Path, str]]) -> None:
+    """Through the page's own queue, as browsers use it: an upload, a place in the queue, and answers as they come."""
+    gradio_client = pytest.importorskip("gradio_client")
+    config = json.load(urllib.request.urlopen(f"{app.url}/config", timeout=10))
+    number = next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 4)
+    heard: dict[tuple[int, int], str] = {}
+    seconds: list[float] = []
+    start = threading.Barrier(20)
+
+    def use(user: int) -> None:
+        client = gradio_client.Client(app.url, verbose=False)
+        start.wait()
+        for turn in range(2):
+            path, _ = clips[(user + turn) % len(clips)]
+            begun = time.perf_counter()
+            file = gradio_client.handle_file(str(path))
+            heard[user, turn] = json.dumps(client.predict(file, "detect", ["small"], False, fn_index=number))
+            seconds.append(time.perf_counter() - begun)
+
+    users = [threading.Thread(target=use, args=(user,)) for user in range(20)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join(120)
+    assert len(heard) == 40
+    for (user, turn), answer in heard.items():
+        expected = clips[(user + turn) % len(clips)][1]
+        others = {text for _, text in clips if text not in expected}
+        assert expected in answer and not any(text in answer for text in others), (user, turn, answer)
+    print(f"latency: median {statistics.median(seconds):.2f} s, 95th percentile {sorted(seconds)[37]:.2f} s")
+
+
 def test_memory_does_not_grow(app: App, clips: list[tuple[Path, str]]) -> None:
     """SOAK_MINUTES=30 runs for half an hour."""
     openai = pytest.importorskip("openai")

@@ -33,6 +33,7 @@ class CTranslate2Whisper(ConvertedWhisper):
     """A Whisper in CTranslate2, on the CPU. It gives no entropies, and one confidence for all tokens of a hypothesis."""
 
     backend, samples = "ctranslate2", False  # its seed is read once in a process, so sampling could not be repeated
+    token_scores = False
 
     def load_engine(self) -> CTranslate2Whisper:
         """Load the model.

@@ -251,7 +251,9 @@ class Hypothesis:
     avg_logprob : float
         Mean log-probability of the tokens, including the end token, normalised over the allowed tokens.
     entropy : float
-        Mean entropy of the distributions the tokens were chosen from, in nats.
+        Mean entropy of the distributions the tokens were chosen from, in nats; NaN if the backend does not compute it.
+    min_logprob : float
+        Log-probability of the least likely token; NaN if the backend knows only the mean.
     language : str or None
         ISO 639-1 code, given or detected; None for a model with one language.
     no_speech_prob : float or None
@@ -276,6 +278,7 @@ class Hypothesis:
     tokens: list[int]
     avg_logprob: float
     entropy: float
+    min_logprob: float
     language: str | None = None
     no_speech_prob: float | None = None
     temperature: float = 0.0

@@ -73,6 +73,7 @@ class Whisper(nn.Module):
     technique, label = "none", "baseline"
     backend = "torch"  # engine that runs the network
     samples = True  # decoding can sample, for the fallback at temperatures above 0
+    token_scores = True  # decoding reports the log-probability of every token, not only of all
     network_class = WhisperForConditionalGeneration
     encodes_alone = True  # an utterance of a batch can be encoded without the others
     beam_search = True  # decoding can use several beams

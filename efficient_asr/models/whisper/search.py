@@ -223,6 +223,7 @@ def _hypotheses(
                 tokens,
                 float(out.log_probs[i, :count].double().mean()),
                 float(out.entropies[i, :count].double().mean()),
+                float(out.log_probs[i, :count].min()) if model.token_scores else math.nan,
                 languages[i],
                 temperature=temperature,
                 looped=len(tokens) < whole,

@@ -12,6 +12,7 @@ TECHNIQUE = Technique(
         "decider": "network:Decider",
         "log_mel_decider": "network:LogMelDecider",
         "transcript_decider": "network:TranscriptDecider",
+        "small_model_decider": "network:SmallModelDecider",
         "routing_rule": "network:Rule",
     },
     former_names={
@@ -28,6 +29,7 @@ TECHNIQUE = Technique(
         Key("cyclic_lr_steps", least=1),
         Key("gain_clip", least=1e-3, former="3.0"),
         Key("transcript_width", least=1, former="32"),
+        Key("state_width", least=1, former="8"),
         Key("calibrate_large_share", least=0.0, most=1.0, eval_only=True),
         Key("calibrate_macs_g", least=0.0, eval_only=True),
         Key("calibrate_wer_percent", least=0.0, eval_only=True),

@@ -68,7 +68,18 @@ class Pair:
         return cls(ids, durations, words, *rows)
 
     def values(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers under `key` in the records of the small and of the large model."""
+        """Return the numbers under `key` in the records of the small and of the large model.
+
+        Raises
+        ------
+        UserError
+            If the records do not have them.
+        """
+        odd = next((row["id"] for rows in (self.small, self.large) for row in rows if row[key] is None), None)
+        if odd is not None:
+            raise UserError(
+                f"the record of '{odd}' has no {key}: run recipes/decider/label.py without --count_macs False"
+            )
         return tuple(np.array([row[key] for row in rows], dtype=float) for rows in (self.small, self.large))
 
     @property
@@ -114,10 +125,10 @@ class Costs:
 
     @classmethod
     def of(
-        cls, order: str, small: np.ndarray, large: np.ndarray, small_encoder: float = 0.0, large_encoder: float = 0.0,
-        router: float | np.ndarray = 0.0,
+        cls, order: str, small: np.ndarray, large: np.ndarray, small_encoder: float | np.ndarray = 0.0,
+        large_encoder: float | np.ndarray = 0.0, router: float | np.ndarray = 0.0,
     ) -> Costs:  # fmt: skip
-        """Return the costs for a router input: `audio`, `encoder`, `transcript` or `large_encoder` (see `cascade.py`).
+        """Return the costs for a router input: `audio`, `encoder`, `transcript`, `small_model` or `large_encoder` (`cascade.py`).
 
         Arguments
         ---------
@@ -125,8 +136,8 @@ class Costs:
             Router input.
         small, large : numpy.ndarray
             Cost of the full models, [utterances].
-        small_encoder, large_encoder : float
-            Cost of the encoders alone, the same for every utterance.
+        small_encoder, large_encoder : float or numpy.ndarray
+            Cost of the encoders alone: a number if it is the same for every utterance.
         router : float or numpy.ndarray
             Cost of the router.
         """
@@ -134,7 +145,7 @@ class Costs:
             return cls(small + router, large + router)
         if order == "encoder":
             return cls(small + router, large + small_encoder + router)
-        if order == "transcript":
+        if order in ("transcript", "small_model"):
             return cls(small + router, small + large + router)
         if order == "large_encoder":
             return cls(small + large_encoder + router, large + router)

@@ -6,7 +6,7 @@ At every step, the router scores the remaining utterances. The router's input de
 - `audio`: nothing; afterwards the smaller model runs, or the cascade moves to the next model.
 - `encoder`: the smaller model's encoder, whose states the smaller decoder reuses (small encoder -> decider -> small decoder
   or next model).
-- `transcript`: the whole smaller model (small model -> confidence -> larger model).
+- `transcript` and `small_model`: the whole smaller model (small model -> confidence -> larger model).
 - `large_encoder`: the next model's encoder, as in arXiv 2309.12712; afterwards easy utterances run the whole smaller model,
   hard ones only the larger decoder.
 
@@ -31,7 +31,7 @@ from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.parts import build, describe, load_weights, save_folder
 from efficient_asr.models.sources import read_config
-from efficient_asr.techniques.decider.router import Router, RouterInput
+from efficient_asr.techniques.decider.router import STATES_OF, Router, RouterInput
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write
 
@@ -79,7 +79,7 @@ class CascadeTranscriber(Transcriber):
         )
         for i, router in enumerate(self.routers):
             router.eval()
-            needed = {"encoder": i, "large_encoder": i + 1}.get(router.router_input)
+            needed = {"small": i, "large": i + 1}.get(STATES_OF.get(router.router_input))
             if needed is not None and not self.transcribers[needed].shows_encoder:
                 raise UserError(
                     f"the router '{router.label}' needs the encoder states of a Whisper, "
@@ -168,9 +168,10 @@ class CascadeTranscriber(Transcriber):
     def _score(router: Router, batch: _Batch, ahead: _Batch) -> torch.Tensor:
         """Compute the router's inputs and return its scores [batch]."""
         inputs = RouterInput(batch.wavs, batch.lengths)
-        if router.router_input in ("encoder", "large_encoder"):
-            inputs.hidden_states = (batch if router.router_input == "encoder" else ahead).encode().hidden_states
-        elif router.router_input == "transcript":
+        if router.router_input in STATES_OF:
+            side = {"small": batch, "large": ahead}[STATES_OF[router.router_input]]
+            inputs.hidden_states = side.encode().hidden_states
+        if router.router_input in ("transcript", "small_model"):
             seen = batch.transcripts(list(range(len(batch.wavs))))
             inputs.texts, inputs.details = [t.text for t in seen], [t.details for t in seen]
         device = next((p.device for p in router.parameters()), torch.device("cpu"))
@@ -188,16 +189,6 @@ class CascadeTranscriber(Transcriber):
         """Number of weights of all models and routers."""
         routers = sum(p.numel() for router in self.routers for p in router.parameters())
         return routers + sum(t.parameters_count() for t in self.transcribers)
-
-    @property
-    def language(self) -> str | None:
-        """Language of the audio, for all models."""
-        return self.transcribers[0].language
-
-    @language.setter
-    def language(self, language: str | None) -> None:
-        for transcriber in self.transcribers:
-            transcriber.language = language
 
     def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """Return the share of utterances handled by each model; the last model is the largest."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficient_asr.data import read_manifest
+from efficient_asr.data import SAMPLE_RATE, read_manifest
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.techniques.decider.analysis import (
@@ -25,7 +25,7 @@ from efficient_asr.techniques.decider.analysis import (
 )
 from efficient_asr.techniques.decider.data import RouterInputs, collate_examples, encoder_macs_g, judge
 from efficient_asr.techniques.decider.network import Rule
-from efficient_asr.techniques.decider.router import Router, RouterInput
+from efficient_asr.techniques.decider.router import STATES_OF, Router, RouterInput
 from efficient_asr.utils.errors import UserError
 
 
@@ -41,19 +41,28 @@ class Comparison:
             side: WhisperTranscriber.from_source(resolve_source(source))
             for side, source in zip(("small", "large"), args.models, strict=True)
         }
-        self.encoders = {
-            "macs_g": [encoder_macs_g(whisper) for whisper in self.whispers.values()],
-            "time_s": [encoder_time_s(whisper) for whisper in self.whispers.values()],
+        self.encoder_costs = {split: self.encoders_of(pair) for split, pair in self.pairs.items()}
+        of_tests = [self.encoder_costs[split] for split in args.tests]
+        self.encoders = {  # means over the tests, of the small and of the large model
+            key: [float(np.concatenate([costs[key][side] for costs in of_tests]).mean()) for side in (0, 1)]
+            for key in ("macs_g", "time_s")
         }
 
     def read(self, split: str) -> Pair:
         """Read the records of both models on a split."""
         return Pair.read(*(self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair))
 
-    def costs(self, router: Router, pair: Pair, key: str, own: np.ndarray) -> Costs:
+    def encoders_of(self, pair: Pair) -> dict[str, list[np.ndarray]]:
+        """Return GMACs and seconds of both encoders on the utterances of a split, [utterances] each."""
+        durations, whispers = pair.durations, self.whispers.values()
+        return {
+            "macs_g": [encoder_macs_g(whisper, durations) for whisper in whispers],
+            "time_s": [encoder_time_s(whisper, durations) for whisper in whispers],
+        }
+
+    def costs(self, router: Router, pair: Pair, key: str, own: np.ndarray, encoders: dict[str, Any]) -> Costs:
         """Return the costs of both routes, in GMACs or seconds; `own` is the cost of the router."""
-        small, large = self.encoders[key]
-        return Costs.of(router.router_input, *pair.values(key), small, large, own)
+        return Costs.of(router.router_input, *pair.values(key), *encoders[key], own)
 
     def score(self, router: Router, split: str) -> tuple[np.ndarray, np.ndarray, float]:
         """Return scores and GMACs of a router on a split, [utterances], and its mean time in seconds."""
@@ -67,7 +76,7 @@ class Comparison:
         sides = dict(zip(("small", "large"), self.args.models, strict=True))
         names = dict(zip(("small_name", "large_name"), self.args.pair, strict=True))
         hparams = {"states_folder": self.args.states, "labels_folder": self.args.labels} | sides | names
-        side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
+        side = STATES_OF.get(router.router_input)
         whisper = self.whispers[side] if side and self.args.states is None else None
         source = RouterInputs.of(router, hparams, split, whisper)
         scores, macs_g = judge(router, rows, source)
@@ -85,7 +94,7 @@ class Comparison:
         for split in self.args.tests:
             pair = self.pairs[split]
             closed = {
-                key: [self.closed(router, pair, of[split], key) for router, of in zip(routers, seen, strict=True)]
+                key: [self.closed(router, split, of[split], key) for router, of in zip(routers, seen, strict=True)]
                 for key in ("macs_g", "time_s")
             }
             aucs = [area_under_roc(of[split][0], pair.gains > 0) for of in seen]
@@ -99,13 +108,16 @@ class Comparison:
         out["curves"] = {key: self.pooled_curve(routers[0], seen[0], key) for key in ("macs_g", "time_s")}
         return out
 
-    def closed(self, router: Router, pair: Pair, seen: tuple, key: str, rows: np.ndarray | None = None) -> float | None:
-        """Return a router's performance gap recovered (PGR) on (resampled) utterances."""
+    def closed(self, router: Router, split: str, seen: tuple, key: str, rows: np.ndarray | None = None) -> float | None:
+        """Return a router's performance gap recovered (PGR) on (resampled) utterances of a split."""
+        pair, encoders = self.pairs[split], self.encoder_costs[split]
         scores, macs_g, time_s = seen
         own = macs_g if key == "macs_g" else np.full(len(scores), time_s)
         if rows is not None:
             pair, scores, own = pair.select(rows), scores[rows], own[rows]
-        return performance_gap_recovered(pair, scores, self.costs(router, pair, key, own), *pair.values(key))
+            encoders = {key: [costs[rows] for costs in encoders[key]]}
+        costs = self.costs(router, pair, key, own, encoders)
+        return performance_gap_recovered(pair, scores, costs, *pair.values(key))
 
     def interval(self, routers: list[Router], seen: list[dict]) -> tuple[float, float] | None:
         """Return the 95 % confidence interval of the mean PGR at equal MACs over test sets (and seeds)."""
@@ -113,9 +125,7 @@ class Comparison:
 
         def statistic(group: int, rows: np.ndarray) -> float | None:
             split = self.args.tests[group]
-            return mean(
-                [self.closed(r, groups[group], of[split], "macs_g", rows) for r, of in zip(routers, seen, strict=True)]
-            )
+            return mean([self.closed(r, split, of[split], "macs_g", rows) for r, of in zip(routers, seen, strict=True)])
 
         return bootstrap(groups, statistic, self.args.bootstrap)
 
@@ -131,7 +141,8 @@ class Comparison:
             found = []
             for router, of in zip(routers, seen, strict=True):
                 scores, macs_g, _ = of[self.args.dev]
-                threshold = threshold_for(dev, scores, self.costs(router, dev, "macs_g", macs_g), key, value)
+                costs = self.costs(router, dev, "macs_g", macs_g, self.encoder_costs[self.args.dev])
+                threshold = threshold_for(dev, scores, costs, key, value)
                 found.append(self.outcome(router, of, threshold))
             points.append({key: value} | {name: statistics.mean(point[name] for point in found) for name in found[0]})
         return points
@@ -146,7 +157,7 @@ class Comparison:
             errors += np.where(hard, *pair.values("errors")[::-1]).sum()
             words, sent, count = words + pair.words.sum(), sent + hard.sum(), count + len(hard)
             for key, own in (("macs_g", macs_g), ("time_s", np.full(len(hard), time_s))):
-                costs = self.costs(router, pair, key, own)
+                costs = self.costs(router, pair, key, own, self.encoder_costs[split])
                 totals[key] += np.where(hard, costs.hard, costs.easy).sum()
         return {"large_model_rate": sent / count, "wer_percent": 100 * errors / words} | {
             key: total / count for key, total in totals.items()
@@ -164,7 +175,9 @@ class Comparison:
         scores, macs_g = (np.concatenate([seen[split][i] for split in self.args.tests]) for i in (0, 1))
         times = np.concatenate([np.full(len(seen[split][0]), seen[split][2]) for split in self.args.tests])
         pair = self.pooled()
-        found = curve(pair, scores, self.costs(router, pair, key, macs_g if key == "macs_g" else times))
+        parts = [self.encoder_costs[split][key] for split in self.args.tests]
+        encoders = {key: [np.concatenate(sides) for sides in zip(*parts, strict=True)]}
+        found = curve(pair, scores, self.costs(router, pair, key, macs_g if key == "macs_g" else times, encoders))
         return [[round(float(v), 4) for v in point] for point in zip(found.cost, found.wer_percent, strict=True)][::2]
 
     def single_models(self) -> dict[str, Any]:
@@ -198,10 +211,18 @@ def mean(values: list[float | None]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def encoder_time_s(transcriber: WhisperTranscriber) -> float:
-    """Return the runtime of a Whisper encoder for one window at batch size 1, in seconds (median of 7 runs)."""
-    wavs = torch.randn(1, 16000)
-    return timed(lambda: transcriber.encode(wavs, torch.ones(1), hidden_states=True), 7)
+def encoder_time_s(transcriber: WhisperTranscriber, durations: np.ndarray) -> np.ndarray:
+    """Return the runtime of a Whisper encoder at batch size 1 for utterances of these durations, in seconds, [utterances].
+
+    Medians of five runs; where it depends on the duration, they are taken at six durations, and interpolated in between.
+    """
+    own_length = transcriber.model.encoder_padding is not None
+    grid = np.linspace(durations.min(), durations.max(), 6) if own_length else durations[:1]
+    found = []
+    for duration in grid:
+        wavs = torch.randn(1, round(duration * SAMPLE_RATE))
+        found.append(timed(lambda wavs=wavs: transcriber.encode(wavs, torch.ones(1), hidden_states=True), 5))
+    return np.interp(durations, grid, found)
 
 
 def router_time_s(router: Router, rows: Any, source: RouterInputs) -> float:

@@ -19,6 +19,7 @@ from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.loading import load_config
+from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.sources import fingerprint, resolve_source
 from efficient_asr.techniques.decider.analysis import (
     CALIBRATIONS,
@@ -31,8 +32,14 @@ from efficient_asr.techniques.decider.analysis import (
     threshold_for,
 )
 from efficient_asr.techniques.decider.cascade import CascadeTranscriber
-from efficient_asr.techniques.decider.network import TARGETS, Decider, LogMelDecider, TranscriptDecider
-from efficient_asr.techniques.decider.router import Router, RouterInput
+from efficient_asr.techniques.decider.network import (
+    TARGETS,
+    Decider,
+    LogMelDecider,
+    SmallModelDecider,
+    TranscriptDecider,
+)
+from efficient_asr.techniques.decider.router import ROUTER_INPUTS, STATES_OF, Router, RouterInput
 from efficient_asr.utils.errors import UserError
 
 
@@ -43,9 +50,9 @@ def new_router(hparams: dict[str, Any]) -> Router:
         return LogMelDecider(**shape)
     if router_input == "transcript":
         return TranscriptDecider(hparams["transcript_width"])
-    if router_input not in ("encoder", "large_encoder"):
-        raise UserError(f"router_input: '{router_input}' is not audio, encoder, transcript or large_encoder")
-    source = resolve_source(hparams["small" if router_input == "encoder" else "large"])
+    if router_input not in ROUTER_INPUTS:
+        raise UserError(f"router_input: '{router_input}' is not one of {', '.join(ROUTER_INPUTS)}")
+    source = resolve_source(hparams[STATES_OF[router_input]])
     try:
         config = load_config(source)
     except UserError as error:
@@ -54,8 +61,10 @@ def new_router(hparams: dict[str, Any]) -> Router:
         raise UserError(
             f"small, large: a decider on encoder states needs a Whisper, but '{source}' is of type '{config.model_type}'"
         )
-    frames = hparams["frames"]
-    return Decider(config.encoder_layers + 1, config.d_model, router_input=router_input, frames=frames, **shape)
+    states = config.encoder_layers + 1
+    if router_input == "small_model":
+        return SmallModelDecider(states, config.d_model, hparams["state_width"], hparams["transcript_width"])
+    return Decider(states, config.d_model, router_input=router_input, frames=hparams["frames"], **shape)
 
 
 def check_settings(hparams: dict[str, Any]) -> None:
@@ -139,36 +148,36 @@ class RouterInputs:
         UserError
             If there are no states, they belong to another model, or they cover fewer frames than the decider needs.
         """
-        if router.router_input == "transcript":
+        records = None
+        if router.router_input in ("transcript", "small_model"):
             pair = read_pair(hparams, split)
-            return cls(None, dict(zip(pair.ids, pair.small, strict=True)))
-        if router.router_input == "audio":
-            return cls(None)
+            records = dict(zip(pair.ids, pair.small, strict=True))
+        side = STATES_OF.get(router.router_input)
+        if side is None:
+            return cls(None, records)
         if not hparams["states_folder"]:
-            return cls(None, whisper=whisper)
-        side = "small" if router.router_input == "encoder" else "large"
+            return cls(None, records, whisper)
         store = open_states(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
         shape = (store.meta["states"], store.meta["dim"])
         if shape != (router.config["states"], router.config["input_size"]):
             raise UserError(
                 f"{store.folder} contains {shape[0]} states of dimension {shape[1]}, not those of {hparams[side]}"
             )
-        if store.meta["frames"] == "unpadded" and router.frames == "padded":
+        if store.meta["frames"] == "unpadded" and getattr(router, "frames", "unpadded") == "padded":
             raise UserError(
                 f"frames: {store.folder} contains only the unpadded frames; pass --frames unpadded, or run "
                 "recipes/decider/label.py with --frames padded"
             )
-        return cls(store)
+        return cls(store, records)
 
     def load(self, row: Row) -> dict[str, torch.Tensor]:
-        """Return `wav` [time], `states` [frames, states, dim], or the small model's `record`."""
-        if self.records is not None:
-            return {"record": self.records[row["id"]]}
+        """Return the small model's `record`, and `states` [frames, states, dim] or `wav` [time], as far as they are needed."""
+        found = {} if self.records is None else {"record": self.records[row["id"]]}
         if self.store is None:
-            return {"wav": load_row(row)}
+            return found if self.records is not None and self.whisper is None else found | {"wav": load_row(row)}
         if row["id"] not in self.store:
             raise UserError(f"{self.store.folder} contains no states of utterance '{row['id']}'; {HOW}")
-        return self.store.read(row["id"])
+        return found | self.store.read(row["id"])
 
     def complete(self, inputs: RouterInput, device: torch.device | str) -> RouterInput:
         """Compute the encoder states of a batch if they did not come from a store."""
@@ -181,7 +190,7 @@ class RouterInputs:
 
 def whisper_for(router: Router, hparams: dict[str, Any]) -> WhisperTranscriber | None:
     """Load the Whisper that computes encoder states on the fly; None if the states are stored or the router needs none."""
-    side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
+    side = STATES_OF.get(router.router_input)
     if side is None or hparams["states_folder"]:
         return None
     return WhisperTranscriber.from_source(resolve_source(hparams[side]))
@@ -258,10 +267,10 @@ def collate_examples(items: list[dict[str, Any]]) -> ExampleBatch:
     batch.inputs = RouterInput(torch.zeros(len(good), 0), lengths)
     if "wav" in good[0]:
         batch.inputs.wavs = pad([item["wav"] for item in good], batch_first=True)
-    elif "record" in good[0]:
+    if "record" in good[0]:
         batch.inputs.details = [item["record"] for item in good]
         batch.inputs.texts = [item["record"]["text"] for item in good]
-    else:
+    if "states" in good[0]:
         batch.inputs.hidden_states = pad([item["states"] for item in good], batch_first=True).float().unbind(dim=2)
     return batch
 
@@ -281,18 +290,25 @@ def judge(router: Router, rows: Rows, source: RouterInputs) -> tuple[np.ndarray,
     return np.array(scores), np.array(macs_g)
 
 
-def encoder_macs_g(transcriber: WhisperTranscriber) -> float:
-    """Return the cost of a Whisper encoder for one window, in GMACs."""
-    return count_macs(transcriber.encode, torch.zeros(1, SAMPLE_RATE), torch.ones(1)).macs / 1e9
+def encoder_macs_g(transcriber: WhisperTranscriber, durations: np.ndarray) -> np.ndarray:
+    """Return the cost of a Whisper encoder for utterances of these durations in seconds, in GMACs, each [utterances]."""
+    costs: dict[int, float] = {}
+    own_length = transcriber.model.encoder_padding is not None
+    counts = [max(1, encoder_frames(round(d * SAMPLE_RATE))) if own_length else 0 for d in durations]
+    for count, duration in zip(counts, durations, strict=True):
+        if count not in costs:
+            wavs = torch.zeros(1, round(duration * SAMPLE_RATE))
+            costs[count] = count_macs(transcriber.encode, wavs, torch.ones(1)).macs / 1e9
+    return np.array([costs[count] for count in counts])
 
 
 def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: str, large: str) -> Costs:
     """Return the GMACs of each utterance on both routes, including the encoder that the router's input requires."""
-    side = {"encoder": "small", "large_encoder": "large"}.get(router.router_input)
     encoders = {}
-    if side is not None:
+    if router.router_input in ("encoder", "large_encoder"):
+        side = STATES_OF[router.router_input]
         transcriber = WhisperTranscriber.from_source(resolve_source(small if side == "small" else large))
-        encoders = {f"{side}_encoder": encoder_macs_g(transcriber)}
+        encoders = {f"{side}_encoder": encoder_macs_g(transcriber, pair.durations)}
     return Costs.of(router.router_input, *pair.values("macs_g"), router=router_macs_g, **encoders)
 
 

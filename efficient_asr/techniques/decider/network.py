@@ -15,8 +15,9 @@ the smaller), and the loss is binary cross-entropy. Utterances with a score abov
 
 The paper uses the encoder states of the **large** model, so the cost of its encoder is always incurred. With a modern decoder
 the encoder dominates the cost, and hardly anything is saved. The same network on the **small** model's states
-(`router_input: encoder`), or a lighter one on log-mel features, avoids this cost. So do rules without training, and a learned
-router (`router_input: transcript`) on the confidence of the small model in its own transcript.
+(`router_input: encoder`), or a lighter one on log-mel features, avoids this cost. So do rules without training, and learned
+routers on the confidence of the small model in its own transcript (`router_input: transcript`), or on this and its encoder
+states together (`router_input: small_model`).
 
 Deviations; each of the first three is a setting whose other value is the paper's:
 
@@ -37,6 +38,7 @@ import torch
 from torch import nn
 
 from efficient_asr.data import SAMPLE_RATE, frame_mask
+from efficient_asr.evaluation.wer import repeated_ngrams
 from efficient_asr.models.log_mel import HOP, LogMel, encoder_frames
 from efficient_asr.models.whisper.decoding import compression_ratio
 from efficient_asr.techniques.decider.router import ROUTER_INPUTS, Router, RouterInput
@@ -230,32 +232,108 @@ class TranscriptDecider(Router):
 
     def forward(self, inputs: RouterInput) -> torch.Tensor:
         """Return logits [batch]."""
-        numbers = [[details.get(key) for key in ("avg_logprob", "entropy", "tokens")] for details in inputs.details]
-        if any(None in row for row in numbers):
-            raise UserError(
-                "a decider on transcripts needs a smaller model that reports avg_logprob, entropy and tokens; use a Whisper"
-            )
-        device = self.norm.weight.device
-        logprob, entropy, tokens = torch.tensor(numbers, dtype=torch.float32, device=device).T
-        ratio = torch.tensor([compression_ratio(text) for text in inputs.texts], device=device)
-        seconds = (inputs.lengths / SAMPLE_RATE).to(logprob)
-        unlikely = torch.log1p(-logprob * (tokens + 1))
-        features = [
-            logprob,
-            unlikely,
-            entropy,
-            torch.log1p(tokens),
-            seconds,
-            tokens / seconds.clamp(min=0.1),
-            ratio.to(logprob),
-        ]
-        stacked = torch.stack(features, dim=1)[:, :, None]
-        normal = self.norm(stacked, torch.ones_like(stacked[:, :1], dtype=torch.bool))
-        return self.layers(normal[:, :, 0]).squeeze(1)
+        return self.layers(normalised(self.norm, transcript_statistics(inputs, self.norm.weight.device))).squeeze(1)
 
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {"width": self.width}
+
+
+def reported(inputs: RouterInput, *names: str) -> torch.Tensor:
+    """Return what the smaller model reports of its transcripts, [names, batch].
+
+    Raises
+    ------
+    UserError
+        If it does not report one of them.
+    """
+    numbers = [[details.get(name) for name in names] for details in inputs.details]
+    if any(None in row for row in numbers):
+        raise UserError(
+            f"a decider on transcripts needs a smaller model that reports {', '.join(names)}; use a Whisper with the backend "
+            "torch or onnx, and write its records again if they are older"
+        )
+    return torch.tensor(numbers, dtype=torch.float32).T
+
+
+def transcript_statistics(inputs: RouterInput, device: torch.device) -> torch.Tensor:
+    """Return seven statistics of the smaller model's transcripts, [batch, 7]: its confidence, lengths and repetition."""
+    logprob, entropy, tokens = reported(inputs, "avg_logprob", "entropy", "tokens").to(device)
+    ratio = torch.tensor([compression_ratio(text) for text in inputs.texts], device=device)
+    seconds = (inputs.lengths / SAMPLE_RATE).to(logprob)
+    unlikely = torch.log1p(-logprob * (tokens + 1))
+    rate = tokens / seconds.clamp(min=0.1)
+    return torch.stack([logprob, unlikely, entropy, torch.log1p(tokens), seconds, rate, ratio.to(logprob)], dim=1)
+
+
+def normalised(norm: MaskedBatchNorm, features: torch.Tensor) -> torch.Tensor:
+    """Normalise features [batch, features] over the batch."""
+    return norm(features[:, :, None], torch.ones_like(features[:, :1, None], dtype=torch.bool))[:, :, 0]
+
+
+class SmallModelDecider(Router):
+    r"""Everything that is known once the smaller model has run: the statistics of its transcript and its encoder states.
+
+    The states are mixed with learned weights as in the paper and averaged over the audio. Since thousands of utterances at most
+    are at hand, not half a million, the average is reduced to a few numbers before it meets the statistics :math:`s`:
+
+    .. math::
+        u = \mathrm{ReLU}\left(B \, \mathrm{norm}\left(\frac{1}{T} \sum_t \sum_l w_l \, h_{l,t}\right)\right), \qquad
+        \mathrm{score} = \mathrm{MLP}([s; u]).
+
+    To the seven statistics of `TranscriptDecider` come the log-probability of the least likely token, and the number of pairs
+    of words that were said before. There is no publication that we follow here.
+
+    Arguments
+    ---------
+    states : int
+        Number of encoder states: layers plus one.
+    input_size : int
+        Dimension of the states.
+    state_width : int
+        Numbers that the states are reduced to.
+    width : int
+        Width of the hidden layer.
+    dropout : float
+        Dropout on the mean of the states and on the hidden layer, in training.
+    """
+
+    router_input, label = "small_model", "decider on small model"
+
+    def __init__(
+        self, states: int, input_size: int, state_width: int = 8, width: int = 32, dropout: float = 0.3
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "states": states, "input_size": input_size, "state_width": state_width, "width": width, "dropout": dropout,
+        }  # fmt: skip
+        self.weights = nn.Parameter(torch.full((states,), 1 / states))
+        self.reduce = nn.Sequential(nn.LayerNorm(input_size), nn.Dropout(dropout), nn.Linear(input_size, state_width))
+        self.norm = MaskedBatchNorm(9)
+        self.layers = nn.Sequential(
+            nn.Linear(9 + state_width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
+        )
+
+    def forward(self, inputs: RouterInput) -> torch.Tensor:
+        """Return logits [batch]."""
+        device = self.norm.weight.device
+        unlikeliest = reported(inputs, "min_logprob").to(device)[0]
+        repeated = torch.tensor([float(repeated_ngrams(text, 2)) for text in inputs.texts], device=device)
+        statistics = torch.cat(
+            [transcript_statistics(inputs, device), unlikeliest[:, None], repeated.log1p()[:, None]], dim=1
+        )
+        frames = inputs.hidden_states[0].shape[1]
+        lengths = encoder_frames(inputs.lengths).clamp(1, frames)
+        mask = frame_mask(lengths, frames)[:, :, None]
+        means = sum(
+            weight * (h * mask).sum(dim=1) for weight, h in zip(self.weights, inputs.hidden_states, strict=True)
+        )
+        reduced = torch.relu(self.reduce(means / lengths[:, None]))
+        return self.layers(torch.cat([normalised(self.norm, statistics), reduced], dim=1)).squeeze(1)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return self.config
 
 
 RULES = ("avg_logprob", "sum_logprob", "entropy", "compression_ratio", "duration")

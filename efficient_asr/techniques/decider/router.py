@@ -9,7 +9,12 @@ import torch
 
 from efficient_asr.models.parts import Part
 
-ROUTER_INPUTS = ("audio", "encoder", "transcript", "large_encoder")
+ROUTER_INPUTS = ("audio", "encoder", "transcript", "small_model", "large_encoder")
+STATES_OF = {
+    "encoder": "small",
+    "small_model": "small",
+    "large_encoder": "large",
+}  # the model whose encoder states are needed
 
 
 @dataclass
@@ -44,8 +49,8 @@ class Router(Part):
     Attributes
     ----------
     router_input : str
-        `audio`; `encoder`: the smaller model's encoder states; `transcript`: its transcript; `large_encoder`: the larger
-        model's encoder states.
+        `audio`; `encoder`: the smaller model's encoder states; `transcript`: its transcript; `small_model`: both;
+        `large_encoder`: the larger model's encoder states.
     label : str
         Row label in tables.
     threshold : float

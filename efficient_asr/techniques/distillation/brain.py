@@ -28,6 +28,8 @@ class DistillingBrain(WhisperBrain):
     the original audio and are also used when the student's input is augmented.
     """
 
+    caches = ("teacher_cache",)
+
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:
         """Return None: an untrained student must not be listed as a baseline under the name of the technique."""

@@ -19,7 +19,7 @@ from efficient_asr.inference.transcript import Transcript
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.techniques.decider.cascade import CascadeTranscriber
-from efficient_asr.techniques.decider.network import Decider, LogMelDecider, Rule
+from efficient_asr.techniques.decider.network import Decider, LogMelDecider, Rule, SmallModelDecider
 from efficient_asr.techniques.decider.router import Router, RouterInput
 from efficient_asr.utils.errors import UserError
 
@@ -30,6 +30,8 @@ def make_router(router_input: str) -> Router:
     torch.manual_seed(3)
     if router_input == "audio":
         return LogMelDecider(channels=[8], strides=[2])
+    if router_input == "small_model":
+        return SmallModelDecider(2, 16, 4, 8).eval()
     return Rule("entropy") if router_input == "transcript" else Decider(*SHAPES[router_input], [8], [2], router_input)
 
 
@@ -38,7 +40,7 @@ def models(tiny_whispers: dict[str, str]) -> list[WhisperTranscriber]:
     return [WhisperTranscriber.from_source(tiny_whispers[name], "en") for name in ("small", "large")]
 
 
-ORDERS = ("audio", "encoder", "transcript", "large_encoder")
+ORDERS = ("audio", "encoder", "transcript", "small_model", "large_encoder")
 
 
 def middle(models: list[Any], router: Router, wavs: list[torch.Tensor]) -> float:
@@ -90,8 +92,14 @@ def test_nothing_is_encoded_twice(router_input: str, models: list[Any], wavs: li
 
         model.model.network.model.encoder.register_forward_pre_hook(count)
     cascade.transcribe(*pad_wavs(wavs))
-    expected = {"audio": (2, 2), "encoder": (4, 2), "transcript": (4, 2), "large_encoder": (2, 4)}[router_input]
-    assert tuple(rows.values()) == expected
+    expected = {
+        "audio": (2, 2),
+        "encoder": (4, 2),
+        "transcript": (4, 2),
+        "small_model": (4, 2),
+        "large_encoder": (2, 4),
+    }
+    assert tuple(rows.values()) == expected[router_input]
 
 
 @pytest.mark.parametrize("router_input", ORDERS)
@@ -99,13 +107,15 @@ def test_macs_are_those_of_the_parts(router_input: str, models: list[Any], wavs:
     one, router = (wavs[0][None], torch.ones(1)), make_router(router_input)
     small, large = (count_macs(model.transcribe, *one).macs for model in models)
     encoders = [count_macs(model.encode, *one).macs for model in models]
-    inputs = RouterInput(one[0], torch.tensor([len(wavs[0])]), texts=["a"], details=[{"entropy": 1.0}])
-    if router_input in SHAPES:
+    heard = models[0].transcribe(*one)[0]
+    inputs = RouterInput(one[0], torch.tensor([len(wavs[0])]), texts=[heard.text], details=[heard.details])
+    if router_input in (*SHAPES, "small_model"):
         inputs.hidden_states = models[router_input == "large_encoder"].encode(*one, hidden_states=True).hidden_states
     own = count_macs(router, inputs).macs
-    extra = {"encoder": (0, encoders[0]), "transcript": (0, small), "large_encoder": (encoders[1], 0), "audio": (0, 0)}[
-        router_input
-    ]
+    extra = {
+        "encoder": (0, encoders[0]), "transcript": (0, small), "small_model": (0, small), "large_encoder": (encoders[1], 0),
+        "audio": (0, 0),
+    }[router_input]  # fmt: skip
     for threshold, expected in ((math.inf, small + own + extra[0]), (-math.inf, large + own + extra[1])):
         cascade = CascadeTranscriber(models, [router], [threshold])
         assert count_macs(cascade.transcribe, *one).macs == expected

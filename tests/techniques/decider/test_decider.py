@@ -15,6 +15,7 @@ from efficient_asr.techniques.decider.network import (
     LogMelDecider,
     MaskedBatchNorm,
     Rule,
+    SmallModelDecider,
     TranscriptDecider,
     decider_loss,
 )
@@ -104,13 +105,60 @@ def test_log_mel_decider_does_not_depend_on_batch_mates(wavs: list[torch.Tensor]
 
 @pytest.mark.parametrize(
     "router",
-    [Decider(3, 8, [4], [2]), LogMelDecider(channels=[4], strides=[2]), Rule("entropy"), TranscriptDecider(4)],
+    [
+        Decider(3, 8, [4], [2]),
+        LogMelDecider(channels=[4], strides=[2]),
+        Rule("entropy"),
+        TranscriptDecider(4),
+        SmallModelDecider(3, 8, 2, 4),
+    ],
     ids=type,
 )
 def test_routers_can_be_described_and_built(router: torch.nn.Module) -> None:
     again = build(describe(router), "router")
     assert type(again) is type(router) and again.to_config() == router.to_config()
     again.load_state_dict(router.state_dict())
+
+
+DETAILS = [
+    {"avg_logprob": -0.1, "entropy": 0.2, "tokens": 4, "min_logprob": -0.3},
+    {"avg_logprob": -0.9, "entropy": 1.5, "tokens": 18, "min_logprob": -4.0},
+]
+SAID = ["turn on the light", "no no no no no no no no no no no no no no no no no no"]
+
+
+def small_model_inputs(rows: list[int], frames: int = 120) -> RouterInput:
+    hidden = tuple(states[rows, :frames].double() for states in states_of(2, 120, 3, 8))
+    lengths = torch.tensor([16000, 32000])[rows]
+    return RouterInput(torch.zeros(len(rows), 0), lengths, hidden, [SAID[i] for i in rows], [DETAILS[i] for i in rows])
+
+
+def test_the_decider_on_the_small_model_does_not_see_padding_or_batch_mates() -> None:
+    decider = SmallModelDecider(3, 8, 2, 4).double().eval()
+    both = decider(small_model_inputs([0, 1]))
+    torch.testing.assert_close(both[:1], decider(small_model_inputs([0], frames=50)))
+    torch.testing.assert_close(both[1:], decider(small_model_inputs([1], frames=100)))
+
+
+@pytest.mark.parametrize("change", ["states", "min_logprob", "text"])
+def test_the_decider_on_the_small_model_uses_what_the_one_on_transcripts_does_not(change: str) -> None:
+    torch.manual_seed(0)
+    decider, inputs = SmallModelDecider(3, 8, 2, 16).double().eval(), small_model_inputs([0, 1])
+    before = decider(inputs)
+    if change == "states":
+        inputs.hidden_states = tuple(h.flip(-1) for h in inputs.hidden_states)
+    elif change == "min_logprob":
+        inputs.details = [details | {"min_logprob": -9.0} for details in DETAILS]
+    else:  # the same compression ratio would not tell these apart from words that are said once
+        inputs.texts = ["a b a b", SAID[1]]
+    assert not torch.allclose(before, decider(inputs))
+
+
+def test_the_decider_on_the_small_model_explains_records_without_the_least_likely_token() -> None:
+    inputs = small_model_inputs([0])
+    inputs.details = [{key: value for key, value in DETAILS[0].items() if key != "min_logprob"}]
+    with pytest.raises(UserError, match="reports min_logprob"):
+        SmallModelDecider(3, 8, 2, 4).double().eval()(inputs)
 
 
 def test_rules_rank_hard_utterances_higher() -> None:

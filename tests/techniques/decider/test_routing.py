@@ -85,12 +85,13 @@ def test_the_order_decides_what_is_paid() -> None:
     small, large = np.array([2.0]), np.array([20.0])
     costs = {
         order: Costs.of(order, small, large, 1.5, 17.0, 0.1)
-        for order in ("audio", "encoder", "transcript", "large_encoder")
+        for order in ("audio", "encoder", "transcript", "small_model", "large_encoder")
     }
     assert {order: (float(c.easy[0]), float(c.hard[0])) for order, c in costs.items()} == {
         "audio": (2.1, 20.1),
         "encoder": (2.1, 21.6),
         "transcript": (2.1, 22.1),
+        "small_model": (2.1, 22.1),
         "large_encoder": (pytest.approx(19.1), 20.1),
     }
 
