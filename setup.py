@@ -59,9 +59,9 @@ EXTRAS = {
         "moto[server]>=5",
     ],  # tests: a browser, OpenAI's client, an S3 server
     "docs": [
-        "sphinx>=8.2",
-        "myst-parser>=4",
-        "furo>=2024.8",
+        "sphinx>=8.2; python_version >= '3.11'",
+        "myst-parser>=4; python_version >= '3.11'",
+        "furo>=2024.8; python_version >= '3.11'",
     ],  # the documentation as a site: pages in Markdown, API from docstrings, a theme that works on phones
     "gpu": ["nvidia-ml-py>=12"],  # the GPU's clock in a result's provenance
     "dev": [

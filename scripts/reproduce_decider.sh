@@ -5,7 +5,7 @@
 #   bash scripts/reproduce_decider.sh [tiny base] [tiny small]      # model pairs (default: both)
 #   OWN_LENGTH=1 bash scripts/reproduce_decider.sh                  # the same models with silence cache and int8 decoder: one hour
 #   bash scripts/reproduce_decider.sh /corpora/cv-corpus-7.0-2021-07-21/en [--key value ...]     # with the paper's data and models;
-#       all of it goes to WORK (output/routing_common_voice), the table to OUT (results/routing)
+#       WORK=FOLDER keeps everything there (labels, decider, table); SMALL and LARGE are other models
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -14,30 +14,35 @@ ROUTING=output/routing MANIFESTS=data/routing/manifests
 TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_noisy"
 
 if [ -d "${1:-}" ]; then # the paper's setting: Common Voice, tiny and small, the large encoder first
-    DATA=$1 WORK=${WORK:-output/routing_common_voice}
+    DATA=$1 OUT=${WORK:-results/routing}
+    LABELS=${WORK:-output/routing_common_voice} CV=${WORK:+$WORK/manifests} DECIDER=${WORK:+$WORK/decider}
+    CV=${CV:-data/common_voice} DECIDER=${DECIDER:-output/decider/1986}
     shift
+    if [[ " $* " == *" --output_folder"* ]]; then
+        echo "error: set WORK instead of --output_folder" >&2
+        exit 2
+    fi
     "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
-prepare_corpus("common_voice", sys.argv[1], Path(sys.argv[2]), {"language": "en"})' "$DATA" "$WORK/manifests"
+prepare_corpus("common_voice", sys.argv[1], Path(sys.argv[2]), {"language": "en"})' "$DATA" "$CV"
     SMALL=${SMALL:-openai/whisper-tiny} LARGE=${LARGE:-openai/whisper-small}
     # States of half a million windows would take 15 TB, so they are computed during decider training.
-    label tiny "$SMALL" whisper "$WORK/manifests" none "$WORK" train dev test
-    label small "$LARGE" whisper "$WORK/manifests" none "$WORK" train dev test
-    run decider decider decider --data_folder "$DATA" --prepared_folder "$WORK/manifests" --small "$SMALL" --large "$LARGE" \
-        --labels_folder "$WORK/labels" --states_folder null --output_folder "$WORK/decider" "$@"
-    [ -z "${ESTIMATE:-}" ] || exit 0
-    "$PYTHON" recipes/decider/compare.py --pair tiny small --models "$SMALL" "$LARGE" --manifests "$WORK/manifests" --tests test \
-        --labels "$WORK/labels" --corpus common_voice --deciders "$WORK/decider/model" \
-        --out "${OUT:-results/routing}/common_voice-tiny-small.json"
+    label tiny "$SMALL" whisper "$CV" none "$LABELS" train dev test
+    label small "$LARGE" whisper "$CV" none "$LABELS" train dev test
+    run decider decider decider --data_folder "$DATA" --prepared_folder "$CV" --small "$SMALL" --large "$LARGE" \
+        --labels_folder "$LABELS/labels" --states_folder null --output_folder "$DECIDER" "$@"
+    "$PYTHON" recipes/decider/compare.py --pair tiny small --models "$SMALL" "$LARGE" --manifests "$CV" --tests test \
+        --labels "$LABELS/labels" --corpus common_voice --deciders "$DECIDER/model" --out "$OUT/common_voice-tiny-small.json"
     exit
 fi
 
 : "${EFFICIENT_ASR_DATA:?set it to the folder of real speech}" "${EFFICIENT_ASR_MODELS:?set it to the folder of the Whisper models}"
 TRAIN=${TRAIN:-train} # or train_half, train_eighth
-INPUTS=(encoder transcript audio small_model large_encoder) FRAMES=unpadded MODELS=$EFFICIENT_ASR_MODELS/whisper- TABLE="" CORPUS=routing-dev
+INPUTS=(encoder transcript audio large_encoder) FRAMES=unpadded MODELS=$EFFICIENT_ASR_MODELS/whisper- TABLE="" CORPUS=routing-dev
 LABEL_OPTIONS="--max_tokens_per_s 8" # as in hparams/real/decider.yaml
 if [ -n "${OWN_LENGTH:-}" ]; then
-    # The large encoder's states of all utterances would take 6 GB, and running it first does not pay.
-    INPUTS=(encoder transcript audio small_model) FRAMES=none ROUTING=output/routing_own_length MODELS=$ROUTING/models/whisper-
+    # The large encoder's states of all utterances would take 6 GB, and running it first does not pay; deciders on the small encoder's
+    # states alone were worse than rules.
+    INPUTS=(transcript small_model audio) FRAMES=none ROUTING=output/routing_own_length MODELS=$ROUTING/models/whisper-
     TABLE=own-length- CORPUS="routing-dev, silence cache and int8 decoder"
     LABEL_OPTIONS="$LABEL_OPTIONS --quantise decoder-int8"
 fi

@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { echo "usage: $0 LIBRISPEECH_FOLDER [--key value ...]" >&2; exit 2; }
 DATA=$1
 shift
+INDEPENDENT=1
 source scripts/setup.sh
 source recipes/early_exit/sweep.sh
 

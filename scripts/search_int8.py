@@ -89,7 +89,7 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
     )
     key = {
         "model": fingerprint(resolve_source(args.model)),
-        "recordings": [row["id"] for row in rows],
+        "recordings": [[row["id"], row["duration"]] for row in rows],
         "language": args.language,
     }
     with (
@@ -165,13 +165,13 @@ def main() -> None:
     rows = sorted(rows, key=lambda row: row["duration"])
     result = select(args) | {"provenance": provenance(None)}
     atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
-    args.out.with_suffix(".part.jsonl").unlink(missing_ok=True)
     count = sum(block["chosen"] for block in result["blocks"])
     nats = f"{result['kl_nats']:.5f} nats a token; all of them: {result['kl_nats_of_all']:.5f}"
     print(f"{count} of {len(result['blocks'])} blocks in int8: {nats}")
     if args.manifest is not None:
         result["check"] = check(args, rows)
         atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
+    args.out.with_suffix(".part.jsonl").unlink(missing_ok=True)
     print(f"result: {args.out}")
 
 

@@ -56,23 +56,35 @@ if [ ! -x "$VENV/bin/python" ] || [ "$(cat "$VENV/.efficient_asr" 2>/dev/null)" 
 fi
 PYTHON=$VENV/bin/python
 
-# With ESTIMATE=1, `run` only times a few batches of each training, and their sum is printed in the end.
-if [ -n "${ESTIMATE:-}" ]; then
-    ESTIMATES=${ESTIMATES:-output/estimates}
-    rm -f "$ESTIMATES"/*.json
-    trap '"$PYTHON" -m efficient_asr.training.estimate "$ESTIMATES"/*.json' EXIT
+# With ESTIMATE=1, `run` only times a few batches of each training, and `report` prints their sum. With ONLY="a b", `run` runs only
+# these experiments. Both need a script whose trainings do not depend on one another; it says so with INDEPENDENT=1.
+if [ -n "${ESTIMATE:-}${ONLY:-}" ] && [ -z "${INDEPENDENT:-}" ] && [[ "$0" == *reproduce_* ]]; then
+    echo "error: $0 knows neither ESTIMATE nor ONLY; pass --estimate to train.py instead (docs/reproducing.md)" >&2
+    exit 2
 fi
+SEEN=" " ESTIMATED=()
+
+# wanted <experiment>: whether ONLY is not set, or names it.
+wanted() {
+    SEEN="$SEEN$1 "
+    [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]
+}
 
 # run <experiment> <recipe> <yaml> [--key value ...]: train and evaluate, unless the result exists (with several test splits, the one of
-# LAST_SPLIT). Interrupted runs resume. Runtimes are measured on the CPU and, if there is one, on the GPU. ONLY="a b" runs only these.
+# LAST_SPLIT). Interrupted runs resume. Runtimes are measured on the CPU and, if there is one, on the GPU.
 run() {
-    local experiment=$1 recipe=$2 yaml=$3 results=${RESULTS:-results/runs}
+    local experiment=$1 recipe=$2 yaml=$3 results=${RESULTS:-results/runs} file
     shift 3
-    if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $experiment "* ]]; then return; fi
+    wanted "$experiment" || return 0
     if [ -n "${ESTIMATE:-}" ]; then
+        if [[ " $* " == *" --test_only True "* ]]; then
+            echo "== $experiment only measures a model: not estimated"
+            return
+        fi
         echo "== $experiment"
-        [[ " $* " == *" --test_only True "* ]] || "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --runtime_devices all "$@" \
-            --estimate "$ESTIMATES/$experiment.json"
+        file=${ESTIMATES:-output/estimates}/$experiment.json
+        "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --runtime_devices all "$@" --estimate "$file"
+        ESTIMATED+=("$file")
         return
     fi
     if [ -f "$results/$experiment.json" ] || [ -f "$results/$experiment-${LAST_SPLIT:-}.json" ]; then
@@ -83,7 +95,18 @@ run() {
     "$PYTHON" "recipes/$recipe/train.py" "hparams/$yaml.yaml" --results_folder "$results" --runtime_devices all "$@"
 }
 
-# report: make tables, pages and plots of all results.
+# report: make tables, pages and plots of all results; or print the sum of the estimates. Fails if ONLY names an unknown experiment.
 report() {
-    [ -n "${ESTIMATE:-}" ] || "$PYTHON" scripts/report.py
+    local name
+    for name in ${ONLY:-}; do
+        if [[ "$SEEN" != *" $name "* ]]; then
+            echo "error: ONLY: there is no experiment '$name' here, but$SEEN" >&2
+            return 2
+        fi
+    done
+    if [ -n "${ESTIMATE:-}" ]; then
+        "$PYTHON" -m efficient_asr.training.estimate ${ESTIMATED[@]+"${ESTIMATED[@]}"}
+    else
+        "$PYTHON" scripts/report.py
+    fi
 }

@@ -23,7 +23,7 @@ class RecipeBrain(Loop):
 
     takes_language_model = False
     needs_text = True  # of training and validation utterances; otherwise `check_rows` gives them a text
-    caches: tuple[str, ...] = ()  # YAML keys of folders that a pass over all utterances fills before the first step
+    filled_before_training: tuple[str, ...] = ()  # YAML keys of folders for the results of a pass over all utterances
     validates_by: tuple[str, ...] = ()  # evaluation keys that affect the choice of the best checkpoint
 
     @classmethod

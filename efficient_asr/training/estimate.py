@@ -1,23 +1,25 @@
 """How long a training takes and how much memory it needs, from a few batches that are timed on this machine.
 
-    python recipes/<exp>/train.py hparams/<exp>.yaml --estimate
-    ESTIMATE=1 bash scripts/reproduce_downsampling.sh /corpora/LibriSpeech     # every row of a table, and their sum
+    python recipes/<exp>/train.py hparams/<exp>.yaml --estimate [FILE.json]
+    ESTIMATE=1 bash scripts/reproduce_downsampling.sh /corpora/LibriSpeech     # the trainings of a table, and their sum
 
 The batches of the first epoch are sorted by seconds of audio and padding, and cut into four parts; the batch in the middle of
-each is timed. The mean of these, times the number of batches, is the time of an epoch. The longest batch runs first: it warms
-up, and its memory is the peak. Validation is timed in the same way, and testing on one utterance of each part.
+each is timed. The mean of these, times the number of batches, is the time of an epoch. The longest batch runs before them, to
+warm up, and again after them, when the optimiser has its state: its memory is the peak. Validation is timed in the same way,
+and testing on one utterance of each part, on every device that the run measures.
 
 What differs from the run itself: texts that a model writes before it has learned anything may be longer or shorter, so that
-validation and testing of Whispers are guesses; the disk may be slower than its cache; other work on the machine counts.
+validation and testing of Whispers are guesses; the disk may be slower than its cache; other work on the machine counts. Writing
+checkpoints, decoding with a language model, and the memory of data loading processes are not counted. With
+`grad_accumulation_factor`, the optimiser's step is counted too often or too rarely.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,11 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from speechbrain.utils.run_opts import RunOptions
+from speechbrain.utils.epoch_loop import EpochCounter
 
-from efficient_asr.data import BatchOrder, Rows, load_row
+from efficient_asr.data import BatchOrder, Rows, iterate_batches
 from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.runtime import peak_memory_bytes
+from efficient_asr.inference.transcriber import transcribe_rows
 from efficient_asr.training.brain import RecipeBrain
+from efficient_asr.utils.devices import devices_to_time
 from efficient_asr.utils.files import atomic_write_text
 
 PARTS = 4  # parts of equal size that the batches of an epoch are cut into
@@ -54,11 +59,40 @@ class SampledOrder(BatchOrder):
         """Keep the batches."""
 
 
+class Place:
+    """A temporary folder beside the output folder of a run; all that was created for it is removed at the end.
+
+    Arguments
+    ---------
+    output_folder : Path
+        Output folder of the run; it need not exist.
+    """
+
+    def __init__(self, output_folder: Path) -> None:
+        self._created = [folder for folder in (output_folder, *output_folder.parents) if not folder.exists()]
+        output_folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{output_folder.name}-estimate-", dir=output_folder.parent))
+
+    def __enter__(self) -> Path:
+        return self.folder
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self._created:  # the deepest first
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
 def middles(sizes: np.ndarray) -> list[int]:
-    """Return the index of the greatest size, then those in the middle of `PARTS` parts of equal count, by size."""
+    """Return the indices of the middles of `PARTS` parts of equal count, by size, between twice that of the greatest size."""
     order = np.argsort(sizes, kind="stable")
-    parts = np.array_split(order, min(PARTS, len(order)))
-    return [int(order[-1]), *(int(part[len(part) // 2]) for part in parts)]
+    longest, parts = int(order[-1]), np.array_split(order, min(PARTS, len(order)))
+    return [longest, *(int(part[len(part) // 2]) for part in parts), longest]
+
+
+def mean(times: list[float]) -> float:
+    """Return the mean of the times of `middles`: the first one is a warm-up, the last one is there for its memory."""
+    return float(np.mean(times[1:-1] or times))
 
 
 def sampled(rows: Rows, order: BatchOrder) -> tuple[Rows, list[list[str]]]:
@@ -78,94 +112,66 @@ def order_of(rows: Rows, batches: list[list[str]]) -> SampledOrder:
 
 
 def clock() -> float:
-    """Return the time in seconds when all work on the device is done."""
+    """Return the time in seconds when all work on the GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def clocked(brain_class: type[RecipeBrain]) -> type[RecipeBrain]:
-    """Return a Brain that notes how long batches of training and validation take, and how long they are waited for."""
+    """Return a Brain that notes how long batches of training and validation take, and how long it waits for them."""
 
     class Clocked(brain_class):  # type: ignore[misc, valid-type]
-        """The same Brain with clocks."""
+        """The same Brain with clocks: seconds in `times`, and `preparation_s` until the first batch."""
 
         times: dict[str, list[float]]
+        preparation_s: float
 
         def train(self, *loaders: Any) -> None:
-            self.times, self.started = {"fit": [], "wait": [], "valid": []}, clock()
+            """Train, and note the time."""
+            self.times = {"fit": [], "fit_wait": [], "valid": [], "valid_wait": []}
+            self._started = clock()
             super().train(*loaders)
 
         def on_fit_start(self) -> None:
+            """Note how long the preparation took."""
             super().on_fit_start()
-            self.last = clock()
-            self.preparation_s = self.last - self.started
+            self.preparation_s = clock() - self._started
+
+        def on_stage_start(self, stage: Any, epoch: int | None = None) -> None:
+            """Begin to wait for the first batch."""
+            super().on_stage_start(stage, epoch)
+            self._ready = clock()
 
         def fit_batch(self, batch: Any) -> torch.Tensor:
-            started = clock()
-            self.times["wait"].append(started - self.last)
-            loss = super().fit_batch(batch)
-            self.last = clock()
-            self.times["fit"].append(self.last - started)
-            return loss
+            """Process a batch, and note the time."""
+            return self._timed("fit", super().fit_batch, batch)
 
         def evaluate_batch(self, batch: Any, stage: Any) -> torch.Tensor:
+            """Validate a batch, and note the time."""
+            return self._timed("valid", super().evaluate_batch, batch, stage)
+
+        def _timed(self, name: str, work: Any, *arguments: Any) -> torch.Tensor:
             started = clock()
-            loss = super().evaluate_batch(batch, stage)
-            self.times["valid"].append(clock() - started)
+            self.times[f"{name}_wait"].append(started - self._ready)
+            loss = work(*arguments)
+            self._ready = clock()
+            self.times[name].append(self._ready - started)
             return loss
 
     Clocked.__name__ = brain_class.__name__  # for SpeechBrain's log
     return Clocked
 
 
-def for_one_epoch(run_opts: RunOptions) -> RunOptions:
-    """Return SpeechBrain's options for an epoch of the given batches."""
-    return dataclasses.replace(run_opts, debug=True, debug_batches=sys.maxsize, debug_epochs=1)
-
-
-def without_warm_up(times: list[float]) -> float:
-    """Return the mean of all times but the first, that of the longest batch."""
-    return float(np.mean(times[1:] or times))
-
-
-def testing_h(
-    brain_class: type[RecipeBrain], hparams: dict[str, Any], folder: Path, benchmarks: list[Benchmark], device: str
-) -> float:
-    """Return the hours that evaluating a model takes; language models are not counted."""
-    transcriber = brain_class.load(str(folder), hparams).to(device)
-    seconds = 0.0
-    for benchmark in benchmarks:
-        durations = np.array([row["duration"] for row in benchmark.rows])
-        times, audio_s = [], []
-        for i in middles(durations):
-            row = benchmark.rows[i]
-            if transcriber.languages and row.get("language") in transcriber.languages:
-                transcriber.language = row["language"]
-            wav = load_row(row)
-            started = clock()
-            transcriber.transcribe(wav[None], torch.ones(1))
-            times.append(clock() - started)
-            audio_s.append(len(wav))
-        seconds += without_warm_up(times) * len(durations)
-    passes = 1 + bool(hparams["measure_macs"])
-    passes += 2 * hparams["runtime_repeats"] if hparams["measure_runtime"] else 0  # at two batch sizes
-    return seconds * passes / 3600
-
-
-def memory_gb() -> dict[str, float]:
-    """Return the greatest memory that this process has used, and that of the GPU."""
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes or kilobytes
-    found = {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
-    if torch.cuda.is_available():
-        found["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return found
+def for_one_epoch(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the values of a YAML file for one epoch in a folder of its own."""
+    return hparams | {"epoch_counter": EpochCounter(limit=1), "output_folder": str(folder)}
 
 
 def scaled(
     brain: Any, hparams: dict[str, Any], batches: dict[str, int], checks_s: float, share: float
 ) -> dict[str, Any]:
-    """Return hours of training and validation from the times of a clocked Brain.
+    """Return hours before, in training and in validation, from the times of a clocked Brain.
 
     Arguments
     ---------
@@ -176,21 +182,62 @@ def scaled(
     batches : dict
         Batches of a whole epoch, by `train_split` and `valid_split`.
     checks_s : float
-        Time that checking the sampled utterances took; a technique may run a teacher there.
+        Time that a technique spent on checking the sampled utterances; it may run a teacher there.
     share : float
         Sampled share of the audio for training.
     """
     epochs, workers = hparams["epoch_counter"].limit, hparams["num_workers"]
-    batch_s, loading_s = without_warm_up(brain.times["fit"]), without_warm_up(brain.times["wait"])
-    step_s = max(batch_s, loading_s / workers) if workers else batch_s + loading_s
-    passes = any(hparams.get(key) for key in brain.caches)
-    preparation_s = (checks_s + brain.preparation_s) / share if passes else 0.0
-    validation_s = without_warm_up(brain.times["valid"]) * batches["valid_split"]
+
+    def step_s(name: str) -> float:
+        work_s, loading_s = mean(brain.times[name]), mean(brain.times[f"{name}_wait"])
+        return max(work_s, loading_s / workers) if workers else work_s + loading_s
+
+    fills = any(hparams.get(key) for key in brain.filled_before_training)
+    preparation_s = (checks_s + brain.preparation_s) / share if fills else 0.0
     return {
-        "epochs": epochs, "batches_per_epoch": batches["train_split"], "batch_s": batch_s, "loading_s": loading_s,
-        "num_workers": workers, "preparation_h": preparation_s / 3600,
-        "training_h": epochs * batches["train_split"] * step_s / 3600, "validation_h": epochs * validation_s / 3600,
+        "epochs": epochs, "batches_per_epoch": batches["train_split"], "batch_s": mean(brain.times["fit"]),
+        "loading_s": mean(brain.times["fit_wait"]), "num_workers": workers, "preparation_h": preparation_s / 3600,
+        "training_h": epochs * batches["train_split"] * step_s("fit") / 3600,
+        "validation_h": epochs * batches["valid_split"] * step_s("valid") / 3600,
     }  # fmt: skip
+
+
+def testing_h(
+    brain_class: type[RecipeBrain], hparams: dict[str, Any], model: Path, benchmarks: list[Benchmark], device: str
+) -> float:
+    """Return the hours that evaluating a model folder takes: scoring on `device`, and timing on all that the run times."""
+    transcriber = brain_class.load(str(model), hparams)
+    brain_class.apply_eval_settings(transcriber, hparams)
+    passes = dict.fromkeys(devices_to_time(hparams["runtime_devices"], device), 0)
+    if hparams["measure_runtime"]:
+        passes = dict.fromkeys(passes, 2 * hparams["runtime_repeats"])  # at two batch sizes
+    passes[device] = passes.get(device, 0) + 1 + bool(hparams["measure_macs"])
+    seconds = 0.0
+    for place, count in passes.items():
+        transcriber.to(place)
+        for benchmark in benchmarks:
+            chosen = middles(np.array([row["duration"] for row in benchmark.rows]))
+            times = []
+            for rows, wavs, wav_lens in iterate_batches([benchmark.rows[i] for i in chosen], 1):
+                started = clock()
+                transcribe_rows(transcriber, rows, wavs.to(place), wav_lens.to(place))
+                times.append(clock() - started)
+            seconds += count * mean(times) * len(benchmark.rows)
+    return seconds / 3600
+
+
+def memory_gb(device: str) -> dict[str, float]:
+    """Return the greatest memory that this process has used, and that it has reserved on the GPU, in 10^9 bytes."""
+    found = {"memory_gb": (peak_memory_bytes("cpu") or 0) / 1e9}
+    if device.startswith("cuda"):
+        found["gpu_memory_gb"] = torch.cuda.max_memory_reserved() / 1e9
+    return found
+
+
+def checkpoint_gb(folder: Path) -> float:
+    """Return the size of the largest checkpoint in a folder."""
+    sizes = [sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) for one in folder.iterdir()]
+    return max(sizes, default=0) / 1e9
 
 
 def shown(hours: float) -> str:
@@ -202,42 +249,34 @@ def report(estimate: dict[str, Any], file: Path | None) -> None:
     """Print an estimate and, if a file is given, write it as JSON."""
     e = estimate
     loading = f"{e['loading_s']:.2f} s of loading" + (f" by {e['num_workers']} workers" if e["num_workers"] else "")
+    before = f"  before training {shown(e['preparation_h'])}   at most: a pass over all audio, if nothing is cached yet"
     lines = [
         f"estimate for {e['experiment']} on {e['device']}, {e['precision']}:",
-        f"  before training {shown(e['preparation_h'])}   a teacher's pass over all audio" if e["preparation_h"] else "",
+        before if e["preparation_h"] else "",
         f"  training        {shown(e['training_h'])}   {e['epochs']} epochs of {e['batches_per_epoch']} batches, "
         f"{e['batch_s']:.2f} s a batch and {loading}",
         f"  validation      {shown(e['validation_h'])}   after each epoch",
-        f"  testing         {shown(e['testing_h'])}   batch 1, untrained model, without a language model",
+        f"  testing         {shown(e['testing_h'])}   untrained model, without a language model",
         f"  total           {shown(e['total_h'])}",
         f"  memory          {e['memory_gb']:8.1f} GB"
         + (f", of the GPU {e['gpu_memory_gb']:.1f} GB" if "gpu_memory_gb" in e else ""),
         f"  checkpoint      {e['checkpoint_gb']:8.2f} GB",
-    ]  # fmt: skip
+    ]
     print("\n".join(line for line in lines if line))
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(file, json.dumps({"format": FORMAT} | estimate, indent=1) + "\n")
         print(f"estimate: {file}")
-
-
-def size_gb(folder: Path) -> float:
-    """Return the size of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
-
-
-def remove(folder: Path) -> None:
-    """Remove what an estimate wrote."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def summed(estimates: Iterable[dict[str, Any]]) -> str:
     """Return one line on several estimates: the hours of all, the memory of the greatest."""
     found = list(estimates)
-    hours = sum(e["total_h"] for e in found)
+    if not found:
+        return "no training to estimate"
     gpu = [e["gpu_memory_gb"] for e in found if "gpu_memory_gb" in e]
-    memory = f"at most {max(e['memory_gb'] for e in found):.1f} GB of memory" if found else "nothing to train"
-    return f"{len(found)} runs: {shown(hours).strip()}, {memory}" + (f", {max(gpu):.1f} GB of the GPU" if gpu else "")
+    memory = f"at most {max(e['memory_gb'] for e in found):.1f} GB of memory"
+    memory += f", {max(gpu):.1f} GB of the GPU" if gpu else ""
+    return f"{len(found)} trainings: {shown(sum(e['total_h'] for e in found)).strip()}, {memory}"
 
 
 if __name__ == "__main__":

@@ -173,68 +173,91 @@ def _run(brain_class: type[RecipeBrain], argv: list[str], recipe: str | None) ->
 
 
 def _take_estimate(argv: list[str]) -> tuple[list[str], bool, Path | None]:
-    """Remove `--estimate [FILE.json]` from a command line; return the rest, whether it was there, and the file."""
-    if "--estimate" not in argv:
-        return argv, False, None
-    place = argv.index("--estimate")
-    rest = argv[place + 1 :]
-    file = Path(rest.pop(0)) if rest and rest[0].endswith(".json") else None
-    if rest and rest[0].lower() in ("true", "false"):
-        raise UserError("--estimate takes no value, or the file to write, which ends in .json")
-    return argv[:place] + rest, True, file
-
-
-def _estimate(this: Run, brain_class: type[RecipeBrain], file: Path | None) -> None:
-    """Time a few batches of training, validation and testing; see `efficient_asr.training.estimate`. Leaves only `file`.
+    """Remove `--estimate [FILE.json]` from a command line; return the rest, whether it was there, and the file.
 
     Raises
     ------
     UserError
-        If there are several processes.
+        If it has another value.
     """
+    place = next((i for i, word in enumerate(argv) if word.partition("=")[0] == "--estimate"), None)
+    if place is None:
+        return argv, False, None
+    _, given, value = argv[place].partition("=")
+    rest = argv[place + 1 :]
+    if not given and rest and not rest[0].startswith("--"):
+        value = rest.pop(0)
+    if value and not value.endswith(".json"):
+        raise UserError(f"--estimate: '{value}' does not end in .json; give the file to write, or no value")
+    return argv[:place] + rest, True, Path(value) if value else None
+
+
+def _estimate(this: Run, brain_class: type[RecipeBrain], file: Path | None) -> None:
+    """Time a few batches of training, validation and testing; see `efficient_asr.training.estimate`.
+
+    Prepared manifests stay, as they serve the run itself; everything else that is written, except `file`, is removed.
+
+    Raises
+    ------
+    UserError
+        If there is no training to estimate, if there are several processes, or if the longest batch does not fit.
+    """
+    if this.test_only or this.run_opts.debug:
+        raise UserError("--estimate: leave out --test_only and --debug; trainings are estimated")
     if distributed.world_size() > 1:
         raise UserError("--estimate: run it in one process; several processes share the batches")
-    hparams, this_output, folder = this.hparams, this.output_folder, Path(f"{this.output_folder}-estimate")
+    if file is not None:
+        check_writable(file.absolute().parent, "--estimate")
+    _check_language_model(this, brain_class)
+    with estimate.Place(this.output_folder) as folder:
+        try:
+            found = _sample_of_a_run(this, brain_class, folder)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "--estimate: the longest batch does not fit into the memory of the GPU; reduce batch_size or max_batch_length_s, "
+                "raise grad_accumulation_factor, or pass --precision bf16"
+            ) from None
+    estimate.report(found, file)
+
+
+def _sample_of_a_run(this: Run, brain_class: type[RecipeBrain], folder: Path) -> dict[str, Any]:
+    """Train, validate and test on a few batches in a temporary folder; return the estimate."""
     device = choose_device(this.run_opts.device)
+    hparams = this.hparams
     hparams |= {"output_folder": str(folder), "run_device": device}
-    hparams |= {key: str(folder / key) for key in brain_class.caches if hparams.get(key)}
-    try:
-        splits = prepare_splits(hparams)
-        benchmarks = read_benchmarks(hparams, splits, folder)
-        rows = {
-            key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], folder)
-            for key in ("train_split", "valid_split")
-        }
-        model = brain_class.build(hparams, rows["train_split"])
-        orders = _batch_orders(hparams, rows)
-        few, names = {}, {}
-        for key, order in orders.items():
-            few[key], names[key] = estimate.sampled(rows[key], order)
-        share = float(few["train_split"].durations.sum() / rows["train_split"].durations.sum())
-        started = estimate.clock()
-        few["train_split"] = brain_class.check_rows(model, few["train_split"], hparams, folder / "skipped.jsonl")
-        few["valid_split"] = brain_class.check_valid_rows(model, few["valid_split"], hparams, folder / "skipped.jsonl")
-        checks_s = estimate.clock() - started
-        brain = make_brain(
-            estimate.clocked(brain_class), hparams, estimate.for_one_epoch(this.run_opts), model,
-            Checkpointer(folder / "save", model, {}),
-        )  # fmt: skip
-        alone = hparams | {"num_workers": 0}  # the time to load a batch is seen only without workers
-        brain.train(*(brain_class.loader(model, few[k], alone, estimate.order_of(few[k], names[k]), k) for k in orders))
-        found = estimate.scaled(brain, hparams, {key: len(orders[key]) for key in orders}, checks_s, share)
-        found |= estimate.memory_gb() | {"checkpoint_gb": estimate.size_gb(folder / "save"), "testing_h": 0.0}
-        if not hparams["train_only"]:
-            brain_class.save(model, hparams, folder / "model", _about(model, hparams, brain_class))
-            found["testing_h"] = estimate.testing_h(brain_class, hparams, folder / "model", benchmarks, device)
-        hours = sum(value for key, value in found.items() if key.endswith("_h"))
-        name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
-        about = {"experiment": hparams["experiment"], "device": name, "precision": this.run_opts.precision}
-        estimate.report(about | found | {"total_h": hours}, file)
-    finally:
-        estimate.remove(folder)
-        for empty in (this_output, this_output.parent):
-            with contextlib.suppress(OSError):
-                empty.rmdir()  # unless it has something in it
+    hparams |= {key: str(folder / key) for key in brain_class.filled_before_training if hparams.get(key)}
+    splits = prepare_splits(hparams)
+    benchmarks = read_benchmarks(hparams, splits, folder)
+    rows = {
+        key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], folder)
+        for key in ("train_split", "valid_split")
+    }
+    model = brain_class.build(hparams, rows["train_split"])
+    for benchmark in benchmarks:
+        brain_class.check_benchmark(model, benchmark, hparams)
+    orders = _batch_orders(hparams, rows)
+    few, names = {}, {}
+    for key, order in orders.items():
+        few[key], names[key] = estimate.sampled(rows[key], order)
+    share = float(few["train_split"].durations.sum() / rows["train_split"].durations.sum())
+    started = estimate.clock()
+    few["train_split"] = brain_class.check_rows(model, few["train_split"], hparams, folder / "skipped.jsonl")
+    checks_s = estimate.clock() - started
+    few["valid_split"] = brain_class.check_valid_rows(model, few["valid_split"], hparams, folder / "skipped.jsonl")
+    checkpointer = Checkpointer(folder / "save", model, {})
+    once = estimate.for_one_epoch(hparams, folder)
+    brain = make_brain(estimate.clocked(brain_class), once, this.run_opts, model, checkpointer)
+    alone = hparams | {"num_workers": 0}  # the time to load a batch is seen only without workers
+    brain.train(*(brain_class.loader(model, few[k], alone, estimate.order_of(few[k], names[k]), k) for k in orders))
+    found = estimate.scaled(brain, hparams, {key: len(orders[key]) for key in orders}, checks_s, share)
+    found |= estimate.memory_gb(device) | {"checkpoint_gb": estimate.checkpoint_gb(folder / "save"), "testing_h": 0.0}
+    if not hparams["train_only"]:
+        brain_class.save(model, hparams, folder / "model", _about(model, hparams, brain_class))
+        found["testing_h"] = estimate.testing_h(brain_class, hparams, folder / "model", benchmarks, device)
+    hours = sum(value for key, value in found.items() if key.endswith("_h"))
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
+    about = {"experiment": hparams["experiment"], "device": name, "precision": this.run_opts.precision}
+    return about | found | {"total_h": hours}
 
 
 def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:

@@ -4,11 +4,11 @@
     python recipes/decider/label.py WHISPER --manifest train.jsonl --out labels/tiny-train.jsonl --states states/tiny-train
 
 Run it once per model; rerun the command to resume an interrupted run. Each line contains `id, duration, reference, hypothesis,
-text, errors, reference_words, time_s, macs_g` and the model's own statistics (`avg_logprob`, `entropy`, `tokens`). Two such
-files for the same manifest give the labels: 1 if the smaller model makes more errors, or the difference in errors. With
---states, the encoder states are saved too, so that an epoch of decider training takes seconds. Times are wall-clock times of
-this machine at batch 1. MACs are profiled separately and cached by token count when the cost depends on nothing else; on a
-split that is only trained on, --count_macs False saves that second transcription.
+text, errors, reference_words, time_s, macs_g` and the model's own statistics (`avg_logprob`, `min_logprob`, `entropy`,
+`tokens`). Two such files for the same manifest give the labels: 1 if the smaller model makes more errors, or the difference in
+errors. With --states, the encoder states are saved too, so that an epoch of decider training takes seconds. Times are
+wall-clock times of this machine at batch 1. MACs are profiled separately and cached by token count when the cost depends on
+nothing else; on a split that is only trained on, --count_macs False saves that second transcription.
 """
 
 from __future__ import annotations
@@ -163,12 +163,16 @@ def main() -> None:
         skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
     )  # fmt: skip
     key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
-    key |= {} if args.count_macs else {"count_macs": False}
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
     costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
     lock = FolderLock(args.out.with_suffix(".lock"))  # held until the end of this function
     done: set[str] = set()
-    lines = LineStore(args.out, key, lambda record, *_: done.add(record["id"]), args.out.with_suffix(".meta.json"))
+
+    def accept(record: dict[str, Any], *_: Any) -> None:
+        if record["macs_g"] is not None or not args.count_macs:
+            done.add(record["id"])
+
+    lines = LineStore(args.out, key, accept, args.out.with_suffix(".meta.json"))
     states = states_store(args, transcriber, benchmark.rows, key["model"]) if args.states else None
     whole = done if states is None else {name for name in done if name in states}
     left = [i for i, row in enumerate(benchmark.rows) if row["id"] not in whole]

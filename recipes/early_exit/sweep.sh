@@ -5,7 +5,7 @@
 sweep() {
     local experiment=$1 model=$2 manifest=$3 rule=$4 results=${RESULTS:-results/runs} split
     shift 4
-    [ -z "${ESTIMATE:-}" ] || return 0
+    if [ -n "${ESTIMATE:-}" ] || ! wanted "$experiment"; then return 0; fi
     split=$(basename "$manifest" .jsonl)
     if [ -f "$results/${experiment}_${rule}_$1-$split.json" ]; then
         echo "== $experiment, $rule on $split is already done: $results/${experiment}_${rule}_*-$split.json"

@@ -18,7 +18,13 @@ from conftest import ROOT, chirp
 from runs import run_script
 
 from efficient_asr import load_transcriber
+from efficient_asr.commands import calibrate
 from efficient_asr.data import FeatureStore, load_audio
+from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.techniques.decider.analysis import Pair, read_records
+from efficient_asr.techniques.decider.comparison import encoder_time_s
+from efficient_asr.techniques.decider.data import encoder_macs_g
+from efficient_asr.utils.errors import UserError
 
 pytestmark = pytest.mark.recipe
 
@@ -105,6 +111,49 @@ def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: di
     assert other.returncode == 2 and "was created with a different model" in other.stderr
 
 
+def test_macs_are_counted_when_they_are_needed(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    def records() -> dict[str, dict[str, Any]]:
+        return read_records(tmp_path / "labels" / "small-test.jsonl")
+
+    for split in ("test.jsonl", "test0.wav", "test1.wav", "test2.wav", "test3.wav"):
+        shutil.copy(place / split, tmp_path / split)
+    assert label(tmp_path, "small", tiny_whispers["small"], "test", "--count_macs", "False").returncode == 0
+    without = records()
+    assert [record["macs_g"] for record in without.values()] == [None] * 4
+    pair = Pair.read(*[tmp_path / "labels" / "small-test.jsonl"] * 2)
+    with pytest.raises(UserError, match=r"the record of 'test0' has no macs_g: run recipes/decider/label.py again"):
+        pair.values("macs_g")
+    assert label(tmp_path, "small", tiny_whispers["small"], "test").returncode == 0
+    known = read_records(place / "labels" / "small-test.jsonl")
+    assert {name: record["macs_g"] for name, record in records().items()} == {
+        name: record["macs_g"] for name, record in known.items()
+    }
+    again = label(tmp_path, "small", tiny_whispers["small"], "test", "--count_macs", "False")
+    assert "4 of 4 utterances are already done" in again.stdout
+
+
+def test_own_length_models(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    """Their encoder costs less for shorter audio, and has no states of a whole window."""
+    own = str(tmp_path / "own")
+    calibrate.main([tiny_whispers["small"], "--padding_s", "0.1", "--out", own])
+    shutil.copytree(place, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "states")
+    (tmp_path / "copy" / "labels" / "small-test.jsonl").unlink()
+    (tmp_path / "copy" / "labels" / "small-test.meta.json").unlink()
+    refused = label(tmp_path / "copy", "small", own, "test")
+    assert refused.returncode == 2 and "encodes the audio's own length; pass --frames unpadded" in refused.stderr
+    assert label(tmp_path / "copy", "small", own, "test", "--frames", "unpadded").returncode == 0
+    transcriber = load_transcriber(own, language="en", long_audio=None)
+    durations = np.array([0.5, 1.1, 0.5])
+    costs = encoder_macs_g(transcriber, durations)
+    assert costs[0] == costs[2] < costs[1]
+    wavs = torch.zeros(1, 17600)
+    assert costs[1] == pytest.approx(count_macs(transcriber.encode, wavs, torch.ones(1)).macs / 1e9)
+    whole = load_transcriber(tiny_whispers["small"], language="en", long_audio=None)
+    assert len({*encoder_macs_g(whole, durations)}) == 1
+    assert encoder_time_s(transcriber, durations).shape == (3,)
+
+
 @pytest.mark.parametrize("options", [
     ["--router_input", "encoder", "--calibrate_large_share", "0.5"], ["--router_input", "large_encoder", "--target", "label"],
     ["--router_input", "audio", "--calibrate_macs_g", "1.0"], ["--router_input", "transcript"], ["--router_input", "small_model"],
@@ -138,11 +187,24 @@ def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: d
     assert out.with_suffix(".png").stat().st_size > 10000
 
 
-def test_states_on_the_fly_train_the_same_decider(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("router_input", ["encoder", "small_model"])
+def test_states_on_the_fly_train_the_same_decider(
+    router_input: str, place: Path, tiny_whispers: dict[str, str], tmp_path: Path
+) -> None:
     """Up to the half precision of the store."""
     weights = []
     for i, folder in enumerate((str(place / "states"), "null")):
-        done = train(place, tiny_whispers, tmp_path / str(i), "--states_folder", folder, "--train_only", "True")
+        done = train(
+            place,
+            tiny_whispers,
+            tmp_path / str(i),
+            "--states_folder",
+            folder,
+            "--train_only",
+            "True",
+            "--router_input",
+            router_input,
+        )
         assert done.returncode == 0 and "result:" not in done.stdout, done.stderr
         model = load_transcriber(str(tmp_path / str(i) / "output" / "model"), long_audio=None)
         weights.append(torch.cat([p.flatten() for p in model.routers[0].parameters()]))
@@ -170,7 +232,7 @@ def test_training_finds_what_can_be_learned(place: Path, tiny_whispers: dict[str
 MISTAKES = [
     (["--states_folder", "/nowhere"], "encoder states: no feature store at"), (["--labels_folder", "/nowhere"], "no records at"),
     (["--calibrate_large_share", "0.5", "--calibrate_macs_g", "1"], "give one of"),
-    (["--router_input", "transcripts"], "is not audio, encoder, transcript"), (["--target", "labels"], "is not label or gain"),
+    (["--router_input", "transcripts"], "is not one of audio, encoder"), (["--target", "labels"], "is not label or gain"),
     (["--calibrate_large_share", "30"], "expected a number from 0 to 1"),
 ]  # fmt: skip
 
@@ -236,25 +298,25 @@ def test_noisy_copies(place: Path, tmp_path: Path) -> None:
 
 def test_the_papers_script_on_a_small_common_voice(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
     """scripts/reproduce_decider.sh with the published settings: labels of both models, decider, cascade, table."""
-    (tmp_path / "cv" / "clips").mkdir(parents=True)
-    words = ("turn on the light", "one two three", "open the window now", "number nine please")
+    clips = tmp_path / "cv" / "clips"
+    clips.mkdir(parents=True)
+    large = load_transcriber(tiny_whispers["small"], long_audio=None)  # of random weights; the other one writes no word
     for split, count in (("train", 8), ("dev", 8), ("test", 4)):
         lines = "client_id\tpath\tsentence\tup_votes\tdown_votes\n"
         for i in range(count):
-            soundfile.write(
-                tmp_path / "cv" / "clips" / f"{split}{i}.mp3", chirp(0.6 + 0.1 * i, 100 + 40 * i, 400), 16000
-            )
-            lines += f"s{i}\t{split}{i}.mp3\t{words[i % len(words)]}\t{i}\t0\n"
+            soundfile.write(clips / f"{split}{i}.mp3", chirp(0.6 + 0.1 * i, 100 + 40 * i, 400), 16000)
+            heard = large.transcribe_files([clips / f"{split}{i}.mp3"])[0].text if i % 2 else "this"
+            lines += f"s{i}\t{split}{i}.mp3\t{heard} and so on\t{i}\t0\n"
         (tmp_path / "cv" / f"{split}.tsv").write_text(lines)
     environment = {
-        "SMALL": tiny_whispers["small"], "LARGE": tiny_whispers["large"], "WORK": str(tmp_path / "work"), "VENV": sys.prefix,
-        "OUT": str(tmp_path), "RESULTS": str(tmp_path / "results"),
+        "SMALL": tiny_whispers["large"], "LARGE": tiny_whispers["small"], "WORK": str(tmp_path / "work"), "VENV": sys.prefix,
+        "RESULTS": str(tmp_path / "results"),
     }  # fmt: skip
     options = ["--number_of_epochs", "1", "--num_workers", "0", "--measure_runtime", "False"]
     command = ["bash", "scripts/reproduce_decider.sh", str(tmp_path / "cv"), *options]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "common_voice-tiny-small.json").read_text())
+    found = json.loads((tmp_path / "work" / "common_voice-tiny-small.json").read_text())
     assert found["models"]["all"]["utterances"] == 4 and "decider, large encoder first" in found["routers"]
     (result,) = (json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json"))
     assert result["corpus"] == "common_voice" and set(result["details"]["route_shares"]) == {"tiny", "small"}

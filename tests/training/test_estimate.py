@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_librispeech
+from speechbrain import Stage
 
 from efficient_asr.data import BatchOrder, Rows
 from efficient_asr.training import estimate
@@ -23,9 +24,10 @@ from efficient_asr.training.run import run
 FAST = ["--device", "cpu", "--measure_runtime", "False"]
 
 
-def test_the_longest_batch_is_first_then_the_middle_of_every_part() -> None:
-    assert estimate.middles(np.array([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0])) == [2, 5, 7, 4, 2]
-    assert estimate.middles(np.array([1.0])) == [0, 0]
+def test_the_longest_batch_is_around_the_middle_of_every_part() -> None:
+    assert estimate.middles(np.array([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0])) == [2, 5, 7, 4, 2, 2]
+    assert estimate.middles(np.array([1.0])) == [0, 0, 0]
+    assert estimate.mean([9.0, 1.0, 3.0, 9.0]) == 2.0
 
 
 def test_the_sampled_batches_are_those_of_the_epoch() -> None:
@@ -33,9 +35,9 @@ def test_the_sampled_batches_are_those_of_the_epoch() -> None:
     order = BatchOrder(rows.durations, "random", 3, 30.0, seed=1)
     few, names = estimate.sampled(rows, order)
     batches = [{f"u{i}" for i in batch} for batch in order.batches]
-    assert len(names) == 1 + estimate.PARTS and all({*name} in batches for name in names)
+    assert len(names) == 2 + estimate.PARTS and all({*name} in batches for name in names)
     longest = max(order.batches, key=lambda batch: len(batch) * order.durations[batch].max())
-    assert {*names[0]} == {f"u{i}" for i in longest}
+    assert {*names[0]} == {*names[-1]} == {f"u{i}" for i in longest}
     again = estimate.order_of(few, names)
     assert [[few[i]["id"] for i in batch] for batch in again] == names
     without = few.select([i for i, row in enumerate(few) if row["id"] != names[0][0]])  # the recipe rejected one
@@ -43,13 +45,16 @@ def test_the_sampled_batches_are_those_of_the_epoch() -> None:
 
 
 def test_times_are_scaled_by_hand() -> None:
-    times = {"fit": [9.0, 1.0, 3.0], "wait": [9.0, 0.5, 1.5], "valid": [9.0, 2.0, 4.0]}
-    brain = SimpleNamespace(times=times, preparation_s=1.0, caches=("teacher_cache",))
+    times = {
+        "fit": [9.0, 1.0, 3.0, 9.0], "fit_wait": [9.0, 0.5, 1.5, 9.0], "valid": [9.0, 2.0, 4.0, 9.0],
+        "valid_wait": [9.0, 0.2, 0.4, 9.0],
+    }  # fmt: skip
+    brain = SimpleNamespace(times=times, preparation_s=1.0, filled_before_training=("teacher_cache",))
     hparams = {"epoch_counter": SimpleNamespace(limit=3), "num_workers": 0}
     batches = {"train_split": 10, "valid_split": 5}
     found = estimate.scaled(brain, hparams, batches, 0.5, 0.1)
     assert found["training_h"] == pytest.approx(3 * 10 * (2.0 + 1.0) / 3600)
-    assert found["validation_h"] == pytest.approx(3 * 5 * 3.0 / 3600) and found["preparation_h"] == 0.0
+    assert found["validation_h"] == pytest.approx(3 * 5 * 3.3 / 3600) and found["preparation_h"] == 0.0
     found = estimate.scaled(brain, hparams | {"num_workers": 2}, batches, 0.5, 0.1)
     assert found["training_h"] == pytest.approx(3 * 10 * 2.0 / 3600)  # loading is faster than a step
     found = estimate.scaled(brain, hparams | {"teacher_cache": "somewhere"}, batches, 0.5, 0.1)
@@ -59,9 +64,10 @@ def test_times_are_scaled_by_hand() -> None:
 def test_an_estimate_counts_the_batches_and_leaves_only_its_file(
     tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = CTCBrain.compute_forward
+    slow, stages = CTCBrain.compute_forward, []
 
-    def slower(self: CTCBrain, batch: object, stage: object) -> object:
+    def slower(self: CTCBrain, batch: object, stage: Stage) -> object:
+        stages.append(stage)
         time.sleep(0.2)
         return slow(self, batch, stage)
 
@@ -72,7 +78,10 @@ def test_an_estimate_counts_the_batches_and_leaves_only_its_file(
     printed = capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["epochs"] == 7 and f"7 epochs of {found['batches_per_epoch']} batches" in printed
-    assert 0.2 < found["batch_s"] < 5.0
+    assert 0.2 < found["batch_s"] < 5.0 and found["loading_s"] < 1.0  # validation and saving are no part of loading
+    assert (
+        stages.count(Stage.TRAIN) == 2 + min(estimate.PARTS, found["batches_per_epoch"]) and found["checkpoint_gb"] > 0
+    )
     assert found["training_h"] == pytest.approx(
         7 * found["batches_per_epoch"] * (found["batch_s"] + found["loading_s"]) / 3600
     )
@@ -80,12 +89,43 @@ def test_an_estimate_counts_the_batches_and_leaves_only_its_file(
     parts = ("preparation_h", "training_h", "validation_h", "testing_h")
     assert found["total_h"] == pytest.approx(sum(found[part] for part in parts))
     assert not list(tmp_path.glob("output*")) and not (tmp_path / "results").exists()
-    assert estimate.summed([found, found]).startswith("2 runs: ")
+    assert (
+        estimate.summed([found, found]).startswith("2 trainings: ") and estimate.summed([]) == "no training to estimate"
+    )
 
 
-def test_mistakes_are_explained(tiny_yaml: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run(CTCBrain, [str(tiny_yaml), *FAST, "--estimate", "True"]) == 2
-    assert "ends in .json" in capsys.readouterr().err
+def test_an_estimate_leaves_the_run_and_its_folder_alone(tiny_yaml: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_yaml), *FAST, "--number_of_epochs", "1"]
+    assert run(CTCBrain, arguments) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
+    assert run(CTCBrain, [*arguments, "--estimate"]) == 0
+    after = {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
+    assert before == after and [path.name for path in tmp_path.glob("output*")] == ["output"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--estimate", "True"], "'True' does not end in .json"), (["--estimate=x.yaml"], "'x.yaml' does not end in .json"),
+    (["--estimate", "--test_only", "True"], "leave out --test_only and --debug"),
+    (["--estimate", "--debug"], "leave out --test_only"),
+    (["--estimate", "/proc/no/such.json"], "--estimate: cannot write"),
+])  # fmt: skip
+def test_mistakes_are_explained(
+    options: list[str], message: str, tiny_yaml: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_fit_is_explained(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: CTCBrain, batch: object, stage: Stage) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CTCBrain, "compute_forward", full)
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, "--estimate"]) == 2
+    assert "does not fit into the memory of the GPU; reduce batch_size" in capsys.readouterr().err
+    assert not list(tmp_path.glob("output*"))
 
 
 def wavlm_24(folder: Path) -> str:
@@ -129,4 +169,4 @@ def test_the_papers_settings_on_a_small_librispeech(script: str, batches: dict[s
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "estimates").glob("*.json")}
     assert {name: each["batches_per_epoch"] for name, each in found.items()} == batches
     assert all(each["epochs"] > 1 for each in found.values())
-    assert f"{len(batches)} runs: " in done.stdout.splitlines()[-1]
+    assert f"{len(batches)} trainings: " in done.stdout.splitlines()[-1]

@@ -29,7 +29,7 @@ class AudioContextBrain(WhisperBrain):
     against them.
     """
 
-    needs_text, caches = False, ("targets_folder",)
+    needs_text, filled_before_training = False, ("targets_folder",)
     validates_by = ("test_normaliser", "context_padding_s")
 
     @staticmethod

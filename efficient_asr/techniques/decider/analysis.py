@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from efficient_asr.techniques.decider.router import AFTER_SMALL
 from efficient_asr.utils.errors import UserError
 
 HOW = "run recipes/decider/label.py with both models on this manifest first"
@@ -78,7 +79,7 @@ class Pair:
         odd = next((row["id"] for rows in (self.small, self.large) for row in rows if row[key] is None), None)
         if odd is not None:
             raise UserError(
-                f"the record of '{odd}' has no {key}: run recipes/decider/label.py without --count_macs False"
+                f"the record of '{odd}' has no {key}: run recipes/decider/label.py again, without --count_macs False"
             )
         return tuple(np.array([row[key] for row in rows], dtype=float) for rows in (self.small, self.large))
 
@@ -145,7 +146,7 @@ class Costs:
             return cls(small + router, large + router)
         if order == "encoder":
             return cls(small + router, large + small_encoder + router)
-        if order in ("transcript", "small_model"):
+        if order in AFTER_SMALL:
             return cls(small + router, small + large + router)
         if order == "large_encoder":
             return cls(small + large_encoder + router, large + router)

@@ -31,7 +31,7 @@ from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.parts import build, describe, load_weights, save_folder
 from efficient_asr.models.sources import read_config
-from efficient_asr.techniques.decider.router import STATES_OF, Router, RouterInput
+from efficient_asr.techniques.decider.router import AFTER_SMALL, STATES_OF, Router, RouterInput
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write
 
@@ -171,7 +171,7 @@ class CascadeTranscriber(Transcriber):
         if router.router_input in STATES_OF:
             side = {"small": batch, "large": ahead}[STATES_OF[router.router_input]]
             inputs.hidden_states = side.encode().hidden_states
-        if router.router_input in ("transcript", "small_model"):
+        if router.router_input in AFTER_SMALL:
             seen = batch.transcripts(list(range(len(batch.wavs))))
             inputs.texts, inputs.details = [t.text for t in seen], [t.details for t in seen]
         device = next((p.device for p in router.parameters()), torch.device("cpu"))

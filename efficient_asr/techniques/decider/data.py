@@ -39,7 +39,7 @@ from efficient_asr.techniques.decider.network import (
     SmallModelDecider,
     TranscriptDecider,
 )
-from efficient_asr.techniques.decider.router import ROUTER_INPUTS, STATES_OF, Router, RouterInput
+from efficient_asr.techniques.decider.router import AFTER_SMALL, ROUTER_INPUTS, STATES_OF, Router, RouterInput
 from efficient_asr.utils.errors import UserError
 
 
@@ -127,6 +127,8 @@ class RouterInputs:
         Records of the small model, by id.
     whisper : WhisperTranscriber or None
         Computes encoder states on the fly if there is no store.
+    needs_audio : bool
+        Whether the router, or the Whisper that computes states for it, needs the audio.
     """
 
     def __init__(
@@ -134,8 +136,9 @@ class RouterInputs:
         store: FeatureStore | None,
         records: dict[str, dict[str, Any]] | None = None,
         whisper: WhisperTranscriber | None = None,
+        needs_audio: bool = False,
     ) -> None:
-        self.store, self.records, self.whisper = store, records, whisper
+        self.store, self.records, self.whisper, self.needs_audio = store, records, whisper, needs_audio
 
     @classmethod
     def of(
@@ -149,14 +152,14 @@ class RouterInputs:
             If there are no states, they belong to another model, or they cover fewer frames than the decider needs.
         """
         records = None
-        if router.router_input in ("transcript", "small_model"):
+        if router.router_input in AFTER_SMALL:
             pair = read_pair(hparams, split)
             records = dict(zip(pair.ids, pair.small, strict=True))
         side = STATES_OF.get(router.router_input)
         if side is None:
-            return cls(None, records)
+            return cls(None, records, needs_audio=router.router_input == "audio")
         if not hparams["states_folder"]:
-            return cls(None, records, whisper)
+            return cls(None, records, whisper, needs_audio=True)
         store = open_states(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
         shape = (store.meta["states"], store.meta["dim"])
         if shape != (router.config["states"], router.config["input_size"]):
@@ -174,7 +177,7 @@ class RouterInputs:
         """Return the small model's `record`, and `states` [frames, states, dim] or `wav` [time], as far as they are needed."""
         found = {} if self.records is None else {"record": self.records[row["id"]]}
         if self.store is None:
-            return found if self.records is not None and self.whisper is None else found | {"wav": load_row(row)}
+            return found | ({"wav": load_row(row)} if self.needs_audio else {})
         if row["id"] not in self.store:
             raise UserError(f"{self.store.folder} contains no states of utterance '{row['id']}'; {HOW}")
         return found | self.store.read(row["id"])

@@ -251,7 +251,7 @@ def reported(inputs: RouterInput, *names: str) -> torch.Tensor:
     if any(None in row for row in numbers):
         raise UserError(
             f"a decider on transcripts needs a smaller model that reports {', '.join(names)}; use a Whisper with the backend "
-            "torch or onnx, and write its records again if they are older"
+            "torch or onnx; if the records are older, delete them and run recipes/decider/label.py again"
         )
     return torch.tensor(numbers, dtype=torch.float32).T
 

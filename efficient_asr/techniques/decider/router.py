@@ -10,6 +10,7 @@ import torch
 from efficient_asr.models.parts import Part
 
 ROUTER_INPUTS = ("audio", "encoder", "transcript", "small_model", "large_encoder")
+AFTER_SMALL = ("transcript", "small_model")  # inputs that exist when the smaller model has transcribed the audio
 STATES_OF = {
     "encoder": "small",
     "small_model": "small",

@@ -44,7 +44,7 @@ from efficient_asr.utils.errors import UserError
 class StudentBrain(DistillingBrain):
     """Distil a Whisper into one with fewer layers, from pseudo-labels and, with `teacher`, from its distributions."""
 
-    caches = ("teacher_cache", "encoder_states_folder")
+    filled_before_training = ("teacher_cache", "encoder_states_folder")
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:

@@ -28,7 +28,7 @@ class DistillingBrain(WhisperBrain):
     the original audio and are also used when the student's input is augmented.
     """
 
-    caches = ("teacher_cache",)
+    filled_before_training = ("teacher_cache",)
 
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:
