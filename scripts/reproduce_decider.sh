@@ -40,9 +40,9 @@ TRAIN=${TRAIN:-train} # or train_half, train_eighth
 INPUTS=(encoder transcript audio large_encoder) FRAMES=unpadded MODELS=$EFFICIENT_ASR_MODELS/whisper- TABLE="" CORPUS=routing-dev
 LABEL_OPTIONS="--max_tokens_per_s 8" # as in hparams/real/decider.yaml
 if [ -n "${OWN_LENGTH:-}" ]; then
-    # The large encoder's states of all utterances would take 6 GB, and running it first does not pay; deciders on the small encoder's
-    # states alone were worse than rules.
-    INPUTS=(transcript small_model audio) FRAMES=none ROUTING=output/routing_own_length MODELS=$ROUTING/models/whisper-
+    # The large encoder's states of all utterances would take 6 GB, and running it first does not pay; deciders on log-mel or on the small
+    # encoder's states alone were worse than rules.
+    INPUTS=(transcript small_model) FRAMES=none ROUTING=output/routing_own_length MODELS=$ROUTING/models/whisper-
     TABLE=own-length- CORPUS="routing-dev, silence cache and int8 decoder"
     LABEL_OPTIONS="$LABEL_OPTIONS --quantise decoder-int8"
 fi

@@ -37,7 +37,11 @@ def test_a_folder_of_the_first_version_transcribes_as_it_did(name: str) -> None:
     batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
     found = transcriber.transcribe(batch, torch.tensor([len(wav) for wav in wavs]) / batch.shape[1])
     expected = EXPECTED[name]
-    assert [{"text": one.text, **rounded(one.details)} for one in found] == expected["transcripts"]
+    details = [
+        {key: value for key, value in one.details.items() if key != "min_logprob"} for one in found
+    ]  # came later
+    texts = [one.text for one in found]
+    assert [{"text": text, **rounded(of)} for text, of in zip(texts, details, strict=True)] == expected["transcripts"]
     assert (transcriber.technique, transcriber.label) == (expected["technique"], expected["label"])
     assert transcriber.parameters_count() == expected["parameters"]
 

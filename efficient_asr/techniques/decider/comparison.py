@@ -41,23 +41,32 @@ class Comparison:
             side: WhisperTranscriber.from_source(resolve_source(source))
             for side, source in zip(("small", "large"), args.models, strict=True)
         }
-        self.encoder_costs = {split: self.encoders_of(pair) for split, pair in self.pairs.items()}
-        of_tests = [self.encoder_costs[split] for split in args.tests]
-        self.encoders = {  # means over the tests, of the small and of the large model
-            key: [float(np.concatenate([costs[key][side] for costs in of_tests]).mean()) for side in (0, 1)]
-            for key in ("macs_g", "time_s")
-        }
+        self.encoder_costs: dict[str, dict[str, list[np.ndarray]]] = {}  # by split, as far as they were needed
 
     def read(self, split: str) -> Pair:
         """Read the records of both models on a split."""
         return Pair.read(*(self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair))
 
-    def encoders_of(self, pair: Pair) -> dict[str, list[np.ndarray]]:
-        """Return GMACs and seconds of both encoders on the utterances of a split, [utterances] each."""
-        durations, whispers = pair.durations, self.whispers.values()
+    def encoders_of(self, router: Router, split: str) -> dict[str, list[np.ndarray]]:
+        """Return GMACs and seconds of both encoders on the utterances of a split, [utterances] each; 0 if a route needs none."""
+        durations, whispers = self.pairs[split].durations, self.whispers.values()
+        if router.router_input not in ("encoder", "large_encoder"):
+            return {key: [np.zeros(len(durations))] * 2 for key in ("macs_g", "time_s")}
+        if split not in self.encoder_costs:
+            self.encoder_costs[split] = {
+                "macs_g": [encoder_macs_g(whisper, durations) for whisper in whispers],
+                "time_s": [encoder_time_s(whisper, durations) for whisper in whispers],
+            }
+        return self.encoder_costs[split]
+
+    @property
+    def encoders(self) -> dict[str, list[float]]:
+        """Means over the tests of the costs of the small and of the large encoder; empty if no router needs an encoder alone."""
+        of_tests = [self.encoder_costs[split] for split in self.args.tests if split in self.encoder_costs]
+        keys = ("macs_g", "time_s") if of_tests else ()
         return {
-            "macs_g": [encoder_macs_g(whisper, durations) for whisper in whispers],
-            "time_s": [encoder_time_s(whisper, durations) for whisper in whispers],
+            key: [float(np.concatenate([costs[key][side] for costs in of_tests]).mean()) for side in (0, 1)]
+            for key in keys
         }
 
     def costs(self, router: Router, pair: Pair, key: str, own: np.ndarray, encoders: dict[str, Any]) -> Costs:
@@ -110,7 +119,7 @@ class Comparison:
 
     def closed(self, router: Router, split: str, seen: tuple, key: str, rows: np.ndarray | None = None) -> float | None:
         """Return a router's performance gap recovered (PGR) on (resampled) utterances of a split."""
-        pair, encoders = self.pairs[split], self.encoder_costs[split]
+        pair, encoders = self.pairs[split], self.encoders_of(router, split)
         scores, macs_g, time_s = seen
         own = macs_g if key == "macs_g" else np.full(len(scores), time_s)
         if rows is not None:
@@ -141,7 +150,7 @@ class Comparison:
             found = []
             for router, of in zip(routers, seen, strict=True):
                 scores, macs_g, _ = of[self.args.dev]
-                costs = self.costs(router, dev, "macs_g", macs_g, self.encoder_costs[self.args.dev])
+                costs = self.costs(router, dev, "macs_g", macs_g, self.encoders_of(router, self.args.dev))
                 threshold = threshold_for(dev, scores, costs, key, value)
                 found.append(self.outcome(router, of, threshold))
             points.append({key: value} | {name: statistics.mean(point[name] for point in found) for name in found[0]})
@@ -157,7 +166,7 @@ class Comparison:
             errors += np.where(hard, *pair.values("errors")[::-1]).sum()
             words, sent, count = words + pair.words.sum(), sent + hard.sum(), count + len(hard)
             for key, own in (("macs_g", macs_g), ("time_s", np.full(len(hard), time_s))):
-                costs = self.costs(router, pair, key, own, self.encoder_costs[split])
+                costs = self.costs(router, pair, key, own, self.encoders_of(router, split))
                 totals[key] += np.where(hard, costs.hard, costs.easy).sum()
         return {"large_model_rate": sent / count, "wer_percent": 100 * errors / words} | {
             key: total / count for key, total in totals.items()
@@ -175,7 +184,7 @@ class Comparison:
         scores, macs_g = (np.concatenate([seen[split][i] for split in self.args.tests]) for i in (0, 1))
         times = np.concatenate([np.full(len(seen[split][0]), seen[split][2]) for split in self.args.tests])
         pair = self.pooled()
-        parts = [self.encoder_costs[split][key] for split in self.args.tests]
+        parts = [self.encoders_of(router, split)[key] for split in self.args.tests]
         encoders = {key: [np.concatenate(sides) for sides in zip(*parts, strict=True)]}
         found = curve(pair, scores, self.costs(router, pair, key, macs_g if key == "macs_g" else times, encoders))
         return [[round(float(v), 4) for v in point] for point in zip(found.cost, found.wer_percent, strict=True)][::2]
