@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,41 +38,6 @@ from efficient_asr.utils.files import LineStore, atomic_write_text
 CHECKED = (None, "decoder-int8", "int8")  # beside the selection
 
 
-class Remembered:
-    """Divergences by groups of blocks, kept in a file until the search is done, so that an interrupted search resumes.
-
-    Arguments
-    ---------
-    divergence : callable
-        Measures the divergence of some groups in nats a token.
-    path : Path
-        The file.
-    key : Any
-        Plain data that the divergences depend on.
-    """
-
-    def __init__(self, divergence: Callable[[Iterable[str]], float], path: Path, key: Any) -> None:
-        self.divergence, self.known = divergence, {}
-        self.lines = LineStore(
-            path, key, lambda record, *_: self.known.update({tuple(record["groups"]): record["nats"]})
-        )
-
-    def __call__(self, groups: Iterable[str]) -> float:
-        """Return the divergence of some groups."""
-        groups = tuple(groups)
-        if groups not in self.known:
-            self.known[groups] = self.divergence(groups)
-            self.lines.append({"groups": groups, "nats": self.known[groups]})
-        return self.known[groups]
-
-    def __enter__(self) -> Remembered:
-        self.lines.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.lines.__exit__(*error)
-
-
 def select(args: argparse.Namespace) -> dict[str, Any]:
     """Return the selection of layers, and what it was chosen by."""
     transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=30.0, max_tokens_per_s=8.0)
@@ -92,10 +57,21 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
         "recordings": [[row["id"], row["duration"]] for row in rows],
         "language": args.language,
     }
-    with (
-        Remembered(divergence, args.out.with_suffix(".part.jsonl"), key) as measure,
-        tqdm(total=len(divergence.groups), desc="blocks", unit="block") as progress,
-    ):
+    known: dict[tuple[str, ...], float] = {}  # also of an interrupted search
+    lines = LineStore(
+        args.out.with_suffix(".part.jsonl"),
+        key,
+        lambda record, *_: known.update({tuple(record["groups"]): record["nats"]}),
+    )
+
+    def measure(groups: Iterable[str]) -> float:
+        groups = tuple(groups)
+        if groups not in known:
+            known[groups] = divergence(groups)
+            lines.append({"groups": groups, "nats": known[groups]})
+        return known[groups]
+
+    with lines, tqdm(total=len(divergence.groups), desc="blocks", unit="block") as progress:
 
         def report(group: str, nats: float) -> None:
             progress.update()

@@ -12,7 +12,6 @@ import platform
 import resource
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from efficient_asr.data import Rows, iterate_batches
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
+from efficient_asr.utils.devices import clock
 
 WARM_UP_BATCHES = 2
 LONG_S = 20.0  # announce timings that are expected to take longer
@@ -101,17 +101,12 @@ def measure_runtime(
     rows = rows.select(rows.durations.argsort(kind="stable")) if batch_size > 1 else rows
     audio_s = float(rows.durations.sum())
 
-    def clock() -> float:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     label = f"timing {device}, batch {batch_size}{', LM' if lm else ''}"
     rate = 0.0
     for chunk, wavs, wav_lens in iterate_batches(rows[-batch_size * WARM_UP_BATCHES :], batch_size):
-        start = clock()
+        start = clock(device)
         transcribe_rows(transcriber, chunk, wavs.to(device), wav_lens)
-        rate = (clock() - start) / sum(row["duration"] for row in chunk)
+        rate = (clock(device) - start) / sum(row["duration"] for row in chunk)
     if (estimate_s := rate * audio_s * repeats) > LONG_S:
         print(f"{label}: {repeats} runs of {len(rows)} utterances, about {estimate_s / 60:.1f} min", file=sys.stderr)
     _reset_peak_memory(device)
@@ -121,9 +116,9 @@ def measure_runtime(
             total = 0.0
             for chunk, wavs, wav_lens in iterate_batches(rows, batch_size):
                 wavs, wav_lens = wavs.to(device), wav_lens.to(device)
-                start = clock()
+                start = clock(device)
                 transcribe_rows(transcriber, chunk, wavs, wav_lens)
-                total += clock() - start
+                total += clock(device) - start
                 progress.update(len(chunk))
             times.append(total)
     runtime_s = statistics.median(times)

@@ -20,7 +20,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.runtime import peak_memory_bytes
 from efficient_asr.inference.transcriber import transcribe_rows
 from efficient_asr.training.brain import RecipeBrain
-from efficient_asr.utils.devices import devices_to_time
-from efficient_asr.utils.files import atomic_write_text
+from efficient_asr.utils.devices import clock, devices_to_time
+from efficient_asr.utils.files import atomic_write_text, folder_bytes
 
 PARTS = 4  # parts of equal size that the batches of an epoch are cut into
 FORMAT = "efficient_asr estimate 1"
@@ -109,13 +108,6 @@ def order_of(rows: Rows, batches: list[list[str]]) -> SampledOrder:
     place = {row["id"]: i for i, row in enumerate(rows)}
     kept = [np.array([place[name] for name in batch if name in place], dtype=np.int64) for batch in batches]
     return SampledOrder(rows.durations, [batch for batch in kept if len(batch)])
-
-
-def clock() -> float:
-    """Return the time in seconds when all work on the GPU is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def clocked(brain_class: type[RecipeBrain]) -> type[RecipeBrain]:
@@ -236,8 +228,7 @@ def memory_gb(device: str) -> dict[str, float]:
 
 def checkpoint_gb(folder: Path) -> float:
     """Return the size of the largest checkpoint in a folder."""
-    sizes = [sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) for one in folder.iterdir()]
-    return max(sizes, default=0) / 1e9
+    return max(map(folder_bytes, folder.iterdir()), default=0) / 1e9
 
 
 def shown(hours: float) -> str:

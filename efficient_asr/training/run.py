@@ -53,9 +53,9 @@ from efficient_asr.training.data import (
 from efficient_asr.training.loop import Loop
 from efficient_asr.training.measure import measure
 from efficient_asr.utils import distributed
-from efficient_asr.utils.devices import choose_device, devices_to_time
+from efficient_asr.utils.devices import choose_device, clock, devices_to_time
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
-from efficient_asr.utils.files import atomic_write_text
+from efficient_asr.utils.files import atomic_write_text, folder_bytes
 from efficient_asr.utils.locks import FolderLock
 from efficient_asr.utils.technique import techniques
 
@@ -228,21 +228,15 @@ def _sample_of_a_run(this: Run, brain_class: type[RecipeBrain], folder: Path) ->
     hparams |= {key: str(folder / key) for key in brain_class.filled_before_training if hparams.get(key)}
     splits = prepare_splits(hparams)
     benchmarks = read_benchmarks(hparams, splits, folder)
-    rows = {
-        key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], folder)
-        for key in ("train_split", "valid_split")
-    }
-    model = brain_class.build(hparams, rows["train_split"])
-    for benchmark in benchmarks:
-        brain_class.check_benchmark(model, benchmark, hparams)
+    rows, model = _rows_and_model(hparams, brain_class, splits, benchmarks, folder)
     orders = _batch_orders(hparams, rows)
     few, names = {}, {}
     for key, order in orders.items():
         few[key], names[key] = estimate.sampled(rows[key], order)
     share = float(few["train_split"].durations.sum() / rows["train_split"].durations.sum())
-    started = estimate.clock()
+    started = clock()
     few["train_split"] = brain_class.check_rows(model, few["train_split"], hparams, folder / "skipped.jsonl")
-    checks_s = estimate.clock() - started
+    checks_s = clock() - started
     few["valid_split"] = brain_class.check_valid_rows(model, few["valid_split"], hparams, folder / "skipped.jsonl")
     checkpointer = Checkpointer(folder / "save", model, {})
     once = estimate.for_one_epoch(hparams, folder)
@@ -375,7 +369,7 @@ def _report_checkpoints(folder: Path, keep: bool) -> None:
     """Report the use and the size of the checkpoints of a finished training, or remove them."""
     if not folder.is_dir():
         return
-    size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    size_mb = folder_bytes(folder) / 1e6
     if keep:
         print(
             f"checkpoints: {folder} ({size_mb:.0f} MB); rerun with a larger --number_of_epochs to continue from them; "
@@ -412,15 +406,7 @@ def _train_and_save(
     """
     hparams, output_folder = this.hparams, this.output_folder
     hparams["run_device"] = choose_device(this.run_opts.device)
-    rows = {
-        key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], output_folder)
-        for key in ("train_split", "valid_split")
-    }
-    model = brain_class.build(hparams, rows["train_split"])
-    if hparams["lm_path"]:
-        read_language_model(hparams, model.labels.vocabulary)
-    for benchmark in benchmarks:
-        brain_class.check_benchmark(model, benchmark, hparams)
+    rows, model = _rows_and_model(hparams, brain_class, splits, benchmarks, output_folder)
     rows["train_split"] = brain_class.check_rows(
         model, rows["train_split"], hparams, output_folder / "skipped_training.jsonl"
     )
@@ -437,6 +423,26 @@ def _train_and_save(
         brain_class.calibrate(model, hparams, rows["valid_split"])
         brain_class.save(model, hparams, output_folder / "model", _about(model, hparams, brain_class))
     distributed.ddp_barrier()
+
+
+def _rows_and_model(
+    hparams: dict[str, Any],
+    brain_class: type[RecipeBrain],
+    splits: dict[str, Path],
+    benchmarks: list[Benchmark],
+    folder: Path,
+) -> tuple[dict[str, Rows], torch.nn.Module]:
+    """Read the utterances of training and validation, build the model, and check that it can be evaluated as planned."""
+    rows = {
+        key: brain_class.read_rows(hparams, splits[hparams[key]], hparams[key], folder)
+        for key in ("train_split", "valid_split")
+    }
+    model = brain_class.build(hparams, rows["train_split"])
+    if hparams["lm_path"]:
+        read_language_model(hparams, model.labels.vocabulary)
+    for benchmark in benchmarks:
+        brain_class.check_benchmark(model, benchmark, hparams)
+    return rows, model
 
 
 def _about(model: Any, hparams: dict[str, Any], brain_class: type[RecipeBrain]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -50,3 +51,10 @@ def devices_to_time(wanted: str | Sequence[str] | None, device: str, option: str
     if names == ["all"]:
         return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [choose_device(name, option) for name in dict.fromkeys(names)]
+
+
+def clock(device: str = "cuda") -> float:
+    """Return the time in seconds, when all work on the device is done."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

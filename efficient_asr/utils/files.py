@@ -182,3 +182,8 @@ class LineStore:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder and in those below it, in bytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from efficient_asr.settings.options import (
     yes_or_no,
 )
 from efficient_asr.techniques.decider.data import open_states
-from efficient_asr.utils.devices import choose_device
+from efficient_asr.utils.devices import choose_device, clock
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import LineStore, atomic_write_text
 from efficient_asr.utils.locks import FolderLock
@@ -90,13 +89,13 @@ class Pass:
             self.transcriber.language = (
                 row["language"] if row.get("language") in self.transcriber.languages else self.language
             )
-        started = self._clock()
+        started = clock()
         if self.states is None:
             transcript = self.transcriber.transcribe(wavs, wav_lens)[0]
         else:
             encoded = self.transcriber.encode(wavs, wav_lens, hidden_states=True)
             transcript = self.transcriber.decode(encoded)[0]
-        time_s = self._clock() - started
+        time_s = clock() - started
         if self.states is not None and row["id"] not in self.states:
             frames = unpadded_frames(row["duration"]) if self.unpadded else encoded.states.shape[1]
             self.states.write(row["id"], {"states": torch.stack(encoded.hidden_states, dim=2)[0, :frames].half()})
@@ -107,12 +106,6 @@ class Pass:
             "text": transcript.text, "errors": errors.total, "reference_words": errors.reference_length,
             "time_s": round(time_s, 4), "macs_g": self._macs_g(transcript, wavs, wav_lens), **transcript.details,
         }  # fmt: skip
-
-    @staticmethod
-    def _clock() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def _macs_g(self, transcript: Transcript, wavs: torch.Tensor, wav_lens: torch.Tensor) -> float | None:
         """Return the GMACs of the utterance, from the cache if its cost key was counted before."""

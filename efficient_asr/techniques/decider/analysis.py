@@ -76,12 +76,14 @@ class Pair:
         UserError
             If the records do not have them.
         """
-        odd = next((row["id"] for rows in (self.small, self.large) for row in rows if row[key] is None), None)
-        if odd is not None:
+        found = tuple(np.array([row[key] for row in rows], dtype=float) for rows in (self.small, self.large))
+        missing = np.flatnonzero(np.isnan(found).any(axis=0))  # None becomes NaN
+        if len(missing):
             raise UserError(
-                f"the record of '{odd}' has no {key}: run recipes/decider/label.py again, without --count_macs False"
+                f"the record of '{self.ids[missing[0]]}' has no {key}: run recipes/decider/label.py again, without "
+                "--count_macs False"
             )
-        return tuple(np.array([row[key] for row in rows], dtype=float) for rows in (self.small, self.large))
+        return found
 
     @property
     def gains(self) -> np.ndarray:

@@ -25,7 +25,7 @@ from efficient_asr.techniques.decider.analysis import (
 )
 from efficient_asr.techniques.decider.data import RouterInputs, collate_examples, encoder_macs_g, judge
 from efficient_asr.techniques.decider.network import Rule
-from efficient_asr.techniques.decider.router import STATES_OF, Router, RouterInput
+from efficient_asr.techniques.decider.router import ENCODER_FIRST, STATES_OF, Router, RouterInput
 from efficient_asr.utils.errors import UserError
 
 
@@ -50,7 +50,7 @@ class Comparison:
     def encoders_of(self, router: Router, split: str) -> dict[str, list[np.ndarray]]:
         """Return GMACs and seconds of both encoders on the utterances of a split, [utterances] each; 0 if a route needs none."""
         durations, whispers = self.pairs[split].durations, self.whispers.values()
-        if router.router_input not in ("encoder", "large_encoder"):
+        if router.router_input not in ENCODER_FIRST:
             return {key: [np.zeros(len(durations))] * 2 for key in ("macs_g", "time_s")}
         if split not in self.encoder_costs:
             self.encoder_costs[split] = {

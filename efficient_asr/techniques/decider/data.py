@@ -39,7 +39,14 @@ from efficient_asr.techniques.decider.network import (
     SmallModelDecider,
     TranscriptDecider,
 )
-from efficient_asr.techniques.decider.router import AFTER_SMALL, ROUTER_INPUTS, STATES_OF, Router, RouterInput
+from efficient_asr.techniques.decider.router import (
+    AFTER_SMALL,
+    ENCODER_FIRST,
+    ROUTER_INPUTS,
+    STATES_OF,
+    Router,
+    RouterInput,
+)
 from efficient_asr.utils.errors import UserError
 
 
@@ -308,7 +315,7 @@ def encoder_macs_g(transcriber: WhisperTranscriber, durations: np.ndarray) -> np
 def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: str, large: str) -> Costs:
     """Return the GMACs of each utterance on both routes, including the encoder that the router's input requires."""
     encoders = {}
-    if router.router_input in ("encoder", "large_encoder"):
+    if router.router_input in ENCODER_FIRST:
         side = STATES_OF[router.router_input]
         transcriber = WhisperTranscriber.from_source(resolve_source(small if side == "small" else large))
         encoders = {f"{side}_encoder": encoder_macs_g(transcriber, pair.durations)}

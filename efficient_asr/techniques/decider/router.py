@@ -11,6 +11,10 @@ from efficient_asr.models.parts import Part
 
 ROUTER_INPUTS = ("audio", "encoder", "transcript", "small_model", "large_encoder")
 AFTER_SMALL = ("transcript", "small_model")  # inputs that exist when the smaller model has transcribed the audio
+ENCODER_FIRST = (
+    "encoder",
+    "large_encoder",
+)  # inputs for which an encoder runs before it is decided which model goes on
 STATES_OF = {
     "encoder": "small",
     "small_model": "small",
