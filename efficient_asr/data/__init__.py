@@ -2,6 +2,7 @@
 
 from efficient_asr.data.audio import (
     SAMPLE_RATE,
+    AudioReport,
     from_samples,
     inspect_audio,
     load_audio,
@@ -34,6 +35,7 @@ __all__ = [
     "ORIGIN",
     "SAMPLE_RATE",
     "TABLES",
+    "AudioReport",
     "BatchOrder",
     "FeatureStore",
     "Loader",

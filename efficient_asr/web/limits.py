@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from efficient_asr.data import inspect_audio, load_audio
 from efficient_asr.utils.errors import UserError
+from efficient_asr.web.decoder import decode
 
 # Hosts from which links may be fetched, with their subdomains.
 LINK_HOSTS = (
@@ -73,24 +73,27 @@ class Limits:
         UserError
             If it is too large or too long, or not audio; the message does not show where the file is.
         """
+        self._decode(path, name, samples=False)
+
+    def read(self, path: str | Path, name: str = "the recording") -> torch.Tensor:
+        """Return the audio [time] of an uploaded or fetched file; see `check`."""
+        return self._decode(path, name, samples=True)
+
+    def _decode(self, path: str | Path, name: str, samples: bool) -> torch.Tensor | None:
         if not Path(path).is_file():
             raise UserError(f"{name} is not here any more; upload it again")
         size = Path(path).stat().st_size
         if size > self.largest_bytes:
             raise UserError(f"{name} has {size / 1e6:.0f} MB; the limit is {self.largest_mb:g} MB")
-        report = inspect_audio(path, samples=False)
+        try:
+            report, wav = decode(str(path), self.longest_s, samples)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), name)) from None
         if report.duration_s > self.longest_s:
             raise UserError(f"{name} lasts {report.duration_s / 60:.0f} min; the limit is {self.longest_s / 60:g} min")
         if report.problem:
             raise UserError(report.problem.replace(str(path), name))
-
-    def read(self, path: str | Path, name: str = "the recording") -> torch.Tensor:
-        """Return the audio [time] of an uploaded or fetched file; see `check`."""
-        self.check(path, name)
-        try:
-            return load_audio(path, longest_s=self.longest_s)
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), name)) from None
+        return wav
 
 
 class Visitors:

@@ -192,9 +192,22 @@ def serve(app: FastAPI, host: str, port: int, behind_proxy: bool = False) -> Non
             raise UserError(f"--port: {host}:{port} cannot be used ({error.strerror}); choose another one") from None
         port = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, proxy_headers=behind_proxy)
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, f"serving on http://{shown}:{port} (Ctrl-C ends it)").run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that says where it is once it answers; signals are its own from then on."""
+
+    def __init__(self, config: uvicorn.Config, message: str) -> None:
+        super().__init__(config)
+        self.message = message
+
+    async def startup(self, *args: Any, **kwargs: Any) -> None:
+        """Start, and print the message."""
+        await super().startup(*args, **kwargs)
+        if not self.should_exit:
+            print(self.message, flush=True)
 
 
 def interrupt_on_sigterm() -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
+import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from efficient_asr.data import load_audio
+from efficient_asr.data import AudioReport, load_audio
 from efficient_asr.utils.errors import UserError
+from efficient_asr.web import decoder
 from efficient_asr.web.limits import LINK_HOSTS, Busy, Limits, Visitors
 from efficient_asr.web.link_process import options_of
 from efficient_asr.web.links import check_link, fetch
@@ -47,13 +51,50 @@ def test_too_long_and_too_large_recordings_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_that_lies_does_not_get_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efficient_asr.data.audio import AudioReport
-    from efficient_asr.web import limits
+    monkeypatch.setattr(decoder, "inspect_audio", lambda *_, **__: AudioReport(1.0, None))
+    path = str(tone(tmp_path / "a.wav", 5))
+    with pytest.raises(UserError, match="longer than 2 s"):
+        decoder.read(path, 2, samples=True)
+    assert len(decoder.read(path, 5, samples=True)[1]) == 80000
 
-    monkeypatch.setattr(limits, "inspect_audio", lambda *_, **__: AudioReport(1.0, None))
-    with pytest.raises(UserError, match="the recording is longer than 2 s"):
-        Limits(longest_s=2).read(tone(tmp_path / "a.wav", 5))
-    assert len(load_audio(tmp_path / "a.wav", longest_s=5)) == 80000
+
+def test_the_process_that_decodes_returns_the_same_samples(tmp_path: Path) -> None:
+    path = str(tone(tmp_path / "a.wav", 2))
+    report, wav = decoder.decode(path, 60, samples=True)
+    assert report == decoder.read(path, 60, samples=True)[0] and torch.equal(wav, load_audio(path))
+    assert decoder.decode(path, 60, samples=False) == (report, None)
+    assert decoder.decode(path, 1, samples=True) == (report, None)
+
+
+def crash(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang(*_: object) -> None:
+    time.sleep(60)
+
+
+def eat(sender: object, *_: object) -> None:
+    decoder.limit_process(1.0, 5.0, memory_bytes=1 << 30)
+    with contextlib.suppress(MemoryError):
+        bytearray(4 << 30)
+        sender.send_bytes(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("work", "message"), [(crash, "decoder crashed"), (hang, "longer than 1 s to decode"), (eat, "ran out of memory")]
+)
+def test_a_file_that_ends_the_decoder_ends_nothing_else(
+    work: Callable, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tone(tmp_path / "a.wav", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "_work", work)
+        patch.setattr(decoder, "TIMEOUT_S", 1.0)
+        with pytest.raises(UserError, match=f"the recording: .*{message}"):
+            Limits(longest_s=1).read(path)
+    assert len(Limits().read(path)) == 16000
+    assert not multiprocessing.active_children()
 
 
 # ------------------------------------------------------------ numbers
