@@ -21,7 +21,7 @@ def load_transcriber(source: str | os.PathLike[str], **options) -> Transcriber:
     Arguments
     ---------
     source : str or Path
-        A model folder written by a recipe (`<output_folder>/model`), a Whisper directory, or the Hub id of a Whisper model.
+        A model folder written by a recipe (`<output_folder>/model`), a Whisper directory, or the Hub id of either.
     **options
         Passed to the transcriber, for example `lm_path`, `alpha`, `beta`, `beam_size` for CTC models and `language`
         for Whisper.

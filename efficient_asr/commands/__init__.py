@@ -16,6 +16,7 @@ COMMANDS = {
     "calibrate": "a copy of a Whisper that encodes each utterance on its own length, without training",
     "app": "web page for models, with an endpoint for programs; explorer of results",
     "model_card": "README.md of a model folder, with its results",
+    "publish": "a model folder with its card, on the Hugging Face Hub or in another folder",
     "export": "a trained model for transformers, SpeechBrain or faster-whisper",
 }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from efficient_asr.evaluation.model_card import check_results, write_card
+from efficient_asr.evaluation.model_card import check_results, results_beside, write_card
 from efficient_asr.utils.errors import UserError
 
 
@@ -26,8 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, nargs="+", help="results of efficient-asr evaluate or of a recipe")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md of another author")
     args = parser.parse_args(argv)
-    paths = args.results or sorted((args.model.absolute().parent / "results").glob("*.json"))
-    results = check_results(args.model, paths)
+    results = check_results(args.model, args.results or results_beside(args.model))
     if args.overwrite:
         (args.model / "README.md").unlink(missing_ok=True)
     path = write_card(args.model, results)

@@ -157,6 +157,11 @@ def _use(folder: Path, is_plain_whisper: bool) -> list[str]:
     return lines
 
 
+def results_beside(folder: Path) -> list[Path]:
+    """Return the results of the recipe's run that made a model folder."""
+    return sorted((Path(folder).absolute().parent / "results").glob("*.json"))
+
+
 def check_results(folder: Path, paths: Sequence[Path]) -> list[Result]:
     """Read results.
 

@@ -10,6 +10,7 @@ from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.backends import own_folder
+from efficient_asr.models.hub import fetch
 from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.text.languages import is_language, normalise_or_keep
@@ -33,7 +34,7 @@ def load_transcriber(
     backend: str | None = None,
     **options: Any,
 ) -> Transcriber:
-    """Load a transcriber from a model folder of this project, a Whisper directory, or a Whisper hub id.
+    """Load a transcriber from a model folder of this project, a Whisper directory, or the hub id of either.
 
     Arguments
     ---------
@@ -70,7 +71,7 @@ def load_transcriber(
     UserError
         If `source` is not a supported model or an option does not apply to it.
     """
-    source = resolve_source(source)
+    source = fetch(resolve_source(source))
     is_whole_folder = os.path.isdir(source) and not is_adapter(source)
     config = read_config(own_folder(source)) if is_whole_folder else {}
     language = normalise_or_keep(language)

@@ -49,7 +49,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @functools.cache
-def _hub_problem() -> str | None:
+def hub_problem() -> str | None:
     """Return why the Hugging Face Hub cannot be reached, None if it can; asked once, without the hub client's retries."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
@@ -62,7 +62,7 @@ def _hub_problem() -> str | None:
 
 def hub_options(source: str) -> dict[str, Any]:
     """Return options for `from_pretrained`: for a hub id without a connection, only files that were downloaded before."""
-    return {} if os.path.isdir(source) or _hub_problem() is None else {"local_files_only": True}
+    return {} if os.path.isdir(source) or hub_problem() is None else {"local_files_only": True}
 
 
 def not_found(source: str, what: str, reason: str) -> UserError:
@@ -71,11 +71,11 @@ def not_found(source: str, what: str, reason: str) -> UserError:
         return UserError(
             f"'{source}' is not a {what} ({'damaged: ' + reason if os.path.isdir(source) else 'no such folder'})"
         )
-    if os.path.isdir(source) or _hub_problem() is None:
+    if os.path.isdir(source) or hub_problem() is None:
         return UserError(f"'{source}' is neither a {what} nor a reachable hub id, or it is damaged ({reason})")
     return UserError(
         f"'{source}' is neither a {what} nor a hub id that was downloaded before, and the Hugging Face Hub cannot be reached "
-        f"({_hub_problem()}). Where there is a network, run: hf download {source} --local-dir FOLDER; copy FOLDER here and use "
+        f"({hub_problem()}). Where there is a network, run: hf download {source} --local-dir FOLDER; copy FOLDER here and use "
         "its path"
     )
 
