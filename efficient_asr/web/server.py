@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -20,12 +21,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import folder_bytes
 from efficient_asr.web.limits import Limits, Visitors
 from efficient_asr.web.openai_api import error_response, make_router
 from efficient_asr.web.recognisers import Recogniser
 
 FOLDER = "efficient_asr_app_"  # begins the names of temporary folders, with the number of the process
 _ELSEWHERE = re.compile(r"(file=|proxy=|stream/)/*[a-z]+:", re.IGNORECASE)
+KEPT = 20  # all uploads to the page together may be so many times the largest one
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -38,10 +41,13 @@ class LimitBody:
         The ASGI application.
     largest_bytes : int
         The limit.
+    uploads : Path, optional
+        Folder of what the page has received. If it holds `KEPT` times the limit, further uploads are refused until the oldest
+        are deleted.
     """
 
-    def __init__(self, app: Any, largest_bytes: int) -> None:
-        self.app, self.largest_bytes = app, largest_bytes
+    def __init__(self, app: Any, largest_bytes: int, uploads: Path | None = None) -> None:
+        self.app, self.largest_bytes, self.uploads = app, largest_bytes, uploads
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or answer with status 413."""
@@ -56,6 +62,10 @@ class LimitBody:
         if not stated.isdigit() or int(stated) > self.largest_bytes:
             await refused(scope, receive, send)
             return
+        if self.uploads is not None and scope["path"].endswith("/upload"):
+            if await anyio.to_thread.run_sync(folder_bytes, self.uploads) > KEPT * self.largest_bytes:
+                await error_response("there are too many recordings here; try again later", 429)(scope, receive, send)
+                return
         seen, begun = 0, False
 
         async def counted() -> Any:
@@ -130,12 +140,13 @@ def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | N
         theirs.
     """
     import gradio as gr
+    from gradio.utils import get_upload_folder
 
     from efficient_asr.web.page import CSS, Page
 
     app, visitors = FastAPI(title="efficient_asr", docs_url=None, redoc_url=None, openapi_url=None), Visitors(limits)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or [*LOOPBACK, "[::1]"])
-    app.add_middleware(LimitBody, largest_bytes=limits.largest_bytes)
+    app.add_middleware(LimitBody, largest_bytes=limits.largest_bytes, uploads=Path(get_upload_folder()))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Any, error: RequestValidationError) -> JSONResponse:

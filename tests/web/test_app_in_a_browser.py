@@ -297,6 +297,19 @@ def test_paths_and_addresses_are_no_inputs_of_the_page(app: App, clips: list[tup
     urllib.request.urlopen(app.url, timeout=10).read()  # and the app goes on
 
 
+def test_uploads_to_the_page_cannot_fill_the_disk(app: App) -> None:
+    httpx = pytest.importorskip("httpx")
+    (folder,) = Path(tempfile.gettempdir()).glob(f"efficient_asr_app_{app.process.pid}_*")
+    other = folder / "served" / "of_others"
+    with open(other, "wb") as file:
+        file.truncate(20 * 200 * 10**6)  # a sparse file
+    address = f"{app.url}/gradio_api/upload"
+    refused = httpx.post(address, files={"files": ("a.wav", b"1")})
+    other.unlink()
+    assert refused.status_code == 429 and "too many recordings" in refused.text
+    assert httpx.post(address, files={"files": ("a.wav", b"1")}).status_code == 200
+
+
 def test_a_foreign_name_is_refused(app: App) -> None:
     request = urllib.request.Request(app.url, headers={"Host": "attacker.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
