@@ -11,10 +11,10 @@ loopback: to let others in, put a web server with encryption and logins in front
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from efficient_asr import load_transcriber
-from efficient_asr.models.sources import resolve_source
 from efficient_asr.reporting.explorer import explorer_html
 from efficient_asr.settings.options import add_lm_options, add_whisper_options, at_least, lm_options, whisper_options
 from efficient_asr.utils.devices import choose_device
@@ -70,8 +70,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("give one or more models, or a folder with --results")
     if args.language == "manifest":
         raise UserError("--language manifest: recordings have no manifest; choose the language on the page")
-    if args.longest_s <= 0 or args.largest_mb <= 0:
-        raise UserError("--longest_s and --largest_mb must be above 0")
+    if not (0 < args.longest_s < math.inf and 0 < args.largest_mb < math.inf):
+        raise UserError("--longest_s and --largest_mb must be numbers above 0")
     args.device = choose_device(args.device)
     return args
 
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     recognisers = []
     for name, source in sources.items():
         print(f"loading {name}", flush=True)
-        recognisers.append(Recogniser(name, load_transcriber(resolve_source(source), **options).to(args.device), turns))
+        recognisers.append(Recogniser(name, load_transcriber(source, **options).to(args.device), turns))
     with server.own_folder():
         app = server.make_app(recognisers, limits, args.allow_host)
         server.serve(app, args.host, args.port, args.behind_proxy)

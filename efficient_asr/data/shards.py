@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from efficient_asr.utils.files import file_state, sha256_of
 
 FORMAT, INDEX = "efficient_asr features 1", "index.json"
 DTYPES = ("float32", "float16")
+LEFT_BEHIND_S = 3600.0  # a download that was not touched for so long is not going on
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs")  # without folders; making one would make a bucket
 _WORDS = {
     "s3": "pip install s3fs; credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for other stores, AWS_ENDPOINT_URL",
@@ -390,15 +392,19 @@ class Shards:
 
     def _make_room(self, needed: int, keep: Path) -> None:
         """Delete the shards that were not used for the longest time."""
-        files = [path for path in self.cache.glob("*.parquet") if path != keep]
-        with contextlib.suppress(FileNotFoundError):  # another process deletes too
-            by_age = sorted(files, key=lambda path: path.stat().st_mtime)
-            size = sum(path.stat().st_size for path in by_age)
-            for path in by_age:
-                if size + needed <= self.cache_bytes:
-                    return
-                size -= path.stat().st_size
-                path.unlink()
+        found = []
+        for path in {*self.cache.glob("*.parquet"), *self.cache.glob("*.partial")} - {keep}:
+            with contextlib.suppress(FileNotFoundError):  # another process deletes too
+                state = path.stat()
+                is_old = time.time() - state.st_mtime > LEFT_BEHIND_S
+                if path.suffix != ".partial" or is_old:
+                    found.append((state.st_mtime, state.st_size, path))
+        size = sum(each for _, each, _ in found)
+        for _, own, path in sorted(found):
+            if size + needed <= self.cache_bytes:
+                return
+            size -= own
+            path.unlink(missing_ok=True)
 
 
 class StoredUtterances(Dataset):

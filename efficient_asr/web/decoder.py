@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
 from efficient_asr.data import SAMPLE_RATE, AudioReport, inspect_audio, load_audio
 from efficient_asr.utils.errors import UserError
 
-TIMEOUT_S = 30.0  # and a second for each minute of the longest recording
-MEMORY_BYTES = (
-    6 << 30
-)  # address space of a process with what it has loaded; 16 bytes are added for each sample of the longest recording
-_WAY = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_context = multiprocessing.get_context(_WAY)
-_at_once = threading.BoundedSemaphore(os.cpu_count() or 1)
+HEADER_S, SAMPLES_S, LONGEST_TIMEOUT_S = (
+    15.0,
+    30.0,
+    3600.0,
+)  # for samples, a second is added for each minute that is allowed
+MEMORY_BYTES, BYTES_PER_S = 2 << 30, 12 * 96_000  # on top of what a process has loaded; of recordings at up to 96 kHz
+_checking = threading.BoundedSemaphore(os.cpu_count() or 1)
+_start: list[Any] = []  # how processes are started
+
+
+def start() -> None:
+    """Start the process that others are forked from. Its socket lies in the temporary folder of this moment."""
+    if _start:
+        return
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        try:
+            multiprocessing.set_forkserver_preload([__name__])  # imported once; a process then starts in milliseconds
+            forkserver.ensure_running()
+            _start.append(multiprocessing.get_context("forkserver"))
+            return
+        except OSError:  # a path that is too long for a socket
+            pass
+    _start.append(multiprocessing.get_context("spawn"))
 
 
 def decode(path: str, longest_s: float, samples: bool) -> tuple[AudioReport, torch.Tensor | None]:
@@ -48,20 +69,42 @@ def decode(path: str, longest_s: float, samples: bool) -> tuple[AudioReport, tor
     UserError
         If the samples cannot be decoded, the process died, or it took too long.
     """
-    timeout_s = TIMEOUT_S + longest_s / 60
-    with _at_once:
-        if _WAY == "forkserver":
-            _context.set_forkserver_preload([__name__])  # imported once; a process then starts in milliseconds
-        receiver, sender = _context.Pipe(duplex=False)
-        process = _context.Process(target=_work, args=(sender, path, longest_s, samples, timeout_s), daemon=True)
+    start()
+    timeout_s = min(SAMPLES_S + longest_s / 60, LONGEST_TIMEOUT_S) if samples else HEADER_S
+    with contextlib.nullcontext() if samples else _checking:  # samples are read by one request at a time already
+        receiver, sender = _start[0].Pipe(duplex=False)
+        process = _start[0].Process(target=_work, args=(sender, path, longest_s, samples, timeout_s), daemon=True)
         process.start()
         sender.close()
-        try:
-            return _received(receiver, path, timeout_s)
-        finally:
-            receiver.close()
-            process.kill()
-            process.join()
+        with _killed_after(process, timeout_s) as is_late:
+            try:
+                return _received(receiver, longest_s)
+            except (EOFError, OSError):
+                process.join()
+                late, code = f"it takes longer than {timeout_s:.0f} s to decode", process.exitcode
+                crashed = f"it cannot be decoded; the decoder crashed or ran out of memory ({code})"
+                raise UserError(f"{path}: {late if is_late.is_set() else crashed}") from None
+            finally:
+                receiver.close()
+                process.kill()
+                process.join()
+
+
+@contextlib.contextmanager
+def _killed_after(process: Any, timeout_s: float) -> Iterator[threading.Event]:
+    """Kill a process if the context lasts too long, and set the event."""
+    is_late = threading.Event()
+
+    def kill() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s, kill)
+    timer.start()
+    try:
+        yield is_late
+    finally:
+        timer.cancel()
 
 
 def read(path: str, longest_s: float, samples: bool) -> tuple[AudioReport, torch.Tensor | None]:
@@ -72,31 +115,34 @@ def read(path: str, longest_s: float, samples: bool) -> tuple[AudioReport, torch
     return report, load_audio(path, longest_s=longest_s)
 
 
-def _received(receiver: Connection, path: str, timeout_s: float) -> tuple[AudioReport, torch.Tensor | None]:
+def _received(receiver: Connection, longest_s: float) -> tuple[AudioReport, torch.Tensor | None]:
     """Return what a process sends: JSON, then the samples, if there are any. Nothing that it sends is executed."""
-    if not receiver.poll(timeout_s):
-        raise UserError(f"{path}: it takes longer than {timeout_s:.0f} s to decode")
-    try:
-        answer = json.loads(receiver.recv_bytes())
-        if "error" in answer:
-            raise UserError(answer["error"])
-        report = AudioReport(**answer["report"])
-        wav = torch.frombuffer(bytearray(receiver.recv_bytes()), dtype=torch.float32) if answer["samples"] else None
-    except (EOFError, OSError):
-        raise UserError(f"{path}: it cannot be decoded; the decoder crashed, or ran out of memory") from None
-    return report, wav
+    answer = json.loads(receiver.recv_bytes(1 << 20))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    report = AudioReport(**answer["report"])
+    if not answer["samples"]:
+        return report, None
+    content = receiver.recv_bytes(4 * int((min(longest_s, 1e8) + 1) * SAMPLE_RATE))
+    return report, torch.frombuffer(bytearray(content), dtype=torch.float32)
 
 
-def limit_process(longest_s: float, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> None:
-    """Limit memory and time of this process, and let it leave no core dump."""
+def limit_process(longest_s: float, timeout_s: float) -> None:
+    """Limit memory and time of this process as far as the system can, and let it leave no core dump."""
     try:
         import resource
-    except ImportError:  # not on this system
+    except ImportError:
         return
-    memory = memory_bytes + 16 * int(min(longest_s, 1e6) * SAMPLE_RATE)
-    limits = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, math.ceil(timeout_s)), (resource.RLIMIT_CORE, 0))
-    for limit, value in limits:
-        resource.setrlimit(limit, (value, value))
+    limits = {resource.RLIMIT_CPU: math.ceil(timeout_s) + 1, resource.RLIMIT_CORE: 0}
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = used + MEMORY_BYTES + int(min(longest_s, 1e8) * BYTES_PER_S)
+    for limit, value in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (value, value))
 
 
 def _work(sender: Connection, path: str, longest_s: float, samples: bool, timeout_s: float) -> None:

@@ -84,16 +84,20 @@ class Limits:
             raise UserError(f"{name} is not here any more; upload it again")
         size = Path(path).stat().st_size
         if size > self.largest_bytes:
-            raise UserError(f"{name} has {size / 1e6:.0f} MB; the limit is {self.largest_mb:g} MB")
+            raise UserError(f"{name} has {size / 1e6:.3g} MB; the limit is {self.largest_mb:g} MB")
         try:
             report, wav = decode(str(path), self.longest_s, samples)
         except UserError as error:
             raise UserError(str(error).replace(str(path), name)) from None
         if report.duration_s > self.longest_s:
-            raise UserError(f"{name} lasts {report.duration_s / 60:.0f} min; the limit is {self.longest_s / 60:g} min")
+            raise UserError(f"{name} lasts {_length(report.duration_s)}; the limit is {_length(self.longest_s)}")
         if report.problem:
             raise UserError(report.problem.replace(str(path), name))
         return wav
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.3g} s"
 
 
 class Visitors:

@@ -9,8 +9,10 @@ post-processing, no plugins, no configuration files; no cookies and no netrc are
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -37,14 +39,20 @@ def check_host(url: str, hosts: list[str] | tuple[str, ...]) -> None:
         raise Stopped(f"links to {parts.hostname} are not allowed here")
 
 
-def limit_process(largest_bytes: int) -> None:
-    """Limit memory and the size of files of this process."""
+def limit_process(largest_bytes: int, timeout_s: float) -> None:
+    """Limit memory, size of files, and time of this process, as far as the system can."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(timeout_s) + 15)  # also if nobody waits for it any more
     try:
         import resource
-    except ImportError:  # not on this system
+    except ImportError:
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * largest_bytes, 2 * largest_bytes))
+    limits = {resource.RLIMIT_FSIZE: 2 * largest_bytes}
+    if sys.platform == "linux":
+        limits[resource.RLIMIT_AS] = MEMORY_BYTES
+    for limit, value in limits.items():
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (value, value))
 
 
 def options_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def cause(error: BaseException) -> Stopped | None:
 def main() -> None:
     """Read settings from standard input, fetch, and print the outcome."""
     settings = json.load(sys.stdin)
-    limit_process(settings["largest_bytes"])
+    limit_process(settings["largest_bytes"], settings["timeout_s"])
     try:
         fetch(settings)
         outcome = {}

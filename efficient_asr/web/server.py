@@ -9,6 +9,8 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import folder_bytes
+from efficient_asr.web import decoder
 from efficient_asr.web.limits import Limits, Visitors
 from efficient_asr.web.openai_api import error_response, make_router
 from efficient_asr.web.recognisers import Recogniser
 
 FOLDER = "efficient_asr_app_"  # begins the names of temporary folders, with the number of the process
 _ELSEWHERE = re.compile(r"(file=|proxy=|stream/)/*[a-z]+:", re.IGNORECASE)
-KEPT = 20  # all uploads to the page together may be so many times the largest one
+KEPT = 20  # all files of visitors together may be so many times the largest upload
+KEPT_S, SWEPT_EVERY_S = 3600.0, 300.0  # how long files of visitors are kept, and how often old ones are looked for
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,13 +45,13 @@ class LimitBody:
         The ASGI application.
     largest_bytes : int
         The limit.
-    uploads : Path, optional
-        Folder of what the page has received. If it holds `KEPT` times the limit, further uploads are refused until the oldest
-        are deleted.
+    folder : Path, optional
+        Folder of all files of visitors. Bodies are refused if they could make it larger than `KEPT` times the limit.
     """
 
-    def __init__(self, app: Any, largest_bytes: int, uploads: Path | None = None) -> None:
-        self.app, self.largest_bytes, self.uploads = app, largest_bytes, uploads
+    def __init__(self, app: Any, largest_bytes: int, folder: Path | None = None) -> None:
+        self.app, self.largest_bytes, self.folder = app, largest_bytes, folder
+        self.expected = 0  # bytes of the bodies that are being received
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or answer with status 413."""
@@ -58,14 +62,27 @@ class LimitBody:
             await error_response("only files of this app can be fetched", 403)(scope, receive, send)
             return
         refused = error_response(f"the limit is {self.largest_bytes / 1e6:g} MB", 413)
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        stated = headers.get(b"content-length", b"0")
         if not stated.isdigit() or int(stated) > self.largest_bytes:
             await refused(scope, receive, send)
             return
-        if self.uploads is not None and scope["path"].endswith("/upload"):
-            if await anyio.to_thread.run_sync(folder_bytes, self.uploads) > KEPT * self.largest_bytes:
-                await error_response("there are too many recordings here; try again later", 429)(scope, receive, send)
-                return
+        size = self.largest_bytes if b"transfer-encoding" in headers else int(stated)
+        self.expected += size
+        try:
+            if size and self.folder is not None:
+                kept = await anyio.to_thread.run_sync(folder_bytes, self.folder)
+                if kept + self.expected > KEPT * self.largest_bytes:
+                    await error_response("there are too many recordings here; try again later", 429)(
+                        scope, receive, send
+                    )
+                    return
+            await self._pass_on(scope, receive, send, refused)
+        finally:
+            self.expected -= size
+
+    async def _pass_on(self, scope: Any, receive: Any, send: Any, refused: Any) -> None:
+        """Pass a request on, and end it when its body gets too large."""
         seen, begun = 0, False
 
         async def counted() -> Any:
@@ -98,6 +115,7 @@ def own_folder() -> Iterator[str]:
 
     gradio serves what is in one part of it; uploads to the endpoint and downloads of links are in the other.
     """
+    decoder.start()  # before the temporary folder is another one: its socket lies there
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         process = left.name.removeprefix(FOLDER).partition("_")[0]
         if process == str(os.getpid()) or (process.isdigit() and not _is_running(int(process))):
@@ -114,6 +132,26 @@ def own_folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
         os.environ.pop("GRADIO_TEMP_DIR", None)
         os.environ |= {"GRADIO_TEMP_DIR": before} if before else {}
+
+
+def sweep(folder: Path, keep: frozenset[Path]) -> None:
+    """Delete files that are older than `KEPT_S`, whoever left them there, and folders that are empty."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folders
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > KEPT_S and path not in keep:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _sweep_from_time_to_time(folder: Path) -> None:
+    """Start to `sweep` a folder, except for the files that it has now."""
+    keep = frozenset(folder.rglob("*"))
+
+    def work() -> None:
+        while folder.is_dir():
+            time.sleep(SWEPT_EVERY_S)
+            sweep(folder, keep)
+
+    threading.Thread(target=work, name="sweep", daemon=True).start()
 
 
 def _is_running(process: int) -> bool:
@@ -146,7 +184,8 @@ def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | N
 
     app, visitors = FastAPI(title="efficient_asr", docs_url=None, redoc_url=None, openapi_url=None), Visitors(limits)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or [*LOOPBACK, "[::1]"])
-    app.add_middleware(LimitBody, largest_bytes=limits.largest_bytes, uploads=Path(get_upload_folder()))
+    served = Path(get_upload_folder())
+    app.add_middleware(LimitBody, largest_bytes=limits.largest_bytes, folder=served.parent)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Any, error: RequestValidationError) -> JSONResponse:
@@ -159,10 +198,12 @@ def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | N
     page.warm_up()
     blocks = page.blocks()
     blocks.has_launched = True  # gradio checks paths of inputs only then
-    return gr.mount_gradio_app(
+    mounted = gr.mount_gradio_app(
         app, blocks, path="/", css=CSS, show_error=False, max_file_size=limits.largest_bytes, allowed_paths=[], footer_links=[],
         ssr_mode=False, enable_monitoring=False, run_history=False,
     )  # fmt: skip
+    _sweep_from_time_to_time(served)
+    return mounted
 
 
 def make_explorer(html: str, hosts: list[str] | None = None) -> FastAPI:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 import time
@@ -229,7 +230,7 @@ def test_bad_files_get_a_message_and_the_next_user_is_served(client: Any, upload
     assert "/tmp" not in bad.text and post(client, b"").status_code == 400
     soundfile.write(tmp_path / "long.flac", torch.zeros(16000 * 30).numpy(), 16000)
     long = post(client, (tmp_path / "long.flac").read_bytes())
-    assert long.status_code == 400 and "the limit is 0.333333 min" in long.json()["error"]["message"]
+    assert long.status_code == 400 and "the limit is 20 s" in long.json()["error"]["message"]
     large = post(client, bytes(2_000_000))
     assert large.status_code == 413 and "the limit is 1 MB" in large.json()["error"]["message"]
     assert post(client, upload).status_code == 200
@@ -243,6 +244,24 @@ def test_a_body_without_a_length_is_limited_too(client: Any) -> None:
 
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert client.post("/v1/audio/transcriptions", content=chunks(), headers=headers).status_code == 413
+
+
+def test_old_files_are_deleted_whoever_left_them(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from efficient_asr.web.server import KEPT_S, sweep
+
+    old, new, kept = (tmp_path / name / "a.wav" for name in ("old", "new", "kept"))
+    for path in (old, new, kept):
+        path.parent.mkdir()
+        path.write_bytes(b"1")
+    long_ago = time.time() - KEPT_S - 1
+    for path in (old, kept, old.parent, kept.parent):
+        os.utime(path, (long_ago, long_ago))
+    sweep(tmp_path, frozenset({kept, kept.parent}))
+    assert not old.exists() and new.exists() and kept.exists()
+    os.utime(old.parent, (long_ago, long_ago))  # deleting the file was a change
+    sweep(tmp_path, frozenset({kept, kept.parent}))
+    assert not old.parent.exists() and new.parent.exists()
 
 
 def test_too_many_requests_of_one_address_are_told_to_wait(client: Any, upload: bytes) -> None:
