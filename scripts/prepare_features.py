@@ -20,7 +20,7 @@ import torch
 from efficient_asr.corpora import prepare_corpus
 from efficient_asr.data import Row, load_row, read_manifest
 from efficient_asr.data.shards import DTYPES, Place, write_shards
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.command_line import read_value
 from efficient_asr.settings.options import at_least
@@ -76,7 +76,7 @@ def main() -> None:
     """Run the command."""
     args = parse()
     place = Place(args.out)
-    whisper = Whisper.from_source(resolve_source(args.model), with_padding=False)
+    whisper = Whisper.from_source(model_source(args.model), with_padding=False)
     whisper.labels.default_language = normalise_language(args.language) if args.language else "en"
     whisper.labels.check_language(whisper.labels.default_language)
 

@@ -27,7 +27,8 @@ from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import compared, count_errors
 from efficient_asr.inference.transcriber import transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.int8_search.search import Sensitivity, observe, search
 from efficient_asr.text.languages import normalise_or_keep
@@ -53,7 +54,7 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
         transcriber.model, observe(transcriber.model, wavs, texts, transcriber.language), transcriber.language
     )
     key = {
-        "model": fingerprint(resolve_source(args.model)),
+        "model": fingerprint(model_source(args.model)),
         "recordings": [[row["id"], row["duration"]] for row in rows],
         "language": args.language,
     }

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from efficient_asr.data import load_row, read_manifest
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import at_least, parse_columns
 from efficient_asr.techniques.silence_cache.cache import GROUP, SINKS, SilenceCache
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.exists():
         raise UserError(f"--out: {args.out} exists; choose another folder")
     check_writable(args.out.parent, "--out")
-    model = Whisper.from_source(resolve_source(args.model), with_padding=False)
+    model = Whisper.from_source(model_source(args.model), with_padding=False)
     wavs = None
     if args.manifest is not None:
         rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)

@@ -12,6 +12,7 @@ model runs on. Rerun the command to resume an interrupted evaluation.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import evaluate, score
 from efficient_asr.evaluation.runtime import limit_convolution_cache
 from efficient_asr.models.backends import own_folder
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint, read_config
 from efficient_asr.settings.options import (
     add_lm_options,
@@ -32,6 +34,12 @@ from efficient_asr.settings.options import (
 )
 from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError, check_writable
+
+
+def _about(source: str) -> dict[str, Any]:
+    """Return what is known of how a model was made."""
+    folder = own_folder(source)
+    return read_config(folder).get("about", {}) if (Path(folder) / "config.json").is_file() else {}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     devices = devices_to_time(args.runtime_devices, device, "--runtime_devices")
     check_writable(args.out.parent, "--out")
     lm_given = lm_options(args)
-    transcriber = load_transcriber(args.model, **whisper_options(args))
+    source = model_source(args.model)
+    transcriber = load_transcriber(source, **whisper_options(args))
     benchmark = Benchmark.from_manifest(
         args.manifest,
         normaliser=args.normaliser or transcriber.normaliser,
@@ -65,14 +74,13 @@ def main(argv: list[str] | None = None) -> None:
         task=args.task or "transcribe",
     )
     limit_convolution_cache(len(benchmark.rows))
-    with_lm = load_transcriber(args.model, **lm_given) if lm_given else None
-    folder = own_folder(args.model)
-    about = read_config(folder).get("about", {}) if (Path(folder) / "config.json").is_file() else {}
+    with_lm = load_transcriber(source, **lm_given) if lm_given else None
+    about = _about(source)
     lm_config = with_lm.language_model.config if with_lm else None
     changed = transcriber.changes
     records = score(
         transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
-        f"{fingerprint(args.model)} {whisper_options(args)} {lm_config}", device,
+        f"{fingerprint(source)} {whisper_options(args)} {lm_config}", device,
     )  # fmt: skip
     result = evaluate(
         transcriber,

@@ -24,8 +24,9 @@ from efficient_asr.data import load_row, read_manifest
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.backends import convert
 from efficient_asr.models.ctc import CTCModel
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import is_adapter
-from efficient_asr.models.sources import read_config, resolve_source
+from efficient_asr.models.sources import read_config
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import QUANTISATIONS, at_least
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quantise and args.to not in ("ctranslate2", "onnx"):
         raise UserError("--quantise requires --to onnx or ctranslate2")
     check_writable(args.out.parent, "--out")
-    source = resolve_source(args.model)
+    source = model_source(args.model)
     is_ctc = Path(source).is_dir() and not is_adapter(source) and read_config(source).get("kind") == "ctc"
     if args.manifest is not None and is_ctc:
         raise UserError("--manifest compares Whispers; the logits of CTC models are compared without it")

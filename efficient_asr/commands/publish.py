@@ -4,7 +4,8 @@
     efficient-asr publish output/my_model/1986/model /shared/models/my-model
 
 Every command then takes the hub id, or the folder, as its MODEL. The hub needs `hf auth login`, or HF_TOKEN. A folder without a
-README.md gets a model card first (`efficient-asr model_card`). Nothing is published that is not in the model folder.
+README.md gets a model card first (`efficient-asr model_card`). Nothing is published that is not in the model folder. A TARGET of
+the form organisation/name is on the hub unless a folder of that name exists here.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
     parser.add_argument("target", metavar="TARGET", help="hub id, organisation/name; or a folder, such as ./name")
-    parser.add_argument("--private", action="store_true", help="a new repository on the hub is private")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+    parser.add_argument(
+        "--private", action="store_true", help="the repository on the hub must be private; a new one is made so"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace all files that are there already")
     args = parser.parse_args(argv)
     if not (args.model / "README.md").is_file():
         write_card(args.model, check_results(args.model, results_beside(args.model)))

@@ -37,7 +37,8 @@ from efficient_asr.inference.formats import (
 from efficient_asr.inference.recordings import find_audio, transcribe_parties, transcribe_timed
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.options import add_lm_options, add_whisper_options, at_least, lm_options, whisper_options
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, print_json
@@ -234,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     recordings = find_audio(args.audio)
     decoding = {key: value for key, value in whisper_options(args).items() if key != "timestamps"} | lm_options(args)
-    source = resolve_source(args.model)
+    source = model_source(args.model)
     key = [fingerprint(source), sorted(decoding.items(), key=str), args.channels, args.names, args.timed]
     output = Output(args, recordings, hashlib.sha256(repr(key).encode()).hexdigest())
     missing = [path for path, _ in recordings if str(path) not in output.records]

@@ -13,11 +13,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from efficient_asr.evaluation.result import Result
+from efficient_asr.models.backends import own_folder
+from efficient_asr.models.hub import CARD_MARK
 from efficient_asr.models.sources import read_config
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write_text
-
-MARK = "<!-- written by efficient_asr; without this line, the file is not overwritten -->"
 
 
 def write_card(folder: Path, results: Sequence[Result]) -> Path | None:
@@ -37,7 +37,7 @@ def write_card(folder: Path, results: Sequence[Result]) -> Path | None:
     """
     path = Path(folder) / "README.md"
     text = card_text(Path(folder), results)
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
+    if path.is_file() and CARD_MARK not in path.read_text(encoding="utf-8"):
         return None
     atomic_write_text(path, text)
     return path
@@ -45,7 +45,7 @@ def write_card(folder: Path, results: Sequence[Result]) -> Path | None:
 
 def card_text(folder: Path, results: Sequence[Result]) -> str:
     """Return the text of a card."""
-    config = read_config(str(folder))
+    config = read_config(own_folder(str(folder)))
     about = config.get("about") or {}
     about = about if isinstance(about, dict) else {}
     name = _name(folder, results)
@@ -60,7 +60,7 @@ def card_text(folder: Path, results: Sequence[Result]) -> str:
         model_name=name,
         eval_results=[entry for result in results for entry in _eval_results(result)] or None,
     )
-    parts = ["---", data.to_yaml(), "---", MARK, "", f"# {name}", "", _description(config, about)]
+    parts = ["---", data.to_yaml(), "---", CARD_MARK, "", f"# {name}", "", _description(config, about)]
     parts += ["", "## Results", "", _table(results)] if results else ["", "Nothing was measured."]
     parts += ["", "## Use", "", *_use(folder, is_whisper and not config.get("adapter"))]
     return "\n".join(parts) + "\n"

@@ -10,7 +10,7 @@ from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.backends import own_folder
-from efficient_asr.models.hub import fetch
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import is_adapter
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.text.languages import is_language, normalise_or_keep
@@ -71,7 +71,7 @@ def load_transcriber(
     UserError
         If `source` is not a supported model or an option does not apply to it.
     """
-    source = fetch(resolve_source(source))
+    source = model_source(source)
     is_whole_folder = os.path.isdir(source) and not is_adapter(source)
     config = read_config(own_folder(source)) if is_whole_folder else {}
     language = normalise_or_keep(language)
@@ -110,7 +110,10 @@ def _load_own(
             raise UserError(f"language model options require a CTC model; this is a '{kind}' model")
 
         def load_model(path: str, **more: Any) -> Transcriber:
-            return load_transcriber(path, None, language, None, **more)
+            member = model_source(path)
+            if os.path.isdir(member) and not is_adapter(member) and read_config(own_folder(member)).get("kind") == kind:
+                raise UserError(f"{source}: its member '{path}' is a '{kind}' model too, which is not supported")
+            return load_transcriber(member, None, language, None, **more)
 
         return load_kind(source, load_model, language, options)
     unknown = [key for key in options if key not in LM_OPTIONS]

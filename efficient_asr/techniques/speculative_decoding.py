@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.whisper.decoding import Encoded, Hypothesis
 from efficient_asr.models.whisper.greedy import Decoder, Steps
 from efficient_asr.models.whisper.model import Whisper
@@ -216,7 +216,7 @@ def with_assistant(model: Whisper, source: str) -> SpeculativeWhisper:
     if type(model) is not Whisper:
         raise UserError(f"assistant: not for a Whisper with layers of the technique {model.technique}")
     try:
-        assistant = Whisper.from_source(resolve_source(source), with_padding=False)
+        assistant = Whisper.from_source(model_source(source), with_padding=False)
     except UserError as error:
         raise UserError(f"assistant: {error}") from None
     if type(assistant) is not Whisper:

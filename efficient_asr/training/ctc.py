@@ -14,12 +14,12 @@ from torch import nn
 from efficient_asr.data import SAMPLE_RATE, Rows
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.models.encoders.base import Encoder
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.interchange.speechbrain import (
     is_speechbrain_checkpoint,
     read_labels,
     start_from_speechbrain,
 )
-from efficient_asr.models.sources import resolve_source
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.training.brain import RecipeBrain, leave_out
 
@@ -40,7 +40,7 @@ class CTCBrain(RecipeBrain):
         If `pretrained_model` names a model folder, or a CTC checkpoint of SpeechBrain, the alphabet and the weights are loaded
         from it.
         """
-        folder = hparams["pretrained_model"] and resolve_source(hparams["pretrained_model"])
+        folder = hparams["pretrained_model"] and model_source(hparams["pretrained_model"])
         by_speechbrain = bool(folder) and is_speechbrain_checkpoint(folder)
         if by_speechbrain:
             labels, _ = read_labels(folder)

@@ -35,7 +35,7 @@ from efficient_asr.evaluation.model_card import write_card
 from efficient_asr.evaluation.runtime import limit_convolution_cache
 from efficient_asr.inference.language_model import WHY_NOT, kenlm_is_here
 from efficient_asr.inference.transcriber import MANIFEST
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.settings.command_line import Overrides, parse_command_line
 from efficient_asr.settings.help import recipe_help
 from efficient_asr.settings.yaml import complete_yaml, load_hparams, training_settings
@@ -342,7 +342,7 @@ def _model_to_measure(this: Run, brain_class: type[RecipeBrain]) -> str:
     source = brain_class.baseline_source(this.hparams)
     if not source:
         raise UserError(f"test_only: there is no trained model at {folder}; run the command without it first")
-    source = resolve_source(source)
+    source = model_source(source)
     print(f"no trained model at {folder}: measuring {source} unchanged")
     return source
 

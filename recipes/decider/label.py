@@ -29,8 +29,9 @@ from efficient_asr.evaluation.wer import count_errors
 from efficient_asr.inference.manifest_pass import pass_over
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.log_mel import encoder_frames
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.options import (
     add_whisper_options,
     measuring_parser,
@@ -144,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
     device = choose_device(args.device)
-    source = resolve_source(args.model)
+    source = model_source(args.model)
     transcriber = load_transcriber(source, **whisper_options(args)).to(device)
     if not transcriber.counts_macs:
         raise UserError(

@@ -34,7 +34,8 @@ from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name
 from efficient_asr.evaluation.wer import compared, count_errors, repeated_ngrams
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.settings.command_line import read_value
 from efficient_asr.settings.options import at_least
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
@@ -149,7 +150,7 @@ def main() -> None:
     names, result, transcribers, first = corpus_names(benchmarks), {"systems": {}}, {}, None
     timed = [row for benchmark in benchmarks for row in benchmark.rows[: args.timed]]
     for name, (model, options) in dict(args.systems).items():
-        source = resolve_source(model)
+        source = model_source(model)
         transcribers[name] = load_transcriber(source, **{"language": args.language} | options)
         about = f"{fingerprint(source)} {options} {args.language}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ folder `<output_folder>/student` is a Whisper as transformers writes it.
 
 import sys
 
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.step import read_step
 from efficient_asr.techniques.pruning import prune
@@ -23,7 +23,7 @@ def main() -> None:
     hparams = step.hparams
     if not hparams["source"]:
         raise UserError("source: a student is made of a trained Whisper; give its folder or hub id")
-    source = resolve_source(hparams["source"])
+    source = model_source(hparams["source"])
     model = Whisper.from_source(source, with_padding=False)
     before = sum(parameter.numel() for parameter in model.network.parameters())
     model.reset_metadata()

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from efficient_asr.commands import run_command
-from efficient_asr.evaluation.model_card import MARK
 from efficient_asr.evaluation.result import Result
+from efficient_asr.models.hub import CARD_MARK
 from efficient_asr.training.ctc import CTCBrain
 from efficient_asr.training.run import run
 
@@ -43,7 +43,9 @@ def test_the_command_writes_what_was_measured_later(tmp_path: Path, capsys: pyte
     (folder / "README.md").write_text("# Mine")
     assert run_command("model_card", [str(folder)]) == 2
     assert "--overwrite" in capsys.readouterr().err and (folder / "README.md").read_text() == "# Mine"
-    assert run_command("model_card", [str(folder), "--overwrite"]) == 0 and MARK in (folder / "README.md").read_text()
+    assert (
+        run_command("model_card", [str(folder), "--overwrite"]) == 0 and CARD_MARK in (folder / "README.md").read_text()
+    )
     (tmp_path / "x.json").write_text("{}")
     assert run_command("model_card", [str(folder), "--results", str(tmp_path / "x.json")]) == 2
     assert "is not a result" in capsys.readouterr().err

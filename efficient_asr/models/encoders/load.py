@@ -9,8 +9,9 @@ from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.encoders.base import Encoder
 from efficient_asr.models.encoders.ssl import SSLEncoder
 from efficient_asr.models.encoders.whisper import WhisperEncoder
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import load_config, refuse_quantised
-from efficient_asr.models.sources import read_config, resolve_source
+from efficient_asr.models.sources import read_config
 from efficient_asr.utils.errors import UserError
 
 KINDS = {"whisper": WhisperEncoder, "wav2vec2": SSLEncoder, "hubert": SSLEncoder, "wavlm": SSLEncoder}
@@ -37,7 +38,7 @@ def load_encoder(source: str | os.PathLike[str], layerdrop: float | None = None,
     UserError
         If the source cannot be found or is not a supported encoder.
     """
-    source = resolve_source(source)
+    source = model_source(source)
     trained = _trained(source)
     kind = type(trained) if trained is not None else KINDS[_model_type(source)]
     if kind is WhisperEncoder:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.utils.errors import UserError
 
 
 def load_adapted(kind: Any, source: str) -> Any:
     """Load a Whisper (`kind`, with `from_source`) from an adapter and its base; see `merge_adapter`."""
-    base, network = merge_adapter(source, lambda name: kind.from_source(resolve_source(name)))
+    base, network = merge_adapter(source, lambda name: kind.from_source(model_source(name)))
     own = any((Path(source) / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     tokenizer = type(base.tokenizer).from_pretrained(source) if own else base.tokenizer
     return type(base)(network, tokenizer).eval()

@@ -264,6 +264,8 @@ class Hypothesis:
         Whether it repeated itself and was cut.
     cut_off : bool
         Whether it filled all positions of the model.
+    unfinished : bool
+        Whether a limit came before the end token.
     encoder_s : float
         Seconds of audio and silence that the encoder computed.
     encoded_again : bool
@@ -284,6 +286,7 @@ class Hypothesis:
     temperature: float = 0.0
     looped: bool = False  # it repeated itself and was cut
     cut_off: bool = False
+    unfinished: bool = False
     encoder_s: float = 0.0
     encoded_again: bool = False
     segments: list[dict[str, Any]] = field(default_factory=list)

@@ -228,6 +228,7 @@ def _hypotheses(
                 temperature=temperature,
                 looped=len(tokens) < whole,
                 cut_off=count == model.network.config.max_target_positions - size and row[count - 1] != labels.end,
+                unfinished=count > 0 and row[count - 1] != labels.end,
                 encoder_s=(window if encoded.own is None else int(encoded.own[i])) / POSITIONS_PER_S,
                 segments=_segments(labels, tokens, float(encoded.lengths[i])) if options.timestamps else [],
             )

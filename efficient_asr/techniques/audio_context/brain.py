@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from efficient_asr.data import Row, Rows, absolute_lengths
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.audio_context.context import AudioContext, States, context_loss
@@ -63,7 +64,7 @@ class AudioContextBrain(WhisperBrain):
         """Replace the texts by those of the teacher, running it where that was not done before."""
         known = {row["id"] for row in WhisperBrain.check_rows(model, rows.map(_without_text), hparams, skipped_file)}
         rows = rows.select([i for i, row in enumerate(rows) if row["id"] in known])
-        source, language = resolve_source(hparams["source"]), model.labels.default_language
+        source, language = model_source(hparams["source"]), model.labels.default_language
         room = model.network.config.max_target_positions - model.labels.prompt_length - 1
         limits = {"max_new_tokens": room, "max_tokens_per_s": hparams["max_tokens_per_s"], "cut_loops": True}
         targets = Targets(Path(hparams["targets_folder"]), {"model": fingerprint(source)} | limits)
@@ -80,7 +81,7 @@ class AudioContextBrain(WhisperBrain):
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
         """Open the teacher's states, and load its output layer, which makes logits of them; then train."""
         self.targets = Targets(Path(self.hparams.targets_folder), None)
-        teacher = Whisper.from_source(resolve_source(self.hparams.source), with_padding=False)
+        teacher = Whisper.from_source(model_source(self.hparams.source), with_padding=False)
         self.teacher_output = teacher.network.proj_out.weight.detach().to(self.device)
         language = self.model.labels.default_language
         self.names = {row["id"]: file_name(row, language) for row in train_loader.dataset.rows}

@@ -12,7 +12,7 @@ import torch
 
 from efficient_asr.data import SAMPLE_RATE, read_manifest
 from efficient_asr.inference.whisper import WhisperTranscriber
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.techniques.decider.analysis import (
     Costs,
     Pair,
@@ -38,7 +38,7 @@ class Comparison:
         self.pairs = {split: self.read(split) for split in self.splits}
         self.rows = {split: read_manifest(args.manifests / f"{split}.jsonl") for split in self.splits}
         self.whispers = {
-            side: WhisperTranscriber.from_source(resolve_source(source))
+            side: WhisperTranscriber.from_source(model_source(source))
             for side, source in zip(("small", "large"), args.models, strict=True)
         }
         self.encoder_costs: dict[str, dict[str, list[np.ndarray]]] = {}  # by split, as far as they were needed

@@ -18,9 +18,10 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import load_config
 from efficient_asr.models.log_mel import encoder_frames
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.techniques.decider.analysis import (
     CALIBRATIONS,
     HOW,
@@ -59,7 +60,7 @@ def new_router(hparams: dict[str, Any]) -> Router:
         return TranscriptDecider(hparams["transcript_width"])
     if router_input not in ROUTER_INPUTS:
         raise UserError(f"router_input: '{router_input}' is not one of {', '.join(ROUTER_INPUTS)}")
-    source = resolve_source(hparams[STATES_OF[router_input]])
+    source = model_source(hparams[STATES_OF[router_input]])
     try:
         config = load_config(source)
     except UserError as error:
@@ -88,7 +89,7 @@ def check_settings(hparams: dict[str, Any]) -> None:
     if hparams["target"] not in TARGETS:
         raise UserError(f"target: '{hparams['target']}' is not {' or '.join(TARGETS)}")
     for side in ("small", "large"):
-        source = resolve_source(hparams[side])
+        source = model_source(hparams[side])
         if not os.path.isdir(source):
             continue  # a hub id
         model = fingerprint(source)
@@ -203,7 +204,7 @@ def whisper_for(router: Router, hparams: dict[str, Any]) -> WhisperTranscriber |
     side = STATES_OF.get(router.router_input)
     if side is None or hparams["states_folder"]:
         return None
-    return WhisperTranscriber.from_source(resolve_source(hparams[side]))
+    return WhisperTranscriber.from_source(model_source(hparams[side]))
 
 
 def open_states(folder: Path, meta: dict[str, Any] | None = None) -> FeatureStore:
@@ -317,7 +318,7 @@ def costs_in_macs(router: Router, pair: Pair, router_macs_g: np.ndarray, small: 
     encoders = {}
     if router.router_input in ENCODER_FIRST:
         side = STATES_OF[router.router_input]
-        transcriber = WhisperTranscriber.from_source(resolve_source(small if side == "small" else large))
+        transcriber = WhisperTranscriber.from_source(model_source(small if side == "small" else large))
         encoders = {f"{side}_encoder": encoder_macs_g(transcriber, pair.durations)}
     return Costs.of(router.router_input, *pair.values("macs_g"), router=router_macs_g, **encoders)
 
@@ -374,7 +375,7 @@ def calibrate_threshold(router: Router, rows: Rows, hparams: dict[str, Any]) -> 
 
 def save_cascade(router: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
     """Write a model folder with a router, its `threshold`, and the two models it chooses between."""
-    sources = [resolve_source(hparams[key]) for key in ("small", "large")]
+    sources = [model_source(hparams[key]) for key in ("small", "large")]
     names = [hparams["small_name"], hparams["large_name"]]
     cascade = CascadeTranscriber([load_transcriber(source) for source in sources], [router], [router.threshold], names)
     cascade.history = router.history

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from efficient_asr.data import Rows
-from efficient_asr.models.sources import fingerprint, resolve_source
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.distillation.losses import TeacherDistribution
 from efficient_asr.techniques.distillation.teacher import Teacher, TeacherCache
@@ -54,7 +55,7 @@ class DistillingBrain(WhisperBrain):
         super().train(train_loader, valid_loader)
 
     def _open_teacher(self, rows: Rows) -> Teacher | TeacherCache:
-        source, dtype = resolve_source(self.hparams.teacher), self.hparams.teacher_dtype
+        source, dtype = model_source(self.hparams.teacher), self.hparams.teacher_dtype
         if not self.hparams.teacher_cache:
             return Teacher(source, self.model, dtype)
         about = {
