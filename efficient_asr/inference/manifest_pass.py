@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from efficient_asr.data import Row, Rows, iterate_batches
+from efficient_asr.data import Row, Rows, iterate_batches, load_row
+from efficient_asr.utils.errors import UserError
 
 Work = Callable[[list[Row], torch.Tensor, torch.Tensor], Sequence[dict[str, Any]]]
 
@@ -22,6 +23,42 @@ def unfinished(rows: Rows, batches: Iterable[Sequence[int]], done: Container[str
     return [list(batch) for batch in batches if any(rows[i]["id"] not in done for i in batch)]
 
 
+def worked(rows: Rows, work: Work, skip_bad: bool | None = None) -> list[dict[str, Any]]:
+    """Return the records of a batch.
+
+    Arguments
+    ---------
+    rows : Rows
+        The utterances of the batch.
+    work : callable
+        `(rows, wavs [batch, time], wav_lens [batch])` -> one record each.
+    skip_bad : bool, optional
+        The record of an utterance whose audio cannot be read is `{"id": ..., "problem": ...}`, instead of an error. None for
+        commands that have no such option.
+
+    Raises
+    ------
+    UserError
+        Naming an utterance whose audio cannot be read.
+    """
+    problems: dict[str, dict[str, Any]] = {}
+    try:
+        loaded = list(iterate_batches(rows, max(1, len(rows))))
+    except UserError as error:
+        if not skip_bad:
+            advice = "" if skip_bad is None else ", or pass --skip_bad True to go on without it"
+            raise UserError(f"{error}{advice}") from None
+        for row in rows:
+            try:
+                load_row(row)
+            except UserError as error:
+                problems[row["id"]] = {"id": row["id"], "problem": str(error)}
+        left = rows.select([i for i, row in enumerate(rows) if row["id"] not in problems])
+        loaded = list(iterate_batches(left, max(1, len(left))))
+    found = iter([record for batch in loaded for record in work(*batch)])
+    return [problems[row["id"]] if row["id"] in problems else next(found) for row in rows]
+
+
 def pass_over(
     rows: Rows,
     batches: Sequence[Sequence[int]],
@@ -29,6 +66,7 @@ def pass_over(
     work: Work,
     append: Callable[[dict[str, Any]], None],
     desc: str,
+    skip_bad: bool | None = None,
 ) -> None:
     """Compute the records of batches; see the module docstring.
 
@@ -46,12 +84,14 @@ def pass_over(
         Keeps a record.
     desc : str
         Shown with the progress.
+    skip_bad : bool, optional
+        See `worked`.
     """
     with progress_bar(rows, batches, desc) as progress:
         for batch in batches:
-            for chunk, wavs, wav_lens in iterate_batches(rows.select(batch), max(1, len(batch))):
-                keep(chunk, work(chunk, wavs, wav_lens), done, append)
-                progress.update(sum(row["duration"] for row in chunk))
+            chunk = rows.select(batch)
+            keep(chunk, worked(chunk, work, skip_bad), done, append)
+            progress.update(float(chunk.durations.sum()))
 
 
 def keep(

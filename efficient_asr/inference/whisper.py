@@ -273,6 +273,8 @@ class WhisperTranscriber(Transcriber):
                 del details[key]
         if self.model.labels.languages and self.language is None:
             details["language"] = hypothesis.language
+        if hypothesis.unfinished:
+            details["unfinished"] = True
         if self.options.no_speech_threshold is not None:
             details["no_speech_prob"] = hypothesis.no_speech_prob
         if len(self.options.schedule) > 1:

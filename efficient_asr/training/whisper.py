@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.inference.load import load_transcriber, whisper_keys
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
-from efficient_asr.models.sources import resolve_source
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.models.whisper.new import build_whisper
 from efficient_asr.models.whisper.search import decode
+from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.training.brain import RecipeBrain, leave_out
 from efficient_asr.training.data import without_long
@@ -42,8 +44,9 @@ class WhisperBrain(RecipeBrain):
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Load `source`, or build a new Whisper of `architecture` with a tokenizer trained on the training texts."""
+        _check_languages(hparams["language"], rows)
         if hparams["source"]:
-            model = Whisper.from_source(resolve_source(hparams["source"]), with_padding=False)
+            model = Whisper.from_source(model_source(hparams["source"]), with_padding=False)
             if type(model) not in cls.starts_from:
                 raise UserError(
                     f"source: '{hparams['source']}' is a Whisper model with {model.technique}, which this recipe cannot train"
@@ -189,6 +192,24 @@ class WhisperBrain(RecipeBrain):
             self.count(*([normalise(pair[side], pair[2]) or " " for pair in pairs] for side in (0, 1)))
         smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
         return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
+
+
+def _check_languages(language: str | None, rows: Rows) -> None:
+    """Reject a language other than those of the utterances: they would be trained in theirs, and tested in this one.
+
+    Raises
+    ------
+    UserError
+        Naming both.
+    """
+    if language in (None, MANIFEST):
+        return
+    found = Counter(normalise_or_keep(row["language"]) for row in rows if row.get("language"))
+    others = ", ".join(f"{name} ({count} utterances)" for name, count in found.most_common() if name != language)
+    if others:
+        raise UserError(
+            f"language: it is {language}, but the training manifest says {others}; set it to manifest, for that of each line"
+        )
 
 
 def _shards(hparams: dict[str, Any], split: str) -> Shards:

@@ -3,16 +3,33 @@
     python recipes/pseudo_labelling/filter.py hparams/pseudo_labelling.yaml --manifest calls.jsonl --max_error_percent 20
 
 Run it after label.py, with the same YAML file and output folder. It reads `labels.jsonl` there and writes `filtered.jsonl`,
-`left_out.jsonl` with the reasons, and a report with a figure; with `pack_s`, also `packed.jsonl` and its audio. It takes seconds:
-run it again with other thresholds.
+`left_out.jsonl` with the reasons, and a report with a figure; with `pack_s`, also `packed.jsonl` and its audio. Run it again with
+other thresholds: without packing it takes seconds.
 """
 
 import sys
+from pathlib import Path
 
-from efficient_asr.settings.step import read_step
+from efficient_asr.settings.step import Step, read_step
+from efficient_asr.settings.yaml import load_hparams
 from efficient_asr.techniques.pseudo_labelling.filtering import Rules, read_labels, write_filtered
 from efficient_asr.techniques.pseudo_labelling.packing import write_packed
-from efficient_asr.utils.errors import exit_code
+from efficient_asr.utils.errors import UserError, exit_code
+
+
+def check_same_manifest(step: Step, folder: Path) -> None:
+    """Reject settings that name another manifest than the labels were made of.
+
+    Raises
+    ------
+    UserError
+        Naming both.
+    """
+    path = folder / "label.yaml"
+    asked = step.hparams["manifest"]
+    labelled = load_hparams(path, {})[0]["manifest"] if path.is_file() else asked
+    if labelled != asked:
+        raise UserError(f"manifest: it is {asked}, but the labels in {folder} are of {labelled}; set output_folder")
 
 
 def main() -> None:
@@ -23,6 +40,8 @@ def main() -> None:
     hparams = step.hparams
     names = ("max_error_percent", "min_avg_logprob", "max_no_speech_prob", "max_repetition", "max_duration_s")
     rules = Rules(hparams["filter_metric"], **{name: hparams[name] for name in names})
+    folder = Path(hparams["output_folder"])
+    check_same_manifest(step, folder)
     folder = step.keep("filter")
     report = write_filtered(read_labels(folder / "labels.jsonl"), rules, folder)
     kept, left = (f"{report['utterances'][name]} ({report['hours'][name]:g} h)" for name in ("kept", "left_out"))
@@ -33,6 +52,8 @@ def main() -> None:
         print(
             f"{report['without_text_and_confidence']} have neither a text nor a confidence of the teacher to judge them by"
         )
+    if not report["utterances"]["kept"]:
+        raise UserError("nothing is kept; loosen the rules that are counted above")
     out = folder / "filtered.jsonl"
     (folder / "packed.jsonl").unlink(missing_ok=True)  # of other thresholds
     if hparams["pack_s"] is not None:

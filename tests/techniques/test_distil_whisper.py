@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from efficient_asr import load_transcriber
 from efficient_asr.data import Rows, load_row, read_manifest
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent
+from efficient_asr.models.whisper.labels import WhisperLabels
 from efficient_asr.models.whisper.model import Whisper
-from efficient_asr.techniques.distil_whisper.brain import StudentBrain, matched_layers
+from efficient_asr.techniques.distil_whisper.brain import StudentBrain, _made_before, matched_layers
 from efficient_asr.techniques.distil_whisper.states import EncoderStates
 from efficient_asr.techniques.distil_whisper.targets import is_chosen, with_targets
 from efficient_asr.techniques.distillation.losses import TeacherDistribution, kl_divergence, weighted_loss
@@ -110,6 +111,9 @@ def test_hidden_states_are_matched_with_those_before_the_next_kept_layer(teacher
         (("--encoder_states_folder", "x", "--freeze_encoder", "False"), "freeze_encoder"),
         (("--encoder_states_folder", "x", "--speeds_percent", "[90, 100]"), "speeds_percent"),
         (("--encoder_layers", "2"), "an encoder with fewer layers has to learn"),
+        (("--spec_augment", "True"), "the teacher would hear the masks too"),
+        (("--train_normaliser", "plain", "--timestamp_probability", "0.5"), "timed segments are not normalised"),
+        (("--previous_text_probability", "0.5"), "no utterance has a `speaker`"),
         (("--sigma", "[1.0, 1.0]"), "ce_weight and kl_weight"),
         (("--decoder_layers", "9"), "decoder_layers: expected a number from 1 to 3"),
         (("--timestamp_probability", "1.5"), "timestamp_probability"),
@@ -127,6 +131,43 @@ def test_settings_that_make_no_sense(
     assert message in capsys.readouterr().err
 
 
+def test_a_language_other_than_that_of_the_labels_is_refused(
+    corpus: Path, tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be trained in its own and tested in the other one."""
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    (corpus / "train.jsonl").write_text("".join(json.dumps(row | {"language": "German"}) + "\n" for row in rows))
+    assert train(corpus, tmp_path / "a", teacher, "--language", "en") == 2
+    assert "it is en, but the training manifest says de (4 utterances); set it to manifest" in capsys.readouterr().err
+    options = ("--train_only", "True", "--number_of_epochs", "1")
+    assert train(corpus, tmp_path / "a", teacher, *options, "--language", "de") == 0
+    assert train(corpus, tmp_path / "b", teacher, *options) == 0  # manifest
+
+
+def test_a_student_that_was_made_before_is_known(
+    corpus: Path, tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Whisper.from_source(teacher)
+    model.reset_metadata()
+    prune(model, -1, [1, 2])
+    model.save(tmp_path / "student", {"technique": None, "details": model.history})
+    keep = ("--decoder_layers", "-1", "--train_only", "True", "--number_of_epochs", "1")
+    assert train(corpus, tmp_path / "a", str(tmp_path / "student"), *keep) == 2
+    assert "teacher: the source is an untrained student" in capsys.readouterr().err
+    assert _made_before(str(tmp_path / "student")) == {"kept_decoder_layers": [1, 2]} and _made_before(teacher) == {}
+    # the second layer was kept: the first answers for itself, the second for the rest
+    assert matched_layers(model, Whisper.from_source(teacher), [1, 2]) == [1, 3]
+    options = ("--teacher", teacher, "--hidden_weight", "1.0")
+    assert train(corpus, tmp_path / "b", str(tmp_path / "student"), *keep, *options) == 0
+
+    prune(model, 2, -1)
+    model.save(tmp_path / "cut", {"technique": None, "details": model.history})
+    assert train(corpus, tmp_path / "c", str(tmp_path / "cut"), *keep, "--teacher", teacher) == 2
+    assert "an encoder with fewer layers has to learn" in capsys.readouterr().err
+    options = ("--teacher", teacher, "--freeze_encoder", "False")
+    assert train(corpus, tmp_path / "c", str(tmp_path / "cut"), *keep, *options) == 0
+
+
 # ------------------------------------------------------------ targets
 
 
@@ -135,6 +176,30 @@ def timed_whisper() -> Whisper:
     model = multilingual_whisper(0, max_tokens=60)
     model.labels.timestamp_tokens = range(500, 601)  # 2 s
     return model
+
+
+def test_it_trains_with_times_and_previous_texts(
+    corpus: Path, tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Whisper.from_source(teacher)
+    first = model.labels.generation.no_timestamps_token_id + 1
+    assert not model.labels.timestamp_tokens
+    model.network.resize_token_embeddings(first + 101)  # 0 to 2 s
+    model.save(tmp_path / "timed")
+    lines = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    segments = [[{"start_s": 0.0, "end_s": 0.5, "text": row["text"]}] for row in lines]
+    lines = [row | {"speaker": "a", "segments": own} for row, own in zip(lines, segments, strict=True)]
+    (corpus / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    seen: list[list[int]] = []
+    encode = WhisperLabels.encode_row
+    monkeypatch.setattr(WhisperLabels, "encode_row", lambda self, row: seen.append(encode(self, row)) or seen[-1])
+    options = ("--timestamp_probability", "1.0", "--previous_text_probability", "1.0", "--num_workers", "0")
+    only = ("--train_only", "True", "--number_of_epochs", "1")
+    assert train(corpus, tmp_path / "a", str(tmp_path / "timed"), *options, *only) == 0
+    previous = model.labels.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+    assert any({first, first + 25} <= {*tokens} for tokens in seen) and any(tokens[0] == previous for tokens in seen)
+    assert train(corpus, tmp_path / "b", teacher, *options, *only) == 2
+    assert "timestamp_probability: this Whisper has no timestamps" in capsys.readouterr().err
 
 
 def test_targets_depend_only_on_id_and_seed() -> None:
@@ -248,7 +313,7 @@ def test_the_encoder_stays_and_the_decoder_learns(corpus: Path, tmp_path: Path, 
         ("--teacher_cache", "{out}/cache"),
         ("--hidden_weight", "1.0"),
         ("--freeze_encoder", "False", "--kl_weight", "0"),
-        ("--teacher", "null", "--previous_text_probability", "0.5"),
+        ("--teacher", "null"),
     ],
 )
 def test_it_trains_in_every_form(options: tuple[str, ...], corpus: Path, tmp_path: Path, teacher: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 import tracemalloc
@@ -20,7 +21,7 @@ from efficient_asr.data import Rows, load_audio, read_manifest
 from efficient_asr.inference.manifest_pass import unfinished
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
-from efficient_asr.techniques.pseudo_labelling import labelling, labels
+from efficient_asr.techniques.pseudo_labelling import labelling, labels, packing
 from efficient_asr.techniques.pseudo_labelling.filtering import Rules, read_labels, write_filtered
 from efficient_asr.techniques.pseudo_labelling.labelling import write_labels
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller, confidences
@@ -29,7 +30,7 @@ from efficient_asr.utils.errors import UserError
 
 HPARAMS: dict[str, Any] = {
     "normaliser": "plain", "timestamps": False, "batch_size": 3, "max_batch_length_s": None, "ray_address": None,
-    "ray_workers": None, "language": "en",
+    "ray_workers": None, "language": "en", "skip_bad": False,
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class Says(Transcriber):
 def labeller(transcriber: Transcriber, **options: Any) -> Labeller:
     made = object.__new__(Labeller)
     made.transcriber, made.normaliser, made.timestamps, made.language = transcriber, None, False, None
-    made.dropped = {"text", "origin_text", "segments", "split", "sentence"}
+    made.dropped = {"text", "segments", "split", "sentence", *labels.JUDGED}
     made.__dict__ |= options
     return made
 
@@ -86,14 +87,34 @@ def test_a_label_does_not_choose_a_split_nor_stand_beside_the_text_it_replaces()
     assert found["text"] == "new" and found["origin_text"] == "old"
 
 
-def test_the_language_is_that_of_the_row_then_the_one_given_then_the_one_heard() -> None:
+def test_the_language_is_the_one_that_the_teacher_wrote() -> None:
     pieces = Says(
         "a b", segments=[{"text": "a", "language": "nl"}, {"text": "b", "language": "nl"}, {"language": "de"}]
     )
     row = {"id": "a", "duration": 60.0}
     assert labeller(pieces).label(row, pieces.found)["language"] == "nl"
     assert labeller(pieces, language="fr").label(row, pieces.found)["language"] == "fr"
-    assert labeller(pieces, language="fr").label(row | {"language": "es"}, pieces.found)["language"] == "es"
+    assert labeller(pieces, language="fr").label(row | {"language": "es"}, pieces.found)["language"] == "fr"
+    assert labeller(pieces).label(row | {"language": "es"}, pieces.found)["language"] == "nl"  # it was not told
+    told = Says("a b")
+    assert labeller(told).label(row | {"language": "es"}, told.found)["language"] == "es"  # it hears none
+    pieces.takes_languages = True
+    assert labeller(pieces).label(row | {"language": "es"}, pieces.found)["language"] == "es"
+
+
+def test_a_second_teacher_is_compared_with_the_original_text() -> None:
+    first, second = Says("the cow", avg_logprob=-0.1, tokens=2, unfinished=True), Says("the cat")
+    row = labeller(first).label({"id": "a", "duration": 1.0, "text": "the cat"}, first.found)
+    assert (
+        row["wer_percent"] == 50.0
+        and row["unfinished"]
+        and Rules(max_error_percent=None).reasons(row) == ["unfinished"]
+    )
+    again = labeller(second).label(row | {"reasons": ["WER"]}, second.found)
+    assert again["origin_text"] == "the cat" and again["wer_percent"] == 0.0 and again["avg_logprob"] is None
+    assert "unfinished" not in again and "reasons" not in again
+    unknown = labeller(first).label({"id": "a", "duration": 1.0}, first.found)
+    assert "origin_text" not in labeller(second).label(unknown, second.found)  # the text is a label
 
 
 def test_audio_without_text_has_no_error_rate() -> None:
@@ -161,6 +182,29 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(
     with pytest.raises(UserError, match="was not written by this command"):
         write_labels(rows, hparams, tmp_path / "mine", "cpu")
     assert (tmp_path / "mine" / "labels.jsonl").read_text() == "{}\n" * 5
+
+
+def test_a_file_that_cannot_be_read_costs_no_label(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path / "in", 7)
+    rows = read_manifest(manifest, need_text=False)
+    hparams = HPARAMS | {"teacher_model": tiny_whispers["small"]}
+    whole = [
+        json.loads(line) for line in write_labels(rows, hparams, tmp_path / "whole", "cpu").read_text().splitlines()
+    ]
+    content = (tmp_path / "in/3.wav").read_bytes()
+    (tmp_path / "in/3.wav").write_bytes(content[:44])
+    with pytest.raises(UserError, match=r"utterance 'u3'.*or pass --skip_bad True"):
+        write_labels(rows, hparams, tmp_path / "out", "cpu")
+    out = write_labels(rows, hparams | {"skip_bad": True}, tmp_path / "out", "cpu")
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in found] == [
+        (row["id"], row["text"]) for row in whole if row["id"] != "u3"
+    ]
+    unreadable = tmp_path / "out" / "unreadable.jsonl"
+    assert json.loads(unreadable.read_text())["id"] == "u3"
+    first = out.stat().st_mtime_ns
+    write_labels(rows, hparams | {"skip_bad": True}, tmp_path / "out", "cpu")
+    assert out.stat().st_mtime_ns == first  # it is complete
 
 
 def test_a_language_that_the_teacher_lacks_is_named_before_the_start(tmp_path: Path) -> None:
@@ -272,6 +316,7 @@ def test_ray_gives_the_same_bytes_when_a_node_dies(tiny_whispers: dict[str, str]
         (row_of(no_speech_prob=0.7), ["silence"]),
         (row_of(compression_ratio=2.5, duration=31.0), ["repetition", "too long"]),
         (row_of(text=" ", avg_logprob=None), ["empty text"]),
+        (row_of(unfinished=True), ["unfinished"]),
     ],
 )
 def test_reasons(row: dict[str, Any], reasons: list[str]) -> None:
@@ -279,7 +324,7 @@ def test_reasons(row: dict[str, Any], reasons: list[str]) -> None:
     nothing = Rules(
         max_error_percent=None, min_avg_logprob=None, max_no_speech_prob=None, max_repetition=None, max_duration_s=None
     )
-    assert nothing.reasons(row) == [reason for reason in reasons if reason == "empty text"]
+    assert nothing.reasons(row) == [reason for reason in reasons if reason in ("empty text", "unfinished")]
 
 
 def test_character_error_rates_can_decide_instead() -> None:
@@ -315,12 +360,17 @@ def test_what_is_no_label_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------ packing
 
 
-def test_packs_have_one_speaker_and_fit() -> None:
+def test_packs_have_one_speaker_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        packing, "load_row", lambda row: torch.zeros(round(16000 * row["duration"] + row.get("more", 0)))
+    )
     rows = [{"id": str(i), "duration": d, "speaker": s} for i, (d, s) in enumerate(
         ((10.0, "a"), (15.0, "a"), (5.01, "a"), (3.0, "b"), (40.0, "b"), (2.0, "b"))
     )]  # fmt: skip
-    assert [[row["id"] for row in group] for group in groups(rows, 30.0)] == [["0", "1"], ["2"], ["3"], ["4"], ["5"]]
-    assert [[row["id"] for row in group] for group in groups(rows[:3], 30.02)] == [["0", "1", "2"]]
+    assert [[row["id"] for row, _ in group] for group in groups(rows, 30.0)] == [["0", "1"], ["2"], ["3"], ["4"], ["5"]]
+    assert [[row["id"] for row, _ in group] for group in groups(rows[:3], 30.02)] == [["0", "1", "2"]]
+    longer = [row | {"duration": 10.0, "speaker": "a", "more": 1000} for row in rows[:3]]  # than the manifest says
+    assert [len(group) for group in groups(longer, 30.0)] == [2, 1]
 
 
 def test_packed_audio_and_times_are_those_of_the_utterances(tmp_path: Path) -> None:
@@ -331,8 +381,13 @@ def test_packed_audio_and_times_are_those_of_the_utterances(tmp_path: Path) -> N
     rows[1]["segments"] = [{"start_s": 0.1, "end_s": 0.3, "text": "inner"}]
     out = write_packed(rows, tmp_path, 2.0)
     packs = list(read_manifest(out))
+    (tmp_path / "packed" / "former.flac").touch()
+    written = os.stat(packs[0]["audio"]).st_mtime_ns
+    write_packed(rows, tmp_path, 2.0)  # caches of what was computed from it stay valid
+    assert [*(tmp_path / "packed").iterdir()] == [Path(packs[0]["audio"])]
+    assert os.stat(packs[0]["audio"]).st_mtime_ns == written
     assert [pack.get("packed") for pack in packs] == [["u0", "u1", "u2"], None]  # 0.5 + 0.6 + 0.7 s, and 0.8 alone
-    assert packs[0]["id"] != "packed-000000" and packs[0]["id"].startswith("packed-")  # of the ids, so of any folder
+    assert packs[0]["id"].startswith("packed-")
     wav, first = load_audio(packs[0]["audio"]), load_audio(rows[0]["audio"])
     start = -(-len(first) // 320) * 320
     np.testing.assert_allclose(wav[: len(first)], first, atol=1e-4)

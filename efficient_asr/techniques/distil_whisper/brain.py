@@ -20,6 +20,7 @@ Deviations: the paper's text and its published code exchange the two weights; as
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from efficient_asr.data import Rows, absolute_lengths
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.loading import is_adapter
+from efficient_asr.models.sources import read_config
 from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.greedy import Decoder
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.distil_whisper.states import EncoderStates
-from efficient_asr.techniques.distil_whisper.targets import with_targets
+from efficient_asr.techniques.distil_whisper.targets import check_targets, with_targets
 from efficient_asr.techniques.distillation.brain import LOSS, DistillingBrain
 from efficient_asr.techniques.distillation.losses import TeacherDistribution
 from efficient_asr.techniques.distillation.teacher import TeacherCache
@@ -56,6 +60,9 @@ class StudentBrain(DistillingBrain):
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> Whisper:
         """Remove layers."""
         prune(model, hparams["encoder_layers"], hparams["decoder_layers"])
+        cut = {**_made_before(hparams["source"]), **model.history.get("pruning", {})}
+        if hparams["freeze_encoder"] and "kept_encoder_layers" in cut:
+            raise UserError("encoder_layers: an encoder with fewer layers has to learn; set freeze_encoder to False")
         config = model.network.config
         model.technique = "distil_whisper"
         model.label = f"student {config.encoder_layers}-{config.decoder_layers}"
@@ -70,6 +77,7 @@ class StudentBrain(DistillingBrain):
     def check_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Turn the texts into targets, and reject those that do not fit."""
         shares = (hparams["timestamp_probability"], hparams["previous_text_probability"])
+        check_targets(rows, *shares, has_timestamps=bool(len(model.labels.timestamp_tokens)))
         return WhisperBrain.check_rows(model, with_targets(rows, *shares, hparams["seed"]), hparams, skipped_file)
 
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
@@ -91,7 +99,9 @@ class StudentBrain(DistillingBrain):
                 f"the teacher {'shares the encoder of the student' if self.shares_encoder else 'runs its own encoder'}"
             )
         if self.hparams.hidden_weight:
-            self.matched = matched_layers(self.model, self.teacher.model, self.hparams.decoder_layers)
+            kept = _made_before(self.hparams.source).get("kept_decoder_layers", -1)
+            wanted = kept if self.hparams.decoder_layers == -1 else self.hparams.decoder_layers
+            self.matched = matched_layers(self.model, self.teacher.model, wanted)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> Any:
         """Return next-token logits [batch, tokens - 1, vocabulary]; in training, keep the states that they came from."""
@@ -155,7 +165,7 @@ def matched_layers(student: Whisper, teacher: Whisper, decoder_layers: int | lis
     student, teacher : Whisper
         The models.
     decoder_layers : int or list of int
-        The value of the YAML file. A student that was made before (-1) is taken for one with layers as far apart as possible.
+        The value of the YAML file, or what a student that was made before remembers; -1: layers as far apart as possible.
 
     Raises
     ------
@@ -171,6 +181,16 @@ def matched_layers(student: Whisper, teacher: Whisper, decoder_layers: int | lis
             "or use the teacher that the student's layers come from"
         )
     return [*kept[1:], count]
+
+
+def _made_before(source: str) -> dict[str, Any]:
+    """Return which layers an untrained student kept (make_student.py); an empty dictionary for any other model."""
+    folder = model_source(source)
+    about = read_config(folder).get("about") if os.path.isdir(folder) and not is_adapter(folder) else None
+    if not isinstance(about, dict) or about.get("technique") not in (None, "none"):
+        return {}
+    details = about.get("details")
+    return details.get("pruning", {}) if isinstance(details, dict) else {}
 
 
 def _check(hparams: dict[str, Any]) -> None:
@@ -191,8 +211,14 @@ def _check(hparams: dict[str, Any]) -> None:
         raise UserError("hidden_weight: a cache has no hidden states; set teacher, and teacher_cache to null")
     if hparams["sigma"] is not None or hparams["learn_sigma"]:
         raise UserError("sigma, learn_sigma: the weights are ce_weight and kl_weight here")
-    if hparams["freeze_encoder"] and hparams["encoder_layers"] != -1:
-        raise UserError("encoder_layers: an encoder with fewer layers has to learn; set freeze_encoder to False")
+    if hparams["teacher"] == hparams["source"] and _made_before(hparams["source"]):
+        raise UserError("teacher: the source is an untrained student; set teacher to the Whisper that it was made of")
+    if hparams["train_normaliser"] != "none" and hparams["timestamp_probability"]:
+        raise UserError("train_normaliser: timed segments are not normalised; set timestamp_probability to 0")
+    if hparams["spec_augment"] and hparams["freeze_encoder"]:
+        raise UserError(
+            "spec_augment: the encoder is frozen, and the teacher would hear the masks too; set it to False"
+        )
     if hparams["encoder_states_folder"]:
         augment = hparams["augment"]
         if not hparams["freeze_encoder"]:

@@ -11,6 +11,7 @@ from functools import partial
 
 from efficient_asr.data import Row, Rows
 from efficient_asr.text.normalise import spaced
+from efficient_asr.utils.errors import UserError
 
 
 def with_targets(rows: Rows, timestamps: float, previous_text: float, seed: int) -> Rows:
@@ -28,6 +29,33 @@ def with_targets(rows: Rows, timestamps: float, previous_text: float, seed: int)
         Seed of the choice.
     """
     return Rows(partial(_target, rows, timestamps, previous_text, seed), rows.durations)
+
+
+def check_targets(rows: Rows, timestamps: float, previous_text: float, has_timestamps: bool) -> None:
+    """Reject shares that the utterances, or the student, make impossible, and say where they have no effect.
+
+    Arguments
+    ---------
+    rows : Rows
+        Labelled utterances.
+    timestamps, previous_text : float
+        See `with_targets`.
+    has_timestamps : bool
+        Whether the student has tokens for them.
+
+    Raises
+    ------
+    UserError
+        Naming the key.
+    """
+    if previous_text and not any(row.get("speaker") is not None for row in rows):
+        raise UserError("previous_text_probability: no utterance has a `speaker`, so none follows another; set it to 0")
+    if not timestamps:
+        return
+    if not any(row.get("segments") for row in rows):
+        print("timestamp_probability: no utterance has `segments`, so no target has timestamps")
+    elif not has_timestamps:
+        raise UserError("timestamp_probability: this Whisper has no timestamps; set it to 0")
 
 
 def is_chosen(name: str, what: str, share: float, seed: int) -> bool:

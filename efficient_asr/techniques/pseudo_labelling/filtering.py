@@ -3,7 +3,7 @@ r"""Filter pseudo-labels: keep those that are likely right.
 As in Distil-Whisper (arXiv 2311.00430, section 3.2), an utterance with a known text is kept if the error rate between the text
 and the teacher's transcript, both normalised, is at most :math:`\lambda` (10 %): a higher one means that either of them is wrong.
 Audio without a text is kept if the teacher was sure of itself. Anything is left out if the text is empty, repeats itself, or if
-the audio is longer than the student's window.
+the audio is longer than the student's window, or if a limit cut it off.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Rules:
         if "compression_ratio" not in row:
             raise UserError(f"utterance '{row.get('id')}' has no labels; run recipes/pseudo_labelling/label.py first")
         found = [] if row["text"].strip() else ["empty text"]
+        found += ["unfinished"] if row.get("unfinished") else []
         rate, above, below = row.get(f"{self.metric}_percent"), self._above, self._below
         if rate is not None:
             found += above(rate, self.max_error_percent, self.metric.upper())

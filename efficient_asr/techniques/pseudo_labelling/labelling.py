@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
 from efficient_asr.inference.transcriber import MANIFEST
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import is_adapter
-from efficient_asr.models.sources import fingerprint, read_config, resolve_source
+from efficient_asr.models.sources import fingerprint, read_config
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.techniques.pseudo_labelling.ray_workers import label_batches
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write, atomic_write_text, differing_entries
 from efficient_asr.utils.locks import FolderLock
+
+UNREADABLE = "unreadable.jsonl"
 
 
 def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
@@ -52,6 +55,8 @@ def write_labels(
 ) -> Path:
     """Label all utterances and write `<folder>/labels.jsonl`, in the order of `rows`; a rerun continues.
 
+    With `skip_bad`, utterances whose audio cannot be read are listed in `<folder>/unreadable.jsonl` instead.
+
     Arguments
     ---------
     rows : Rows
@@ -71,7 +76,7 @@ def write_labels(
         If the folder has labels of another teacher, other settings or other utterances, or an utterance has a wrong text or a
         language that the teacher does not know.
     """
-    source = resolve_source(hparams["teacher_model"])
+    source = model_source(hparams["teacher_model"])
     options = teacher_options(hparams, source)
     columns = [name for name in check_columns(hparams.get("columns"))["text"] if name != "text"]
     more = {"normaliser": hparams["normaliser"], "timestamps": hparams["timestamps"], "text_columns": columns}
@@ -95,20 +100,51 @@ def write_labels(
         todo = unfinished(rows, order, parts.places)
         if parts.places:
             print(f"{len(parts.places)} of {len(rows)} utterances are labelled already")
-        arguments = {"source": source, "options": options, "device": device, **more}
+        arguments = {"source": _anywhere(source), "options": options, "device": device, **more}
+        arguments["options"] = {key: _anywhere(value) for key, value in options.items()}
         with parts.open() as file:
             done = {*parts.places}
             if hparams["ray_workers"] or hparams["ray_address"]:
+                _check_languages(rows, arguments)
                 _label_with_ray(rows, todo, done, arguments, hparams, file.append)
             else:
                 label = Labeller(**arguments)
                 label.transcriber.check_rows(rows, "manifest")
-                pass_over(rows, todo, done, label, file.append, "labelling")
-        records = parts.merge(row["id"] for row in rows)
-        with atomic_write(out) as partial:
-            records.write(partial)
+                pass_over(rows, todo, done, label, file.append, "labelling", hparams["skip_bad"])
+        _write(parts.merge(row["id"] for row in rows), out)
         parts.discard()
     return out
+
+
+def _write(records: Iterable[dict[str, Any]], out: Path) -> None:
+    """Write the labels, and beside them the utterances that could not be read."""
+    unreadable = 0
+    with atomic_write(out.with_name(UNREADABLE)) as bad_path, atomic_write(out) as out_path:
+        with open(bad_path, "w", encoding="utf-8") as bad, open(out_path, "w", encoding="utf-8") as good:
+            for record in records:
+                unreadable += "problem" in record
+                (bad if "problem" in record else good).write(json.dumps(record, ensure_ascii=False) + "\n")
+    if unreadable:
+        print(f"{unreadable} utterances could not be read: {out.with_name(UNREADABLE)}")
+    else:
+        out.with_name(UNREADABLE).unlink()
+
+
+def _anywhere(value: Any) -> Any:
+    """Return the absolute path of a file or folder, for workers with another working directory; anything else as it is."""
+    return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
+
+
+def _check_languages(rows: Rows, arguments: dict[str, Any]) -> None:
+    """Check the languages of the manifest here, if it has any; the workers would find a wrong one late.
+
+    Raises
+    ------
+    UserError
+        Naming the first utterance whose language the teacher does not know.
+    """
+    if arguments["options"].get("language") == MANIFEST and any(row.get("language") for row in rows):
+        Labeller(**arguments | {"device": "cpu"}).transcriber.check_rows(rows, "manifest")
 
 
 def digest(rows: Rows) -> str:
@@ -147,8 +183,12 @@ def _is_complete(out: Path, key: dict[str, Any], count: int) -> bool:
     atomic_write_text(about, json.dumps(key, indent=1) + "\n")
     if not out.is_file():
         return False
-    with open(out, "rb") as file:
-        return sum(1 for _ in file) == count
+    written = 0
+    for path in (out, out.with_name(UNREADABLE)):
+        if path.is_file():
+            with open(path, "rb") as file:
+                written += sum(1 for _ in file)
+    return written == count
 
 
 def _label_with_ray(
@@ -161,6 +201,9 @@ def _label_with_ray(
 ) -> None:
     """Label batches with workers of Ray; this process keeps the records."""
     with progress_bar(rows, todo, "labelling with Ray") as progress:
-        for chunk, records in label_batches(rows, todo, arguments, hparams["ray_address"], hparams["ray_workers"]):
+        found = label_batches(
+            rows, todo, arguments, hparams["ray_address"], hparams["ray_workers"], hparams["skip_bad"]
+        )
+        for chunk, records in found:
             keep(chunk, records, done, append)
             progress.update(sum(row["duration"] for row in chunk))

@@ -29,6 +29,18 @@ from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.whisper.decoding import compression_ratio
 from efficient_asr.text.normalise import get_normaliser, join_signs, whisper_normaliser
 
+# What a label says about itself; a row that was labelled before has these fields of the former label.
+JUDGED = (
+    "origin_text",
+    "wer_percent",
+    "cer_percent",
+    "avg_logprob",
+    "compression_ratio",
+    "no_speech_prob",
+    "unfinished",
+    "reasons",
+)
+
 
 class Labeller:
     """Labels batches of utterances with a teacher.
@@ -62,7 +74,7 @@ class Labeller:
         self.normaliser, self.timestamps = normaliser, timestamps
         given = options.get("language")
         self.language = None if given == MANIFEST else given
-        self.dropped = {"text", "origin_text", "segments", "split", ORIGIN, *text_columns}
+        self.dropped = {"text", "segments", "split", ORIGIN, *JUDGED, *text_columns}
 
     def __call__(self, rows: Sequence[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Row]:
         """Return the labelled rows of a batch, [batch, time] with relative lengths [batch]."""
@@ -70,21 +82,34 @@ class Labeller:
         return [self.label(row, transcript) for row, transcript in zip(rows, found, strict=True)]
 
     def label(self, row: Row, transcript: Transcript) -> Row:
-        """Return a row with the teacher's text; `origin_text`, `wer_percent` and `cer_percent` if it had one."""
-        language = row.get("language") or self.language or _heard_language(transcript)
+        """Return a row with the teacher's text; `origin_text`, `wer_percent` and `cer_percent` if it had one.
+
+        The text of a row that was labelled before is another teacher's; its `origin_text`, if it has one, is the reference.
+        """
+        language = self._language(row, transcript)
         labelled = {key: value for key, value in row.items() if key not in self.dropped}
         labelled |= (
             {"origin_split": row["split"]} if "split" in row else {}
         )  # `split` would choose the split of a training
         labelled |= {"text": transcript.text} | ({"language": language} if language else {})
-        if str(row.get("text") or "").strip():
-            labelled |= {"origin_text": row["text"]} | self._rates(row["text"], transcript.text, language)
+        reference = row.get("origin_text") or (None if "compression_ratio" in row else row.get("text"))
+        if str(reference or "").strip():
+            labelled |= {"origin_text": reference} | self._rates(reference, transcript.text, language)
         labelled |= confidences(transcript)
+        if any(part.get("unfinished") for part in (transcript.details, *transcript.details.get("segments", ()))):
+            labelled["unfinished"] = True
         if self.timestamps:
             kept = ("start_s", "end_s", "text")
             segments = transcript.details.get("segments", [])
             labelled["segments"] = [{key: segment[key] for key in kept} for segment in segments]
         return labelled
+
+    def _language(self, row: Row, transcript: Transcript) -> str | None:
+        """Return the language that the teacher wrote: the one it was given, or heard."""
+        if self.language is not None:
+            return self.language
+        given = row.get("language")
+        return given if given and self.transcriber.takes_languages else _heard_language(transcript) or given
 
     def _rates(self, text: str, hypothesis: str, language: str | None) -> dict[str, float | None]:
         normalise = get_normaliser(self.normaliser or whisper_normaliser([language or "en"]))

@@ -24,27 +24,27 @@ from efficient_asr.utils.files import atomic_write
 STEP = SAMPLE_RATE // 50  # samples between two timestamps
 
 
-def groups(rows: Iterable[Row], longest_s: float) -> Iterator[list[Row]]:
-    """Yield neighbours of the same speaker and language that together last at most `longest_s` seconds."""
-    group: list[Row] = []
-    total = 0.0
+def groups(rows: Iterable[Row], longest_s: float) -> Iterator[list[tuple[Row, torch.Tensor]]]:
+    """Yield neighbours of the same speaker and language that last at most `longest_s` seconds together, with their audio."""
+    group: list[tuple[Row, torch.Tensor]] = []
+    total = 0
     for row in rows:
-        length = -(-round(row["duration"] * SAMPLE_RATE) // STEP) * STEP / SAMPLE_RATE
-        same = group and all(group[-1].get(key) == row.get(key) for key in ("speaker", "language"))
-        if group and (not same or total + length > longest_s + 1e-9):
+        wav = load_row(row)  # the manifest's duration may be rounded
+        samples = len(wav) + -len(wav) % STEP
+        same = group and all(group[-1][0].get(key) == row.get(key) for key in ("speaker", "language"))
+        if group and (not same or total + samples > longest_s * SAMPLE_RATE):
             yield group
-            group, total = [], 0.0
-        group.append(row)
-        total += length
+            group, total = [], 0
+        group.append((row, wav))
+        total += samples
     if group:
         yield group
 
 
-def join(group: list[Row]) -> tuple[torch.Tensor, dict[str, Any]]:
+def join(group: list[tuple[Row, torch.Tensor]]) -> tuple[torch.Tensor, dict[str, Any]]:
     """Return the audio [time] of a group, and its text, timed segments and ids."""
     parts, segments, start = [], [], 0
-    for row in group:
-        wav = load_row(row)
+    for row, wav in group:
         padded = torch.nn.functional.pad(wav, (0, -len(wav) % STEP))
         own = row.get("segments") or [{"start_s": 0.0, "end_s": len(wav) / SAMPLE_RATE, "text": row["text"]}]
         offset_s, end_s = start / SAMPLE_RATE, (start + len(wav)) / SAMPLE_RATE
@@ -53,12 +53,15 @@ def join(group: list[Row]) -> tuple[torch.Tensor, dict[str, Any]]:
             segments.append({**times, "text": segment["text"]})
         parts.append(padded)
         start += len(padded)
-    text = "".join(spaced(row["text"]) for row in group).strip()
-    return torch.cat(parts), {"text": text, "segments": segments, "packed": [row["id"] for row in group]}
+    text = "".join(spaced(row["text"]) for row, _ in group).strip()
+    return torch.cat(parts), {"text": text, "segments": segments, "packed": [row["id"] for row, _ in group]}
 
 
 def write_packed(rows: Iterable[Row], folder: Path, longest_s: float) -> Path:
     """Write the packed audio to `<folder>/packed/*.flac` and its manifest to `<folder>/packed.jsonl`.
+
+    Audio that an earlier run has packed from the same samples is kept as it is, so that what was computed from it stays valid.
+    Other files there are deleted.
 
     Arguments
     ---------
@@ -69,21 +72,27 @@ def write_packed(rows: Iterable[Row], folder: Path, longest_s: float) -> Path:
     longest_s : float
         Longest packed segment in seconds.
     """
-    out = folder / "packed.jsonl"
-    (folder / "packed").mkdir(parents=True, exist_ok=True)
+    out, audio_folder, used = folder / "packed.jsonl", folder / "packed", set()
+    audio_folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as partial, open(partial, "w", encoding="utf-8") as file:
         for group in groups(rows, longest_s):
             wav, about = join(group)
-            name = hashlib.sha256("\0".join(about["packed"]).encode()).hexdigest()[:12]
+            first = group[0][0]
             if len(group) == 1:
-                packed = group[0] | {"segments": about["segments"]}
+                packed = first | {"segments": about["segments"]}
             else:
-                path = folder / "packed" / f"{name}.flac"
-                with atomic_write(path) as audio:
-                    samples = np.clip(wav.numpy(), -1.0, 1.0)
-                    soundfile.write(audio, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-                shared = {key: group[0][key] for key in ("speaker", "language") if key in group[0]}
+                samples = np.clip(wav.numpy(), -1.0, 1.0)
+                content = "\0".join(about["packed"]).encode() + samples.tobytes()
+                name = hashlib.sha256(content).hexdigest()[:12]
+                path = audio_folder / f"{name}.flac"
+                used.add(path)
+                if not path.is_file():
+                    with atomic_write(path) as audio:
+                        soundfile.write(audio, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+                shared = {key: first[key] for key in ("speaker", "language") if key in first}
                 where = {"id": f"packed-{name}", "audio": str(path.absolute())}
                 packed = where | {"duration": len(wav) / SAMPLE_RATE} | shared | about
             file.write(json.dumps(packed, ensure_ascii=False) + "\n")
+    for path in {*audio_folder.glob("*.flac")} - used:
+        path.unlink()
     return out

@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from efficient_asr.data import Row, Rows, iterate_batches
+from efficient_asr.data import Row, Rows
+from efficient_asr.inference.manifest_pass import worked
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.utils.errors import UserError
 
+RETRIES = 20  # of a worker that dies, and of its batch
 MOST_BLOCKS = 10_000  # of a dataset; a block is done when all its batches are
 
 
@@ -27,14 +29,16 @@ class Worker:
         Those of `Labeller`.
     threads : int or None
         CPU threads; None for torch's default.
+    skip_bad : bool
+        See `manifest_pass.worked`.
     """
 
-    def __init__(self, arguments: dict[str, Any], threads: int | None) -> None:
+    def __init__(self, arguments: dict[str, Any], threads: int | None, skip_bad: bool = False) -> None:
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.arguments, self.label = arguments, None
+        self.arguments, self.label, self.skip_bad = arguments, None, skip_bad
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Return the rows of a batch and their records, as JSON, or the message of a problem."""
@@ -42,14 +46,19 @@ class Worker:
         try:
             if self.label is None:  # here, so that a missing teacher is a message and no dead actor
                 self.label = Labeller(**self.arguments)
-            ((chunk, wavs, wav_lens),) = iterate_batches(Rows.of(rows), len(rows))
-            return {"rows": item["rows"], "records": json.dumps(self.label(chunk, wavs, wav_lens)), "problem": ""}
+            records = worked(Rows.of(rows), self.label, self.skip_bad)
+            return {"rows": item["rows"], "records": json.dumps(records), "problem": ""}
         except UserError as error:
             return {"rows": item["rows"], "records": "[]", "problem": str(error)}
 
 
 def label_batches(
-    rows: Rows, batches: list[list[int]], arguments: dict[str, Any], address: str | None, workers: int | None
+    rows: Rows,
+    batches: list[list[int]],
+    arguments: dict[str, Any],
+    address: str | None,
+    workers: int | None,
+    skip_bad: bool = False,
 ) -> Iterator[tuple[list[Row], list[Row]]]:
     """Yield rows and labelled rows of each batch, in the order in which workers finish.
 
@@ -65,18 +74,23 @@ def label_batches(
         Address of a running cluster, or `auto`; None to start Ray on this machine.
     workers : int or None
         Number of workers; None for one per GPU or core of the cluster.
+    skip_bad : bool
+        See `manifest_pass.worked`.
 
     Raises
     ------
     UserError
-        If Ray is not installed or cannot be reached, or an utterance cannot be read.
+        If Ray is not installed or cannot be reached, an utterance cannot be read, or workers die again and again.
     """
     if not batches:
         return
     ray = _connect(address)
     import torch
 
-    on_gpu = arguments["device"].startswith("cuda")
+    # the machine that starts the work need not have a GPU
+    on_gpu = arguments["device"].startswith("cuda") or (
+        address is not None and ray.cluster_resources().get("GPU", 0) > 0
+    )
     arguments = arguments | ({"device": "cuda"} if on_gpu else {})  # each worker sees one GPU only
     count = workers or max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)))
     # An actor that asks for a whole core would leave none to the tasks that read and collect.
@@ -85,12 +99,23 @@ def label_batches(
     data = ray.data.from_items(list(items), override_num_blocks=min(len(batches), MOST_BLOCKS))
     threads = max(1, torch.get_num_threads() // count) if address is None else None
     done = data.map(
-        Worker, fn_constructor_args=(arguments, threads), compute=ray.data.ActorPoolStrategy(size=count), **needs
+        Worker,
+        fn_constructor_args=(arguments, threads, skip_bad),
+        compute=ray.data.ActorPoolStrategy(size=count),
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+        **needs,
     )
-    for item in done.iter_rows():
-        if item["problem"]:
-            raise UserError(item["problem"])
-        yield json.loads(item["rows"]), json.loads(item["records"])
+    try:
+        for item in done.iter_rows():
+            if item["problem"]:
+                raise UserError(item["problem"])
+            yield json.loads(item["rows"]), json.loads(item["records"])
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"ray_workers: workers died again and again ({str(error).strip().splitlines()[0]}). Each needs memory for a "
+            "teacher; give fewer of them. Rerun the command to continue"
+        ) from None
 
 
 def _connect(address: str | None) -> Any:
