@@ -49,6 +49,11 @@ for step in label filter; do
     echo "== pseudo-labels: $step"
     "$PYTHON" "recipes/pseudo_labelling/$step.py" hparams/mini/pseudo_labelling.yaml
 done
+"$PYTHON" recipes/distil_whisper/make_student.py hparams/mini/distil_whisper.yaml
 run mini_distil_whisper distil_whisper mini/distil_whisper
+STUDENT=output/mini_distil_whisper/1986
+"$PYTHON" scripts/transcribe.py "$STUDENT/model" data/mini/audio/test-0000*.flac --language en --out "$STUDENT/transcripts.csv"
+"$PYTHON" scripts/evaluate.py "$STUDENT/model" --manifest data/mini/test.jsonl --language en --normaliser plain --repeats 1 \
+    --out "$STUDENT/evaluated.json"
 "$PYTHON" scripts/report.py --runs "$RESULTS"
 echo "results: $RESULTS; to try a model: $PYTHON scripts/transcribe.py output/mini_finetune_ctc/1986/model data/mini/audio/test-00000.flac"

@@ -38,11 +38,19 @@ FAST="encoder_padding=silence_cache;quantise=decoder-int8"
 if [ -n "${ABLATIONS:-}" ]; then
     distil labels_only --kl_weight 0.0
     distil divergence_only --ce_weight 0.0
-    distil not_filtered --labels labels --arctic labels
+    for part in "librispeech_unlabelled " "arctic_en #train/3"; do # all labels, packed like the others
+        from=output/real_labels_small/${part%% *} all=output/real_labels_all/${part%% *}
+        mkdir -p "$all"
+        cp "$from"/label{s.jsonl,.yaml} "$all"
+        "$PYTHON" recipes/pseudo_labelling/filter.py hparams/real/pseudo_labelling.yaml --part "${part%% *}" --rows "${part#* }" \
+            --output_folder "$all" --pack_s 30 --max_error_percent null --min_avg_logprob null --max_no_speech_prob null \
+            --max_repetition null
+    done
+    distil not_filtered --data_folder output/real_labels_all --prepared_folder data/real_distil_whisper_all
     distil free_encoder --freeze_encoder False --encoder_states_folder null
     "$PYTHON" recipes/distil_whisper/compare.py --language en --timed 0 --out results/distil_whisper/ablations.json --systems \
         "both=$OUT/student/model" "labels only=$OUT/labels_only/model" "divergence only=$OUT/divergence_only/model" \
-        "not filtered, not packed=$OUT/not_filtered/model" "free encoder=$OUT/free_encoder/model" \
+        "not filtered=$OUT/not_filtered/model" "free encoder=$OUT/free_encoder/model" \
         --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl
 fi
 report

@@ -22,4 +22,8 @@ for lr in 0.000003 0.00001 0.00003; do trial full "full fine-tuning" finetune_wh
 for lr in 0.0001 0.0003 0.001; do trial low_rank "CLSR-JS, rank 16" clsr experts "$lr" "${TEACHER[@]}" --distillation_loss js --expert_rank 16; done
 for lr in 0.00001 0.00003 0.0001; do trial ft CLSR-FT clsr experts "$lr"; done
 trial ft_budget_0.5 "CLSR-FT, budget 0.5" clsr experts 0.00003 --gate_budget 0.5
+# The paper's values of the three settings that hparams/real/experts.yaml has otherwise, each alone and together.
+trial ft_dropout_0.3 "CLSR-FT, dropout 0.3" clsr experts 0.00003 --expert_dropout 0.3
+trial ft_lr_gates_0.0001 "CLSR-FT, gates' lr 0.0001" clsr experts 0.00003 --lr_gates 0.0001
+trial ft_paper_gates "CLSR-FT, the paper's gates" clsr experts 0.00003 --gate_budget 0.5 --expert_dropout 0.3 --lr_gates 0.0001
 "$PYTHON" scripts/report.py

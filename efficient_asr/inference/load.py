@@ -90,6 +90,8 @@ def load_transcriber(
         transcriber = WhisperTranscriber.from_source(source, language, **options)
     if long_audio is None or transcriber.window_s is None:
         return transcriber
+    if options.get("assistant") and long_audio_batch is None:
+        long_audio_batch = 1  # it proposes tokens for one utterance at a time
     given = {"overlap_s": overlap_s, "batch_size": long_audio_batch}
     return LongAudio(transcriber, long_audio, **{key: value for key, value in given.items() if value is not None})
 

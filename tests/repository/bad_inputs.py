@@ -350,7 +350,7 @@ MEASURING = [
     Case("a result that is none", REPORT, no_result, "is not a result: experiment"),
 ]  # fmt: skip
 
-APP, PREPARE = "app.py", "prepare_features.py"
+APP, PREPARE, PUBLISH = "app.py", "prepare_features.py", "publish.py"
 
 
 def store(what: str, out: str, shows: str, *arguments: str) -> Case:
@@ -371,8 +371,13 @@ STORAGE_AND_WEB = [
     Case("an app without models", APP, lambda w: [], "give one or more models"),
     Case("an app with models and results", APP, lambda w: ["{model}", "--results", "{root}"], "give one or more models, or a folder"),
     Case("two models under one name", APP, lambda w: ["a={model}", "a={model}"], "give every model a name of its own"),
-    Case("a limit of nothing", APP, lambda w: ["{model}", "--longest_s", "0"], "must be above 0"),
+    Case("a limit of nothing", APP, lambda w: ["{model}", "--longest_s", "0"], "must be numbers above 0"),
+    Case("a limit without a bound", APP, lambda w: ["{model}", "--largest_mb", "inf"], "must be numbers above 0"),
     Case("results to explore that are not there", APP, lambda w: ["--results", str(w.corpus)], "contains no results"),
+    Case("a folder without a model to publish", PUBLISH, lambda w: [str(w.corpus), "{root}/published"], "has no config.json"),
+    Case("a URL to publish to", PUBLISH, lambda w: ["{model}", "https://huggingface.co/team/fast"], "not a URL"),
+    Case("a folder of something else to publish to", PUBLISH, lambda w: ["{model}", str(w.corpus)], "is not replaced"),
+    Case("a hub that cannot be reached", PUBLISH, lambda w: ["{model}", "team/fast"], "cannot be reached"),
     Case("a page of no results", REPORT, lambda w: ["--runs", str(w.corpus), "--html", "{root}/a.html"], "contains no results"),
 ]  # fmt: skip
 

@@ -248,7 +248,7 @@ def test_five_kills_change_no_byte(tiny_whispers: dict[str, str], tmp_path: Path
         process.join()
         seen.append(len(part.read_bytes().splitlines()) if part.is_file() else -1)
     assert seen == sorted(seen) and 1 < seen[0] < seen[-1] <= 41, seen  # each went on; the first line is the key
-    _label(manifest, hparams, tmp_path / "killed")
+    write_labels(read_manifest(manifest, need_text=False), hparams, tmp_path / "killed", "cpu")
     assert (tmp_path / "killed/labels.jsonl").read_bytes() == (tmp_path / "whole/labels.jsonl").read_bytes()
     assert not part.exists()
 

@@ -89,7 +89,7 @@ def test_nothing_trained_measures_the_source(
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"text": "word " * 40}, "more than 32 tokens"), ({"language": "nl"}, "does not know 'nl'"),
+    ({"text": "word " * 40}, "more than 32 tokens"), ({"language": "nl"}, "the training manifest says nl (1 utterances)"),
 ])  # fmt: skip
 def test_what_cannot_be_learned_from_is_named(change: dict, message: str, corpus: Path, tmp_path: Path, capsys) -> None:
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
@@ -97,6 +97,9 @@ def test_what_cannot_be_learned_from_is_named(change: dict, message: str, corpus
     (corpus / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert train(corpus, tmp_path / "a") == 2
     assert message in capsys.readouterr().err
+    if "language" in change:
+        assert train(corpus, tmp_path / "a", "--language", "manifest") == 2
+        assert "does not know 'nl'" in capsys.readouterr().err
 
 
 def test_audio_beyond_the_window_is_refused_or_left_out(corpus: Path, tmp_path: Path, capsys) -> None:

@@ -40,6 +40,10 @@ def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
     }
     loading = whisper_keys(hparams) | {"language": hparams["language"]}
     options |= {name: value for name, value in loading.items() if value is not None}
+    if options.get("assistant") and hparams["batch_size"] > 1:
+        raise UserError(
+            "assistant: it proposes tokens for one utterance at a time; set batch_size to 1, or leave it out"
+        )
     own = read_config(source) if os.path.isdir(source) and not is_adapter(source) else {}
     if own.get("format") != "efficient_asr":
         return {"no_speech_threshold": 1.0} | options
