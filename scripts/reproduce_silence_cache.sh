@@ -75,9 +75,14 @@ for model in "$@"; do
     fi
     compare --manifest "$WORK"/{librispeech_test_other,ljspeech}_noisy/manifest.jsonl --utterances $count --variants "${noise[@]}" \
         --calibration "$WORK/calibration_noisy/manifest.jsonl" --out "$OUT/noise-$model.json"
-    compare --manifest "$WORK/digits/manifest.jsonl" "${prompts[@]}" --utterances 20 \
-        --variants "$CACHE" "0.2 s, no groups" "0.2 s, groups of 4" --out "$OUT/prompts-$model.json"
-    [ "$model" != tiny ] || compare --manifest "$D/longform/manifest.jsonl" --long --variants "$CACHE" "0.2 s, groups of 4" "cache, int8 decoder" \
-        --out "$OUT/long-$model.json"
+    if [ "$model" = small ]; then spoken=(10 "$CACHE"); else spoken=(20 "$CACHE" "0.2 s, no groups" "0.2 s, groups of 4"); fi
+    compare --manifest "$WORK/digits/manifest.jsonl" "${prompts[@]}" --utterances "${spoken[0]}" --variants "${spoken[@]:1}" \
+        --out "$OUT/prompts-$model.json"
+    case $model in
+    tiny) long=(15 "$CACHE" "0.2 s, groups of 4" "cache, int8 decoder") ;;
+    base) long=(15 "$CACHE" "cache, int8 decoder") ;;
+    *) long=(5 "$CACHE") ;;
+    esac
+    compare --manifest "$D/longform/manifest.jsonl" --long --utterances "${long[0]}" --variants "${long[@]:1}" --out "$OUT/long-$model.json"
 done
 report
