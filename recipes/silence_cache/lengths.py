@@ -1,6 +1,8 @@
 """Time to the transcript against the length of the audio: the padded Whisper and faster forms of it, at batch 1.
 
     python recipes/silence_cache/lengths.py WHISPER --manifest a.jsonl --out results/silence_cache/lengths-tiny.json
+    python recipes/silence_cache/lengths.py WHISPER --manifest a.jsonl --forms padded --paddings_s 0 0.2 1 2 5 --lengths_s 5 \\
+        --out results/silence_cache/paddings-tiny.json
 
 Recordings are cut to each length, from audio in memory to text. All forms take turns in every round.
 """
@@ -44,6 +46,9 @@ def main() -> None:
     parser.add_argument("--utterances", type=at_least(1), default=4, help="recordings, the longest ones")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds that are timed")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="default: all")
+    parser.add_argument(
+        "--paddings_s", type=float, nargs="+", default=[], help="also the cache with so much real silence"
+    )
     parser.add_argument("--language", default="en", help="language of the audio")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
@@ -53,7 +58,9 @@ def main() -> None:
     lengths_s = [each for each in args.lengths_s if each * SAMPLE_RATE <= min(len(wav) for wav in wavs)]
     if not lengths_s:
         raise UserError(f"--lengths_s: the recordings have {len(wavs[-1]) / SAMPLE_RATE:.1f} s only")
-    loaded = {name: WhisperTranscriber.from_source(args.model, args.language, **FORMS[name]) for name in args.forms}
+    forms = {name: FORMS[name] for name in args.forms}
+    forms |= {f"cache, {padding_s:g} s": CACHED | {"padding_s": padding_s} for padding_s in args.paddings_s}
+    loaded = {name: WhisperTranscriber.from_source(args.model, args.language, **own) for name, own in forms.items()}
     rows = []
     for length_s in tqdm(lengths_s, unit="length"):
         pieces = [wav[None, : round(length_s * SAMPLE_RATE)] for wav in wavs]

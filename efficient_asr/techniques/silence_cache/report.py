@@ -1,8 +1,9 @@
-"""Tables of the silence cache against the padded model, and of this project beside other programs; figure of the latter."""
+"""Tables of the silence cache against the padded model, and of this project beside other programs; figures of both."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
@@ -80,8 +81,48 @@ def peers_table(name: str, results_folder: Path) -> str:
 
 
 def draw_all(results_folder: Path) -> list[Path]:
-    """Draw WER against speed for every file in `peers`; return the paths of the figures."""
-    return [draw_peers(path, results_folder / "plots") for path in sorted((results_folder / "peers").glob("*.json"))]
+    """Draw WER against speed for every file in `peers`, and the curves of every model; return the paths of the figures."""
+    drawn = [draw_peers(path, results_folder / "plots") for path in sorted((results_folder / "peers").glob("*.json"))]
+    found = sorted((results_folder / "silence_cache").glob("paddings-*.json"))
+    return drawn + [draw_curves(path.stem.removeprefix("paddings-"), results_folder) for path in found]
+
+
+def draw_curves(name: str, results_folder: Path) -> Path:
+    """Plot WER and time against the real silence, and the speed-up against the length of the audio."""
+    folder = results_folder / "silence_cache"
+    compared, paddings, lengths = (
+        json.loads((folder / file).read_text(encoding="utf-8"))
+        for file in (f"{name}.json", f"paddings-{name}.json", f"lengths-{name}.json")
+    )
+    figure, (words, seconds, gains) = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    points = []
+    for variant, entry in compared["variants"].items():
+        if found := re.fullmatch(r"([\d.]+) s, groups of 4, recordings", variant):
+            points.append((float(found[1]), entry["all"]["difference_percent"], entry["all"]["ci95_percent"]))
+    places, means, bounds = zip(*sorted(points), strict=True)
+    spans = [[abs(mean - bound[side]) for mean, bound in zip(means, bounds, strict=True)] for side in (0, 1)]
+    words.errorbar(places, means, yerr=spans, marker="o", capsize=3, color=COLOURS[0])
+    words.axhline(0, color="grey", linewidth=1)
+    words.set(xlabel="real silence, s", ylabel="WER against the padded model, points", title="words (groups of 4)")
+    (row,) = paddings["rows"]
+    times = {float(key.removeprefix("cache, ")[:-2]): value for key, value in row["seconds"].items() if key != "padded"}
+    seconds.plot(list(times), list(times.values()), "o-", color=COLOURS[0], label="silence cache")
+    seconds.axhline(row["seconds"]["padded"], color=COLOURS[1], label="padded")
+    seconds.set(
+        xlabel="real silence, s", ylabel=f"s for {row['audio_s']:g} s of audio, batch 1", title="time", ylim=(0, None)
+    )
+    for number, form in enumerate(list(lengths["rows"][0]["seconds"])[1:]):
+        gain = [each["seconds"]["padded"] / each["seconds"][form] for each in lengths["rows"]]
+        gains.plot([each["audio_s"] for each in lengths["rows"]], gain, "o-", color=COLOURS[number], label=form)
+    gains.set(
+        xlabel="length of the audio, s", ylabel="times the padded model's speed", title="speed-up", ylim=(0, None)
+    )
+    for axis in (words, seconds, gains):
+        axis.grid(alpha=0.3)
+    for axis in (seconds, gains):
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"whisper-{name} with the silence cache, CPU")
+    return save_figure(figure, results_folder / "plots" / f"silence_cache-{name}.png")
 
 
 def draw_peers(path: Path, folder: Path) -> Path:
