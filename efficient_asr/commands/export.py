@@ -25,8 +25,7 @@ from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.backends import convert
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.loading import is_adapter
-from efficient_asr.models.sources import read_config
+from efficient_asr.models.loading import local_config
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import QUANTISATIONS, at_least
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--quantise requires --to onnx or ctranslate2")
     check_writable(args.out.parent, "--out")
     source = model_source(args.model)
-    is_ctc = Path(source).is_dir() and not is_adapter(source) and read_config(source).get("kind") == "ctc"
+    is_ctc = local_config(source).get("kind") == "ctc"
     if args.manifest is not None and is_ctc:
         raise UserError("--manifest compares Whispers; the logits of CTC models are compared without it")
     if is_ctc:

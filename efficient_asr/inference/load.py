@@ -11,7 +11,7 @@ from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.backends import own_folder
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.loading import is_adapter
+from efficient_asr.models.loading import is_adapter, local_config
 from efficient_asr.models.sources import read_config, resolve_source
 from efficient_asr.text.languages import is_language, normalise_or_keep
 from efficient_asr.utils.errors import UserError
@@ -113,7 +113,7 @@ def _load_own(
 
         def load_model(path: str, **more: Any) -> Transcriber:
             member = model_source(path)
-            if os.path.isdir(member) and not is_adapter(member) and read_config(own_folder(member)).get("kind") == kind:
+            if local_config(member).get("kind") == kind:
                 raise UserError(f"{source}: its member '{path}' is a '{kind}' model too, which is not supported")
             return load_transcriber(member, None, language, None, **more)
 

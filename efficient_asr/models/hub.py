@@ -112,7 +112,7 @@ def publish(folder: Path, target: str, private: bool = False, overwrite: bool = 
         )
     try:
         return _upload(folder, target, private, overwrite)
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except LocalTokenNotFoundError:
         raise UserError(f"{target}: {_LOGIN}") from None

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from efficient_asr.models.sources import read_config
 from efficient_asr.utils.errors import UserError
 
 _LOADING_ERRORS = (
@@ -161,6 +162,11 @@ def _surplus(network: torch.nn.Module, found: dict[str, Any]) -> list[str]:
 def _all_begin_with(found: dict[str, Any], prefix: str) -> bool:
     keys = found["unexpected_keys"]
     return bool(keys) and all(key.startswith(prefix) for key in keys)
+
+
+def local_config(source: str) -> dict[str, Any]:
+    """Return the config.json of a complete model in a local directory; an empty dictionary for an adapter or a hub id."""
+    return read_config(source) if os.path.isdir(source) and not is_adapter(source) else {}
 
 
 def refuse_quantised(source: str, config: dict[str, Any]) -> None:

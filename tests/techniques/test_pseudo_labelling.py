@@ -184,10 +184,15 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(
     assert (tmp_path / "mine" / "labels.jsonl").read_text() == "{}\n" * 5
 
 
-def test_a_file_that_cannot_be_read_costs_no_label(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_costs_no_label(
+    tiny_whispers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = make_manifest(tmp_path / "in", 7)
     rows = read_manifest(manifest, need_text=False)
     hparams = HPARAMS | {"teacher_model": tiny_whispers["small"]}
+    rows = rows.map(lambda row: row | {"problem": "noisy"})  # a column of the user
+    (tmp_path / "en").mkdir()
+    monkeypatch.chdir(tmp_path)  # a folder with the name of an option's value
     whole = [
         json.loads(line) for line in write_labels(rows, hparams, tmp_path / "whole", "cpu").read_text().splitlines()
     ]

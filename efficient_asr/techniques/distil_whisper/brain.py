@@ -20,7 +20,6 @@ Deviations: the paper's text and its published code exchange the two weights; as
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ from torch.utils.data import DataLoader
 
 from efficient_asr.data import Rows, absolute_lengths
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.loading import is_adapter
-from efficient_asr.models.sources import read_config
+from efficient_asr.models.loading import local_config
 from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.greedy import Decoder
 from efficient_asr.models.whisper.model import Whisper
@@ -185,8 +183,7 @@ def matched_layers(student: Whisper, teacher: Whisper, decoder_layers: int | lis
 
 def _made_before(source: str) -> dict[str, Any]:
     """Return which layers an untrained student kept (make_student.py); an empty dictionary for any other model."""
-    folder = model_source(source)
-    about = read_config(folder).get("about") if os.path.isdir(folder) and not is_adapter(folder) else None
+    about = local_config(model_source(source)).get("about")
     if not isinstance(about, dict) or about.get("technique") not in (None, "none"):
         return {}
     details = about.get("details")

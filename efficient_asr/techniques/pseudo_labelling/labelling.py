@@ -15,8 +15,8 @@ from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
 from efficient_asr.inference.transcriber import MANIFEST
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.loading import is_adapter
-from efficient_asr.models.sources import fingerprint, read_config
+from efficient_asr.models.loading import local_config
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.techniques.pseudo_labelling.ray_workers import label_batches
@@ -44,7 +44,7 @@ def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
         raise UserError(
             "assistant: it proposes tokens for one utterance at a time; set batch_size to 1, or leave it out"
         )
-    own = read_config(source) if os.path.isdir(source) and not is_adapter(source) else {}
+    own = local_config(source)
     if own.get("format") != "efficient_asr":
         return {"no_speech_threshold": 1.0} | options
     if options.pop("timestamps", False):
@@ -104,8 +104,8 @@ def write_labels(
         todo = unfinished(rows, order, parts.places)
         if parts.places:
             print(f"{len(parts.places)} of {len(rows)} utterances are labelled already")
-        arguments = {"source": _anywhere(source), "options": options, "device": device, **more}
-        arguments["options"] = {key: _anywhere(value) for key, value in options.items()}
+        places = {key: _anywhere(options[key]) for key in ("assistant", "quantise") if key in options}
+        arguments = {"source": _anywhere(source), "options": options | places, "device": device, **more}
         with parts.open() as file:
             done = {*parts.places}
             if hparams["ray_workers"] or hparams["ray_address"]:
@@ -126,8 +126,9 @@ def _write(records: Iterable[dict[str, Any]], out: Path) -> None:
     with atomic_write(out.with_name(UNREADABLE)) as bad_path, atomic_write(out) as out_path:
         with open(bad_path, "w", encoding="utf-8") as bad, open(out_path, "w", encoding="utf-8") as good:
             for record in records:
-                unreadable += "problem" in record
-                (bad if "problem" in record else good).write(json.dumps(record, ensure_ascii=False) + "\n")
+                is_label = "text" in record
+                unreadable += not is_label
+                (good if is_label else bad).write(json.dumps(record, ensure_ascii=False) + "\n")
     if unreadable:
         print(f"{unreadable} utterances could not be read: {out.with_name(UNREADABLE)}")
     else:

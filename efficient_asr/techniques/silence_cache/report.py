@@ -83,16 +83,19 @@ def peers_table(name: str, results_folder: Path) -> str:
 def draw_all(results_folder: Path) -> list[Path]:
     """Draw WER against speed for every file in `peers`, and the curves of every model; return the paths of the figures."""
     drawn = [draw_peers(path, results_folder / "plots") for path in sorted((results_folder / "peers").glob("*.json"))]
-    found = sorted((results_folder / "silence_cache").glob("paddings-*.json"))
-    return drawn + [draw_curves(path.stem.removeprefix("paddings-"), results_folder) for path in found]
+    found = sorted(
+        path.stem.removeprefix("paddings-") for path in (results_folder / "silence_cache").glob("paddings-*.json")
+    )
+    whole = [name for name in found if (results_folder / "silence_cache" / f"lengths-{name}.json").is_file()]
+    return drawn + [draw_curves(name, results_folder) for name in whole]
 
 
 def draw_curves(name: str, results_folder: Path) -> Path:
     """Plot WER and time against the real silence, and the speed-up against the length of the audio."""
     folder = results_folder / "silence_cache"
     compared, paddings, lengths = (
-        json.loads((folder / file).read_text(encoding="utf-8"))
-        for file in (f"{name}.json", f"paddings-{name}.json", f"lengths-{name}.json")
+        read_json(folder / f"{file}.json", f"recipes/silence_cache/{script}.py")
+        for file, script in ((name, "compare"), (f"paddings-{name}", "lengths"), (f"lengths-{name}", "lengths"))
     )
     figure, (words, seconds, gains) = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     points = []
