@@ -38,13 +38,19 @@ class Augment(torch.nn.Module):
         probability: float = 0.5,
     ) -> None:
         super().__init__()
-        speeds = [100] if speeds_percent is None else list(speeds_percent)
+        self.speeds_percent = speeds = [100] if speeds_percent is None else list(speeds_percent)
         self.fastest, self.slowest = max(speeds) / 100, min(speeds) / 100
         self.speed = SpeedPerturb(SAMPLE_RATE, speeds) if speeds != [100] else None
         self.probability = probability
         self.rirs = read_manifest(Path(rir_manifest), need_text=False) if rir_manifest else []
         self.noises = read_manifest(Path(noise_manifest), need_text=False) if noise_manifest else []
         self.add_noise = AddNoise(snr_low=snr_low_db, snr_high=snr_high_db, normalize=True, noise_funct=self._noise)
+
+    def at_speed(self, wavs: torch.Tensor, speed_percent: int) -> torch.Tensor:
+        """Return `wavs` [batch, time] at one of the speeds."""
+        if self.speed is None:
+            return wavs
+        return self.speed.resamplers[self.speeds_percent.index(speed_percent)](wavs.cpu()).to(wavs.device)
 
     def _noise(self, wavs: torch.Tensor) -> torch.Tensor:
         """Draw a noise recording per utterance and repeat it to the batch length; returns the shape of `wavs` [batch, time]."""

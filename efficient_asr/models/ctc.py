@@ -14,7 +14,7 @@ from speechbrain.nnet.RNN import LSTM
 from torch import nn
 
 from efficient_asr.data import absolute_lengths, zero_padding
-from efficient_asr.models.encoders.base import Encoder
+from efficient_asr.models.encoders.base import Continued, Encoder, EncoderState
 from efficient_asr.models.parts import Part, build, describe, load_weights, save_folder
 from efficient_asr.models.sources import read_config
 from efficient_asr.text.labels import CharacterLabels
@@ -174,9 +174,19 @@ class CTCModel(nn.Module):
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
         return self.frontend((zero_padding(wavs, lengths), lengths))
 
-    def recognise(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> CTCOutput:
-        """Recognise a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]; options are passed to the head."""
-        return self.head.read(self.encoder, *self.apply_frontend(wavs, wav_lens), **options)
+    def recognise(
+        self,
+        wavs: torch.Tensor,
+        wav_lens: torch.Tensor,
+        done: tuple[EncoderState, int] | None = None,
+        **options: Any,
+    ) -> CTCOutput:
+        """Recognise a batch: `wavs` [batch, time] at 16 kHz, relative `wav_lens` [batch]; options are passed to the head.
+
+        With `done`, a state and a number of layers, the encoder continues from the state after its lowest layers.
+        """
+        encoder = self.encoder if done is None else Continued(self.encoder, *done)
+        return self.head.read(encoder, *self.apply_frontend(wavs, wav_lens), **options)
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Recognise a batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import pickle
 import re
@@ -162,6 +163,15 @@ def _surplus(network: torch.nn.Module, found: dict[str, Any]) -> list[str]:
 def _all_begin_with(found: dict[str, Any], prefix: str) -> bool:
     keys = found["unexpected_keys"]
     return bool(keys) and all(key.startswith(prefix) for key in keys)
+
+
+def weights_digest(network: torch.nn.Module) -> str:
+    """Return a checksum of the weights of a network."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def local_config(source: str) -> dict[str, Any]:

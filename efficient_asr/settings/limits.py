@@ -17,11 +17,12 @@ _EVAL_ONLY = (
     "tensorboard data_folder epoch_counter recipe variant techniques language task length_penalty max_new_tokens suppress "
     "timestamps temperatures compression_ratio_threshold logprob_threshold no_speech_threshold long_audio keep_checkpoints "
     "test_batch_size num_workers number_of_epochs nonfinite_patience ckpt_interval_minutes runtime_repeats lm_beam_size "
-    "num_beams overlap_s long_audio_batch runtime_devices encoder_padding padding_s quantise backend retry_logprob"
+    "num_beams overlap_s long_audio_batch runtime_devices encoder_padding padding_s quantise backend retry_logprob "
+    "layer_states_folder"
 ).split()
 _TEXT = (
     "experiment recipe variant corpus corpus_name data_folder prepared_folder output_folder results_folder lm_path source "
-    "pretrained_model language quantise backend noise_manifest rir_manifest"
+    "pretrained_model language quantise backend noise_manifest rir_manifest layer_states_folder"
 ).split()
 _NUMBERS: dict[str, Key] = {
     key.name: key
@@ -37,6 +38,7 @@ _NUMBERS: dict[str, Key] = {
         Key("train_layerdrop", 0.0, 0.99, former="null"),
         Key("spec_augment_masks", 0, former="2"), Key("spec_augment_frames", 0, former="40"),
         Key("spec_augment_bands", 0, former="15"),
+        Key("freeze_layers", 0, former="0"), Key("layer_states_folder", former="null"),
         Key("frames_per_state", 1), Key("head_neurons", 1), Key("head_layers", 1), Key("head_dropout", 0.0, 1.0),
         Key("num_beams", 1), Key("max_new_tokens", 1),
         Key("overlap_s", 0.0), Key("padding_s", 0.0), Key("long_audio_batch", 1),

@@ -10,6 +10,7 @@ import numpy as np
 import speechbrain as sb
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from efficient_asr.data import SAMPLE_RATE, Rows
 from efficient_asr.models.ctc import CTCModel, greedy_texts
@@ -22,6 +23,7 @@ from efficient_asr.models.interchange.speechbrain import (
 )
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.training.brain import RecipeBrain, leave_out
+from efficient_asr.training.frozen_layers import FrozenLayers, check_frozen_layers, freeze_layers
 
 
 class CTCBrain(RecipeBrain):
@@ -32,6 +34,7 @@ class CTCBrain(RecipeBrain):
     """
 
     takes_language_model = True
+    filled_before_training = ("layer_states_folder",)
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> CTCModel:
@@ -53,6 +56,8 @@ class CTCBrain(RecipeBrain):
         if folder:
             new = start_from_speechbrain(model, folder) if by_speechbrain else model.start_from(folder)
             print(f"started from {folder}" + (f"; new: {', '.join(new)}" if new else ""))
+        check_frozen_layers(model, hparams)
+        freeze_layers(model, hparams["freeze_layers"])
         return model
 
     @staticmethod
@@ -104,6 +109,14 @@ class CTCBrain(RecipeBrain):
         )
         return leave_out(rows, bad, skip_bad, skipped_file, advice)
 
+    def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
+        """Compute the states of the frozen layers that are missing, then train."""
+        self.frozen = None
+        if self.hparams.freeze_layers:
+            self.frozen = FrozenLayers(self.model, vars(self.hparams), train_loader.dataset.rows)
+            self.frozen.fill(self.device)
+        super().train(train_loader, valid_loader)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters of the encoder (if any) and of all other modules."""
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "head": []}
@@ -116,7 +129,9 @@ class CTCBrain(RecipeBrain):
         """Return log-probabilities [batch, frames, labels] and frame lengths [batch]; `options` go to the model."""
         batch = batch.to(self.device)
         wavs, wav_lens = batch.wav
-        if stage == sb.Stage.TRAIN:
+        if stage == sb.Stage.TRAIN and self.frozen is not None:
+            options["done"] = self.frozen.of_batch(batch), self.frozen.count
+        elif stage == sb.Stage.TRAIN:
             wavs, wav_lens = self.hparams.augment(wavs, wav_lens)
         # Validation bypasses DistributedDataParallel, which would synchronise the processes at every batch.
         return (self.modules["model"] if stage == sb.Stage.TRAIN else self.model)(wavs, wav_lens, **options)

@@ -123,6 +123,14 @@ class Encoder(Part):
         """Apply the operation after the last layer (a layer norm, or nothing) to [batch, frames, dim]."""
         raise NotImplementedError
 
+    def mask(self, states: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor | None:
+        """Return the attention mask of the layers for states [batch, frames, dim]; None if nothing is padded."""
+        return attention_mask(self.model.config, states, frame_lengths)
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """Return the parameters of `finish`."""
+        raise NotImplementedError
+
     @property
     def num_layers(self) -> int:
         """Number of transformer layers."""
@@ -157,6 +165,39 @@ class Encoder(Part):
         if self.output_norm:
             return masked_layer_norm(states, state.frame_lengths)
         return states * frame_mask(state.frame_lengths, states.shape[1])[:, :, None]
+
+
+class Continued(Encoder):
+    """An encoder whose lowest layers have been run already: it continues from their state, whatever the waveforms are.
+
+    Arguments
+    ---------
+    encoder : Encoder
+        The encoder.
+    state : EncoderState
+        The state after the layers that have been run.
+    layers_done : int
+        Number of these layers.
+    """
+
+    def __init__(self, encoder: Encoder, state: EncoderState, layers_done: int) -> None:
+        super().__init__()
+        self.encoder, self.state, self.layers_done = encoder, state, layers_done
+        self.train(encoder.training)
+        self.output_norm, self.layerdrop, self.layers = encoder.output_norm, encoder.layerdrop, encoder.layers
+        self.first_droppable_layer = max(encoder.first_droppable_layer, layers_done)
+
+    def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:
+        """Return the given state."""
+        return self.state
+
+    def run_layer(self, index: int, state: EncoderState) -> EncoderState:
+        """Run one layer, unless it has been run already."""
+        return state if index < self.layers_done else self.encoder.run_layer(index, state)
+
+    def finish(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the encoder's operation after the last layer."""
+        return self.encoder.finish(states)
 
 
 def plain_network_config(network: Any, model_types: tuple[str, ...]) -> dict[str, Any]:

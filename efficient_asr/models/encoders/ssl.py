@@ -20,7 +20,6 @@ from efficient_asr.models.encoders.base import (
     Encoder,
     EncoderState,
     advance,
-    attention_mask,
     plain_network_config,
 )
 from efficient_asr.models.encoders.fbank import FilterbankExtractor
@@ -169,11 +168,14 @@ class SSLEncoder(Encoder):
         if not model.config.do_stable_layer_norm:
             states = encoder.layer_norm(states)
         states = encoder.dropout(states)
-        if model.config.model_type == "wavlm":
-            mask = None if bool(padding_mask.all()) else padding_mask
-        else:
-            mask = attention_mask(model.config, states, frame_lengths)
-        return EncoderState(states, frame_lengths, mask)
+        return EncoderState(states, frame_lengths, self.mask(states, frame_lengths))
+
+    def mask(self, states: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor | None:
+        """Return the attention mask of the layers; WavLM's is the plain mask [batch, frames]."""
+        if self.model.config.model_type != "wavlm":
+            return super().mask(states, frame_lengths)
+        mask = frame_mask(frame_lengths, states.shape[1])
+        return None if bool(mask.all()) else mask
 
     def _extract(self, wavs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return features [batch, frames, dim] of `wavs` [batch, time] with `lengths` [batch]."""
@@ -196,6 +198,10 @@ class SSLEncoder(Encoder):
             states, bias = layer(state.states, attention_mask=state.mask, position_bias=state.position_bias)
             return advance(state, states, position_bias=bias)
         return advance(state, layer(state.states, attention_mask=state.mask))
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """Return the parameters of the final layer norm of pre-norm ("stable") models."""
+        return list(self.model.encoder.layer_norm.parameters()) if self.model.config.do_stable_layer_norm else []
 
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the final layer norm of pre-norm ("stable") models."""

@@ -20,7 +20,6 @@ from efficient_asr.models.encoders.base import (
     Encoder,
     EncoderState,
     advance,
-    attention_mask,
     plain_network_config,
 )
 from efficient_asr.models.loading import load_network
@@ -117,12 +116,15 @@ class WhisperEncoder(Encoder):
         states = nn.functional.gelu(self.model.conv2(states)).transpose(1, 2)
         states = states + self.model.embed_positions.weight[: states.shape[1]]
         states = nn.functional.dropout(states, self.model.dropout, self.training)
-        mask = attention_mask(self.model.config, states, frame_lengths)
-        return EncoderState(states, frame_lengths, mask)
+        return EncoderState(states, frame_lengths, self.mask(states, frame_lengths))
 
     def run_layer(self, index: int, state: EncoderState) -> EncoderState:
         """Run one transformer layer."""
         return advance(state, self.layers[index](state.states, state.mask))
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """Return the parameters of the final layer norm."""
+        return list(self.model.layer_norm.parameters())
 
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the final layer norm."""

@@ -5,23 +5,14 @@ A file is valid for one place in an audio file, with its size and modification t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 
 from efficient_asr.data import FeatureStore, Row, Rows, absolute_lengths, place_of
+from efficient_asr.models.loading import weights_digest
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.utils import distributed
-
-
-def weights_digest(model: Whisper) -> str:
-    """Return a checksum of the encoder's weights."""
-    found = hashlib.sha256()
-    for name, value in model.network.model.encoder.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 class EncoderStates:
@@ -38,7 +29,9 @@ class EncoderStates:
     """
 
     def __init__(self, folder: Path, model: Whisper, rows: Rows) -> None:
-        self.store = FeatureStore(folder, {"encoder": weights_digest(model)}, "encoder_states_folder")
+        self.store = FeatureStore(
+            folder, {"encoder": weights_digest(model.network.model.encoder)}, "encoder_states_folder"
+        )
         self.model, self.rows = model, rows
         self.names = {row["id"]: place_of(row) for row in rows}
 
