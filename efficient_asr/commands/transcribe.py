@@ -5,9 +5,11 @@
     efficient-asr transcribe WHISPER 'talks/*.m4a' --out subtitles/ --format srt --language en
     efficient-asr transcribe MODEL calls/ --channels split --names agent customer --out calls.json
     efficient-asr transcribe CTC_MODEL a.wav --lm 4gram.arpa --lm_case upper
+    efficient-asr transcribe MODEL --manifest rows.jsonl --columns '{audio: path}' --out rows_with_hypotheses.jsonl
 
 MODEL is the model folder written by a recipe, or a Whisper directory or hub id. Recordings that cannot be read are reported on
-standard error; the others are still transcribed. With --out, rerun an interrupted command to resume it.
+standard error; the others are still transcribed. With --out, rerun an interrupted command to resume it. With --manifest, JSON
+lines with one utterance each (or CSV, TSV) are read; every row is written again, with its transcript in another field.
 """
 
 from __future__ import annotations
@@ -23,8 +25,17 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr import load_transcriber
-from efficient_asr.data import SAMPLE_RATE, inspect_audio, load_audio, load_channels, pad_wavs, silence
+from efficient_asr.data import (
+    SAMPLE_RATE,
+    inspect_audio,
+    load_audio,
+    load_channels,
+    pad_wavs,
+    read_manifest,
+    silence,
+)
 from efficient_asr.data.audio import SILENT_PEAK
+from efficient_asr.evaluation.manifest_transcripts import write_transcripts
 from efficient_asr.inference.formats import (
     COLLECTED,
     FORMATS,
@@ -39,7 +50,15 @@ from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint
-from efficient_asr.settings.options import add_lm_options, add_whisper_options, at_least, lm_options, whisper_options
+from efficient_asr.settings.options import (
+    add_lm_options,
+    add_whisper_options,
+    at_least,
+    lm_options,
+    parse_columns,
+    whisper_options,
+    yes_or_no,
+)
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, print_json
 from efficient_asr.utils.files import LineStore, atomic_write_text, file_state
@@ -53,9 +72,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "audio", nargs="+", metavar="AUDIO",
+        "audio", nargs="*", metavar="AUDIO",
         help="files in any format that libsndfile or FFmpeg can read, folders (searched recursively), or patterns in quotes",
     )  # fmt: skip
+    parser.add_argument(
+        "--manifest", type=Path, help="JSON lines: audio, and optionally id, duration, offset, language"
+    )
+    parser.add_argument("--columns", default="{}", help="with --manifest: custom column names, e.g. '{audio: path}'")
+    parser.add_argument(
+        "--output_column", default="hypothesis", help="with --manifest: field for the transcripts (default hypothesis)"
+    )
+    parser.add_argument(
+        "--skip_bad", type=yes_or_no, nargs="?", const=True, default=False, help="with --manifest: skip bad lines"
+    )
     parser.add_argument("--out", type=Path, help="file, or folder for one file per recording (default: print)")
     parser.add_argument(
         "--format", choices=FORMATS, help="default: that of the ending of --out, otherwise jsonl; txt, srt and vtt are one "
@@ -78,13 +107,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_lm_options(parser)
     add_whisper_options(parser)
     args = parser.parse_args(argv)
+    if bool(args.audio) == (args.manifest is not None):
+        raise UserError("AUDIO, --manifest: give either audio files, or a manifest")
+    args.device = choose_device(args.device)
+    if args.manifest is not None:
+        _check_for_manifest(args)
+        return args
     if args.language == "manifest":
         raise UserError("--language manifest: audio files have no manifest; give the language, or omit --language")
     if args.channels not in ("mix", "split") and not args.channels.isdecimal():
         raise UserError(f"--channels: '{args.channels}' is not mix, split or the number of a channel")
     if args.names and args.channels != "split":
         raise UserError("--names requires --channels split")
-    args.device = choose_device(args.device)
     if args.format is None:
         ending = args.out.suffix.lower()[1:] if args.out and not args.out.is_dir() else ""
         if ending and ending not in FORMATS:
@@ -92,6 +126,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.format = ending or "jsonl"
     args.timed = bool(args.timestamps) or args.format in TIMED
     return args
+
+
+def _check_for_manifest(args: argparse.Namespace) -> None:
+    """Check the options of a command with a manifest.
+
+    Raises
+    ------
+    UserError
+        Naming the option that does not suit.
+    """
+    if args.out is None or args.out.suffix != ".jsonl" or args.format not in (None, "jsonl"):
+        raise UserError("--out: the rows of a manifest are written as JSON lines; give a file that ends in .jsonl")
+    if args.out.absolute() == args.manifest.absolute():
+        raise UserError("--out: it is the manifest itself; give another file")
+    if args.channels != "mix" or args.names:
+        raise UserError("--channels, --names: utterances of a manifest are mixed to one channel; leave them out")
 
 
 class Output:
@@ -230,9 +280,35 @@ def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path
     return failed
 
 
+def _transcribe_manifest(args: argparse.Namespace) -> None:
+    """Transcribe the utterances of a manifest."""
+    columns, skipped = parse_columns(args.columns), args.out.with_suffix(".skipped.jsonl")
+    check_writable(args.out.absolute().parent, "--out")
+    rows = read_manifest(args.manifest, columns=columns, need_text=False, skip_bad=args.skip_bad, skipped_file=skipped)
+    options, source = whisper_options(args) | lm_options(args), model_source(args.model)
+    key = [fingerprint(source), sorted(options.items(), key=str), args.output_column, args.batch_size]
+    digest = hashlib.sha256(repr(key).encode())
+    for row in rows:
+        parts = (row["id"], row["audio"], row.get("offset"), row["duration"], row.get("language"))
+        digest.update(f"{parts}\n".encode())
+    transcriber = load_transcriber(source, **options).to(args.device)
+    bad = write_transcripts(
+        transcriber, rows, args.out, digest.hexdigest(), args.output_column, args.batch_size, args.skip_bad
+    )
+    if bad:
+        print(
+            f"{bad} of {len(rows)} utterances could not be read; they have a field '{args.output_column}_problem'",
+            file=sys.stderr,
+        )
+    print(f"{len(rows) - bad} transcripts: {args.out}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse(argv)
+    if args.manifest is not None:
+        _transcribe_manifest(args)
+        return
     recordings = find_audio(args.audio)
     decoding = {key: value for key, value in whisper_options(args).items() if key != "timestamps"} | lm_options(args)
     source = model_source(args.model)

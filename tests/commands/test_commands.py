@@ -12,11 +12,12 @@ import soundfile
 import torch
 from conftest import TEXTS, chirp, make_corpus
 
-from efficient_asr import commands
+from efficient_asr import commands, load_transcriber
 from efficient_asr.commands import evaluate, report, time, transcribe
-from efficient_asr.data import load_channels
-from efficient_asr.evaluation import runtime
+from efficient_asr.data import batches, load_audio, load_channels
+from efficient_asr.evaluation import manifest_transcripts, runtime
 from efficient_asr.evaluation.result import Result
+from efficient_asr.inference import manifest_pass
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError
@@ -217,3 +218,99 @@ def test_a_comparison_shows_both_and_never_a_p_value_of_zero(
     assert f"| {first.wer_percent:.2f} | {first.macs_g:.3f} |" in said and "| 0.00 |" in said and "CPU s" in said
     assert "p < 0.0002" in said and "p = 0.0000" not in said and f"{len(TEXTS)} utterances" in said
     assert f"{-first.wer_percent:+.2f} points" in said
+
+
+@pytest.fixture
+def table(recordings: Path, tmp_path: Path) -> Path:
+    """A manifest with other column names and fields that are nobody's business."""
+    rows = [
+        {"path": "recordings/a.wav", "sentence": "One two", "speaker": "x", "page": 7},
+        {"path": "recordings/sub/call.wav", "begin": 0.25, "end_s": 0.75, "page": 8},
+        {"path": "recordings/sub/b.flac", "page": 9},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "rows.jsonl"
+
+
+def test_transcripts_stand_beside_the_rows_of_a_manifest(model: str, table: Path, tmp_path: Path) -> None:
+    columns = ("--columns", "{audio: path, text: sentence}")
+    out = tmp_path / "out.jsonl"
+    assert run("transcribe", model, "--manifest", table, *columns, "--out", out, "--batch_size", 2) == 0
+    before, after = ([json.loads(line) for line in open(path)] for path in (table, out))
+    assert [row["page"] for row in after] == [7, 8, 9]
+    assert all(row | old == row for row, old in zip(after, before, strict=True))  # nothing is lost
+    assert all(Path(row["audio"]).is_file() for row in after) and after[0]["text"] == "One two"
+    transcriber = load_transcriber(model)
+    wav = load_audio(after[1]["audio"])[4000:12000]  # the segment, without its batch mates
+    assert after[1]["hypothesis"] == transcriber.transcribe(wav[None])[0].text != ""
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.jsonl"]
+
+
+def test_an_interrupted_pass_over_a_manifest_goes_on(
+    model: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    common = ("--manifest", table, "--columns", "{audio: path}", "--output_column", "said")
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert run("transcribe", model, *common, "--out", whole) == 0
+    original, calls = manifest_transcripts.transcribe_rows, []
+
+    def interrupt(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(manifest_transcripts, "transcribe_rows", interrupt)
+    assert run("transcribe", model, *common, "--out", out) == 130 and not out.exists()
+    assert run("transcribe", model, *common, "--out", out) == 0 and len(calls) == 4
+    assert "1 of 3 utterances are transcribed already" in capsys.readouterr().out
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_unreadable_audio_of_a_manifest(
+    model: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    common = ("--manifest", table, "--columns", "{audio: path}", "--out", tmp_path / "out.jsonl")
+    original = manifest_pass.load_row
+
+    def vanished(row: dict) -> torch.Tensor:  # between the check and the reading
+        if row["page"] == 9:
+            raise UserError(f"{row['audio']} cannot be read")
+        return original(row)
+
+    monkeypatch.setattr(manifest_pass, "load_row", vanished)
+    monkeypatch.setattr(batches, "load_row", vanished)
+    assert run("transcribe", model, *common) == 2
+    assert "or pass --skip_bad True to go on without it" in capsys.readouterr().err
+    assert run("transcribe", model, *common, "--skip_bad") == 0
+    rows = [json.loads(line) for line in open(tmp_path / "out.jsonl")]
+    assert ["hypothesis" in row for row in rows] == [True, True, False] and "b.flac" in rows[2]["hypothesis_problem"]
+    assert "1 of 3 utterances could not be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["a.wav", "--manifest", "rows.jsonl"], "AUDIO, --manifest: give either"),
+        ([], "AUDIO, --manifest: give either"),
+        (["--manifest", "rows.jsonl"], "--out: the rows of a manifest are written as JSON lines"),
+        (["--manifest", "rows.jsonl", "--out", "x.csv"], "--out: the rows of a manifest are written as JSON lines"),
+        (["--manifest", "rows.jsonl", "--out", "rows.jsonl"], "--out: it is the manifest itself"),
+        (["--manifest", "rows.jsonl", "--out", "x.jsonl", "--channels", "split"], "--channels, --names: utterances"),
+        (["--manifest", "rows.jsonl", "--out", "x.jsonl", "--columns", "{audio: path}", "--output_column", "page"],
+         "--output_column: utterance 'recordings/a.wav' has a field 'page' already"),
+        (["--manifest", "none.jsonl", "--out", "x.jsonl"], "none.jsonl"),
+    ],
+)  # fmt: skip
+def test_wrong_options_with_a_manifest(
+    options: list[str],
+    message: str,
+    model: str,
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(table.parent)
+    content = table.read_bytes()
+    assert run("transcribe", model, *options) == 2
+    assert message in capsys.readouterr().err and table.read_bytes() == content
