@@ -184,6 +184,24 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(
     assert (tmp_path / "mine" / "labels.jsonl").read_text() == "{}\n" * 5
 
 
+def test_lines_that_were_deleted_are_labelled_again_and_no_others(
+    tiny_whispers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_manifest(make_manifest(tmp_path / "in", 7), need_text=False)
+    hparams = HPARAMS | {"teacher_model": tiny_whispers["small"]}
+    out = write_labels(rows, hparams, tmp_path / "out", "cpu")
+    whole, seen, original = out.read_bytes(), [], Labeller.__call__
+
+    def label(self: Labeller, batch: Any, *audio: torch.Tensor) -> Any:
+        seen.extend(row["id"] for row in batch)
+        return original(self, batch, *audio)
+
+    monkeypatch.setattr(Labeller, "__call__", label)
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))  # without u0
+    assert write_labels(rows, hparams, tmp_path / "out", "cpu").read_bytes() == whole
+    assert seen == ["u2", "u1", "u0"]  # its batch: alone, it could sound different in the last bit
+
+
 def test_a_file_that_cannot_be_read_costs_no_label(
     tiny_whispers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

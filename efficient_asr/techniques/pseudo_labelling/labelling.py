@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,14 @@ def write_labels(
         order = BatchOrder(
             rows.durations, "descending", hparams["batch_size"], hparams["max_batch_length_s"], repeat=False
         )
-        todo = unfinished(rows, order, parts.places)
-        if parts.places:
-            print(f"{len(parts.places)} of {len(rows)} utterances are labelled already")
+        with parts.open() as file:
+            done = {*parts.places} | _adopt(out, rows, parts.places, file.append)
+        todo = unfinished(rows, order, done)
+        if done:
+            print(f"{len(done)} of {len(rows)} utterances are labelled already")
         places = {key: _anywhere(options[key]) for key in ("assistant", "quantise") if key in options}
         arguments = {"source": _anywhere(source), "options": options | places, "device": device, **more}
         with parts.open() as file:
-            done = {*parts.places}
             if hparams["ray_workers"] or hparams["ray_address"]:
                 _check_languages(rows, arguments)
                 _label_with_ray(rows, todo, done, arguments, hparams, file.append)
@@ -118,6 +119,21 @@ def write_labels(
         _write(parts.merge(row["id"] for row in rows), out)
         parts.discard()
     return out
+
+
+def _adopt(out: Path, rows: Rows, done: Container[str], append: Callable[[dict[str, Any]], None]) -> set[str]:
+    """Keep the labels of an output from which lines were deleted; return the ids of those that were not in `done`."""
+    kept: set[str] = set()
+    if not out.is_file():
+        return kept
+    wanted = {row["id"] for row in rows if row["id"] not in done}
+    for path in (out, out.with_name(UNREADABLE)):
+        for line in open(path, encoding="utf-8") if path.is_file() else ():
+            record = json.loads(line)
+            if record["id"] in wanted - kept:
+                kept.add(record["id"])
+                append(record)
+    return kept
 
 
 def _write(records: Iterable[dict[str, Any]], out: Path) -> None:
