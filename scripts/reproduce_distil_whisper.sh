@@ -27,7 +27,7 @@ distil student
 
 MODELS=$EFFICIENT_ASR_MODELS
 FAST="encoder_padding=silence_cache;quantise=decoder-int8"
-"$PYTHON" recipes/distil_whisper/compare.py --language en --timed 3 --out results/distil_whisper/base.json --systems \
+"$PYTHON" -m efficient_asr compare --language en --timed 3 --out results/distil_whisper/base.json \
     "whisper-base=$MODELS/whisper-base" "whisper-tiny=$MODELS/whisper-tiny" \
     "student 6-2, untrained=$OUT/before/student;max_tokens_per_s=8" "student 6-2=$OUT/student/model" \
     "student 6-2, silence cache, int8 decoder=$OUT/student/model;$FAST" \
@@ -48,7 +48,7 @@ if [ -n "${ABLATIONS:-}" ]; then
     done
     distil not_filtered --data_folder output/real_labels_all --prepared_folder data/real_distil_whisper_all
     distil free_encoder --freeze_encoder False --encoder_states_folder null
-    "$PYTHON" recipes/distil_whisper/compare.py --language en --timed 0 --out results/distil_whisper/ablations.json --systems \
+    "$PYTHON" -m efficient_asr compare --language en --timed 0 --out results/distil_whisper/ablations.json \
         "both=$OUT/student/model" "labels only=$OUT/labels_only/model" "divergence only=$OUT/divergence_only/model" \
         "not filtered=$OUT/not_filtered/model" "free encoder=$OUT/free_encoder/model" \
         --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl

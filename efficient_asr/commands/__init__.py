@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "WER, MACs and runtime of a model on a manifest",
     "time": "runtimes only, added to a result: on another device, for example",
     "report": "tables and plots of results; is a difference significant?",
+    "compare": "several models on the same recordings: WER, MACs, and times in interleaved rounds",
     "calibrate": "a copy of a Whisper that encodes each utterance on its own length, without training",
     "app": "web page for models, with an endpoint for programs; explorer of results",
     "model_card": "README.md of a model folder, with its results",

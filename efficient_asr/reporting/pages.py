@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from efficient_asr.evaluation.result import Result
+from efficient_asr.reporting.comparisons import comparison_table
 from efficient_asr.reporting.plots import plot_name
 from efficient_asr.reporting.published import Published
 from efficient_asr.reporting.results import group_runs
@@ -24,7 +25,7 @@ def fill_markers(text: str, runs: list[Result], published: list[Published], resu
 
     `<!-- table corpus/split -->` is a table of results. Techniques listed after the name select rows in addition to the baseline:
     `<!-- table corpus/split x x+y -->`. `<!-- published 2303.06740 x -->` is the table of a paper,
-    of its baseline and the listed techniques.
+    of its baseline and the listed techniques. `<!-- compared NAME -->` shows NAME.json of `efficient-asr compare`.
     Techniques declare other kinds (`page_markers`); undeclared kinds are left unchanged.
 
     Arguments
@@ -48,6 +49,8 @@ def fill_markers(text: str, runs: list[Result], published: list[Published], resu
             return match[1] + _published(match["name"], match["words"].split(), published) + "\n" + match["end"]
         if match["kind"] == "table":
             return match[1] + _table(match["name"], match["words"].split(), groups, published) + "\n" + match["end"]
+        if match["kind"] == "compared":
+            return match[1] + comparison_table(match["name"], results_folder) + "\n" + match["end"]
         content = find("page_markers", match["kind"])
         return match[0] if content is None else match[1] + content(match["name"], results_folder) + "\n" + match["end"]
 

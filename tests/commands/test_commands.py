@@ -314,3 +314,41 @@ def test_wrong_options_with_a_manifest(
     content = table.read_bytes()
     assert run("transcribe", model, *options) == 2
     assert message in capsys.readouterr().err and table.read_bytes() == content
+
+
+# ------------------------------------------------------------ comparisons
+
+
+def test_models_are_compared_on_the_same_recordings(
+    model: str, tiny_ctc: CTCModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    torch.nn.init.normal_(tiny_ctc.head.linear.weight, std=2.0)
+    tiny_ctc.save(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    options = ("--manifest", corpus / "test.jsonl", "--normaliser", "plain", "--timed", 2, "--rounds", 2)
+    assert run("compare", f"a={model}", f"b={tmp_path}/other", f"again={model}", *options, "--out", "x.json") == 0
+    result = json.loads((tmp_path / "x.json").read_text())
+    a, b, again = (result["systems"][name]["corpora"]["all"] for name in ("a", "b", "again"))
+    assert a == again and a["difference_percent"] == 0 and a["words"] == 11
+    assert b["difference_percent"] == pytest.approx(b["wer_percent"] - a["wer_percent"])
+    assert run("evaluate", model, "--manifest", corpus / "test.jsonl", "--repeats", 0, "--out", "alone.json") == 0
+    alone = Result.load(tmp_path / "alone.json")
+    assert a["wer_percent"] == pytest.approx(alone.wer_percent)
+    timing = result["timing"]
+    assert timing["rounds"] == 2 and timing["utterances"] == 2 and {*timing["systems"]} == {"a", "b", "again"}
+    shown = capsys.readouterr().out
+    assert "| a |" in shown and "plain normaliser" in shown and "tokens/s" not in shown and "5-grams" not in shown
+
+
+def test_a_comparison_says_what_is_wrong(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    manifest = make_corpus(tmp_path / "corpus") / "test.jsonl"
+    out = ("--manifest", manifest, "--out", tmp_path / "x.json")
+    assert run("compare", f"a={model}", f"a={model}", *out) == 2 and "same name" in capsys.readouterr().err
+    assert run("compare", f"a={model}", "--manifest", manifest, "--out", tmp_path / "x.csv") == 2
+    assert "must end in .json" in capsys.readouterr().err
+    assert run("compare", f"a={model}", "--manifest", manifest, manifest, "--out", tmp_path / "x.json") == 2
+    assert "are not distinct" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("compare", model, *out)
+    assert "is not NAME=MODEL" in capsys.readouterr().err

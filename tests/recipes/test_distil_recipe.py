@@ -52,7 +52,7 @@ def test_from_audio_to_a_student_in_six_commands(mini_corpus: dict[str, Path], t
     alone = run_script("scripts/transcribe.py", student, audio, "--language", "en")
     assert json.loads(done.stdout)["text"] == json.loads(alone.stdout)["text"]
     compared = run_script(
-        "recipes/distil_whisper/compare.py", "--systems", f"teacher={LARGE}", f"fast={student};encoder_padding=0.5", "--manifest",
+        "efficient_asr/__main__.py", "compare", f"teacher={LARGE}", f"fast={student};encoder_padding=0.5", "--manifest",
         str(mini_corpus["test"]), "--language", "en", "--timed", "2", "--rounds", "1", "--out", str(tmp_path / "compared.json"),
     )  # fmt: skip
     assert compared.returncode == 0, compared.stderr[-2000:]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from runs import run_script
 
 from efficient_asr.data import pad_wavs
 from efficient_asr.evaluation.macs import count_macs
@@ -366,3 +369,22 @@ def test_the_last_layer_must_have_a_head() -> None:
     encoder = new_whisper_encoder(d_model=16, layers=3, heads=2)
     with pytest.raises(UserError, match="must be the encoder's last layer, 3"):
         ExitHeads([CTCHead(16, 4, "none")], [2]).check(encoder)
+
+
+def test_a_copy_of_a_model_exits_by_another_rule(tiny_ctc: CTCModel, tmp_path: Path) -> None:
+    tiny_ctc.head = ExitHeads([CTCHead(32, len(tiny_ctc.labels), "none") for _ in range(2)], [1, 2])
+    tiny_ctc.save(tmp_path / "trained", {"recipe": "early_exit"})
+    script, source = "recipes/early_exit/set_rule.py", tmp_path / "trained"
+    done = run_script(
+        script, source, "--rule", "entropy", "--threshold", 9, "--patience", 1, "--out", tmp_path / "fast"
+    )
+    assert done.returncode == 0 and "exits by entropy 9" in done.stdout, done.stderr
+    fast = CTCModel.load(tmp_path / "fast")
+    assert [each["exit_layer"] for each in fast.recognise(torch.rand(1, 8000), torch.ones(1)).details] == [1]
+    assert all(torch.equal(value, tiny_ctc.state_dict()[name]) for name, value in fast.state_dict().items())
+    assert json.loads((tmp_path / "fast" / "config.json").read_text())["about"] == {"recipe": "early_exit"}
+    assert run_script(script, source, "--rule", "none", "--out", tmp_path / "fast").returncode == 2  # it exists
+    tiny_ctc.head = CTCHead(32, len(tiny_ctc.labels), "none")
+    tiny_ctc.save(tmp_path / "plain")
+    done = run_script(script, tmp_path / "plain", "--rule", "none", "--out", tmp_path / "x")
+    assert done.returncode == 2 and "is no early-exit model" in done.stderr

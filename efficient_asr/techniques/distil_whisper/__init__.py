@@ -16,5 +16,4 @@ TECHNIQUE = Technique(
         Key("previous_text_probability", least=0.0, most=1.0),
         Key("encoder_states_folder", text=True, eval_only=True),
     ),
-    page_markers={"distil_whisper": "report:students_table"},
 )

@@ -1,22 +1,13 @@
-"""Compare students with their teacher: WER, MACs, hallucinations, and time in interleaved rounds.
+"""Compare models on the same recordings: WER against the first one, MACs, and times in interleaved rounds.
 
-    python recipes/distil_whisper/compare.py --systems teacher=WHISPER student=output/distil_whisper/1986/model \\
-        "student, fast=output/distil_whisper/1986/model;encoder_padding=silence_cache;quantise=decoder-int8" \\
-        --manifest a.jsonl b.jsonl --language en --out results/distil_whisper/base.json
-
-A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for
-the WER. MACs are counted on the first `--timed` utterances of each manifest, and these are timed at batch 1 and 8, one system
-after the other, `--rounds` times; the table shows medians. Rerun the command to continue, also with further systems: what was
-transcribed before is kept in `output/compare`. The times are always those of one run.
+Times of different days, or even of different minutes, differ by more than most techniques save. Here one system is timed
+after the other, again and again (A B C A B C), and medians are reported.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import statistics
-import sys
 import time
 from itertools import chain
 from pathlib import Path
@@ -25,7 +16,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from efficient_asr import load_transcriber
 from efficient_asr.data import Row, Rows, iterate_batches
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import score
@@ -33,24 +23,13 @@ from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name
 from efficient_asr.evaluation.wer import compared, count_errors, repeated_ngrams
+from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint
-from efficient_asr.settings.command_line import read_value
-from efficient_asr.settings.options import at_least
-from efficient_asr.utils.errors import UserError, check_writable, exit_code
-from efficient_asr.utils.files import atomic_write_text
+from efficient_asr.utils.errors import UserError
 
 BATCHES, PARTS = (1, 8), Path("output/compare")
-
-
-def named(text: str) -> tuple[str, tuple[str, dict[str, Any]]]:
-    """Return name, model and options of `NAME=MODEL;option=value;...`."""
-    name, equals, rest = text.partition("=")
-    model, *pairs = rest.split(";")
-    if not (name and equals and model) or not all("=" in pair for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL or NAME=MODEL;option=value")
-    return name, (model, {key: read_value(value) for key, _, value in (pair.partition("=") for pair in pairs)})
 
 
 def errors_of(records: list[dict[str, Any]]) -> list[Any]:
@@ -115,24 +94,6 @@ def measure_times(systems: dict[str, Transcriber], rows: list[Row], rounds: int)
     return {"audio_s": audio_s, "utterances": len(rows), "rounds": rounds, "systems": medians}
 
 
-def read_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--systems", type=named, nargs="+", required=True, help="NAME=MODEL;option=value; the teacher first"
-    )
-    parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSON lines: id, audio, text, language")
-    parser.add_argument("--language", help="language of the audio; detected if not given")
-    parser.add_argument(
-        "--timed", type=at_least(0), default=8, help="utterances of each manifest that are timed and counted"
-    )
-    parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds of timing")
-    parser.add_argument("--out", type=Path, required=True, help="file for the result")
-    return parser.parse_args()
-
-
 def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
     """Return a name for each benchmark: that of its folder, and of its file where folders have the same name."""
     folders = [benchmark.corpus for benchmark in benchmarks]
@@ -142,17 +103,39 @@ def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
     return names
 
 
-def main() -> None:
-    """Run the command."""
-    args = read_arguments()
-    check_writable(args.out.parent, "--out")
-    benchmarks = [Benchmark.from_manifest(path, normaliser=None, language=args.language) for path in args.manifest]
+def compare(
+    systems: dict[str, tuple[str, dict[str, Any]]],
+    benchmarks: list[Benchmark],
+    language: str | None,
+    timed: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Compare models; the transcripts of an earlier comparison are used again, its times are not.
+
+    Arguments
+    ---------
+    systems : dict of str to tuple
+        Name -> model and options of `load_transcriber`; the others are compared with the first one.
+    benchmarks : list of Benchmark
+        Test data.
+    language : str or None
+        Language of the audio.
+    timed : int
+        Utterances of each benchmark that are timed, and whose MACs are counted; 0 for none.
+    rounds : int
+        Rounds of timing.
+
+    Returns
+    -------
+    dict
+        Content of the file that `efficient-asr compare` writes.
+    """
     names, result, transcribers, first = corpus_names(benchmarks), {"systems": {}}, {}, None
-    timed = [row for benchmark in benchmarks for row in benchmark.rows[: args.timed]]
-    for name, (model, options) in dict(args.systems).items():
+    rows = [row for benchmark in benchmarks for row in benchmark.rows[:timed]]
+    for name, (model, options) in systems.items():
         source = model_source(model)
-        transcribers[name] = load_transcriber(source, **{"language": args.language} | options)
-        about = f"{fingerprint(source)} {options} {args.language}"
+        transcribers[name] = load_transcriber(source, **{"language": language} | options)
+        about = f"{fingerprint(source)} {options} {language}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
         own = [
             list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{benchmark.hash}"), about, "cpu"))
@@ -162,18 +145,14 @@ def main() -> None:
         pairs = [([*chain(*own)], [*chain(*first)]), *zip(own, first, strict=True)]
         result["systems"][name] = {
             "model": fingerprint(source), "options": options, "parameters": transcribers[name].parameters_count(),
-            "macs_g": mean_macs_g(transcribers[name], timed),
+            "macs_g": mean_macs_g(transcribers[name], rows), "details": transcribers[name].summary(chain(*own)),
             "corpora": {corpus: describe(*pair) for corpus, pair in zip(("all", *names), pairs, strict=True)},
         }  # fmt: skip
         every = result["systems"][name]["corpora"]["all"]
         print(f"{name}: WER {every['wer_percent']:.2f} % ({every['difference_percent']:+.2f})", flush=True)
-    if timed:
+    if rows:
         times = {"threads": torch.get_num_threads(), "cpu": device_name("cpu")}
-        result["timing"] = measure_times(transcribers, timed, args.rounds) | times
-    result["provenance"] = provenance(None)
-    atomic_write_text(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"result: {args.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))
+        result["timing"] = measure_times(transcribers, rows, rounds) | times
+    synthetic = all(row.get("synthetic", False) for benchmark in benchmarks for row in benchmark.rows)
+    result["synthetic"] = synthetic
+    return result | {"normalisers": sorted({each.normaliser for each in benchmarks}), "provenance": provenance(None)}
