@@ -8,7 +8,7 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,12 @@ def _all_begin_with(found: dict[str, Any], prefix: str) -> bool:
     return bool(keys) and all(key.startswith(prefix) for key in keys)
 
 
-def weights_digest(network: torch.nn.Module) -> str:
-    """Return a checksum of the weights of a network."""
+def weights_digest(network: torch.nn.Module, without: Container[str] = ()) -> str:
+    """Return a checksum of the weights of a network, except for some names."""
     found = hashlib.sha256()
     for name, value in network.state_dict().items():
+        if name in without:
+            continue
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]

@@ -23,7 +23,7 @@ from efficient_asr.models.interchange.speechbrain import (
 )
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.training.brain import RecipeBrain, leave_out
-from efficient_asr.training.frozen_layers import FrozenLayers, check_frozen_layers, freeze_layers
+from efficient_asr.training.frozen_layers import FrozenLayers, check_frozen_layers
 
 
 class CTCBrain(RecipeBrain):
@@ -57,7 +57,6 @@ class CTCBrain(RecipeBrain):
             new = start_from_speechbrain(model, folder) if by_speechbrain else model.start_from(folder)
             print(f"started from {folder}" + (f"; new: {', '.join(new)}" if new else ""))
         check_frozen_layers(model, hparams)
-        freeze_layers(model, hparams["freeze_layers"])
         return model
 
     @staticmethod

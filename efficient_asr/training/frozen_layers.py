@@ -68,7 +68,7 @@ def freeze_layers(model: CTCModel, count: int) -> None:
 
 
 class FrozenLayers:
-    """States of the lowest layers of a model.
+    """Freezes the lowest layers of a model and returns their states.
 
     Arguments
     ---------
@@ -81,7 +81,9 @@ class FrozenLayers:
     """
 
     def __init__(self, model: CTCModel, hparams: dict[str, Any], rows: Rows) -> None:
+        check_frozen_layers(model, hparams)
         self.model, self.count, self.rows = model, hparams["freeze_layers"], rows
+        freeze_layers(model, self.count)
         self.augment = hparams["augment"]
         self.speeds = self.augment.speeds_percent
         self.masks, widest = hparams["spec_augment_masks"], hparams["spec_augment_frames"]
@@ -89,7 +91,8 @@ class FrozenLayers:
         self.store, self.rows_by_id = None, {row["id"]: row for row in rows}
         if hparams["layer_states_folder"]:
             folder = Path(hparams["layer_states_folder"])
-            meta = {"weights": weights_digest(model.encoder), "layers": self.count}
+            trained = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+            meta = {"weights": weights_digest(model.encoder, without=trained), "layers": self.count}
             self.store = FeatureStore(folder, meta, "layer_states_folder")
 
     @torch.no_grad()

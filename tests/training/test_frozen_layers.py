@@ -21,7 +21,7 @@ from efficient_asr.training.frozen_layers import FrozenLayers, freeze_layers
 from efficient_asr.training.run import run
 
 SETTINGS = {
-    "freeze_layers": 1, "layer_states_folder": None, "spec_augment": False, "spec_augment_masks": 2,
+    "freeze_layers": 1, "train_layerdrop": None, "layer_states_folder": None, "spec_augment": False, "spec_augment_masks": 2,
     "spec_augment_frames": 40,
 }  # fmt: skip
 
@@ -125,6 +125,14 @@ def test_only_what_follows_the_frozen_layers_is_trained(tiny_ctc: CTCModel) -> N
     assert {name.split(".")[2] for name in trained if name.startswith("encoder.model.")} == {"layers", "layer_norm"}
     assert not any(name.startswith("encoder.model.layers.0.") for name in trained)
     assert any(name.startswith("head.") for name in trained)
+
+
+def test_models_with_the_same_lower_layers_share_their_states(tiny_ctc: CTCModel, corpus: Path, tmp_path: Path) -> None:
+    frozen(tiny_ctc, corpus, tmp_path / "states", [100])
+    torch.nn.init.zeros_(tiny_ctc.encoder.layers[1].fc1.weight)  # of a layer that is trained
+    frozen(tiny_ctc, corpus, tmp_path / "states", [100])
+    del tiny_ctc.encoder.layers[1]
+    frozen(tiny_ctc, corpus, tmp_path / "states", [100])
 
 
 def train(corpus: Path, out: Path, *options: str) -> int:
