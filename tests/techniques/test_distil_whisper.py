@@ -345,6 +345,28 @@ def test_one_encoder_serves_both_and_gives_the_same_loss(
     )  # two decimals; states and distributions lie on the disk in half precision
 
 
+def test_the_cache_of_the_teacher_is_filled_from_stored_states(
+    corpus: Path, tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ("--train_only", "True", "--number_of_epochs", "1", "--teacher_entries", "2000", "--teacher_cache")
+    assert train(corpus, tmp_path / "a", teacher, *only, str(tmp_path / "a_cache")) == 0
+    calls, original = [], Whisper.encode
+
+    def encode(self: Whisper, *arguments: Any, **options: Any) -> Any:
+        calls.append(self)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Whisper, "encode", encode)
+    states = ("--encoder_states_folder", str(tmp_path / "states"))
+    assert train(corpus, tmp_path / "b", teacher, *only, str(tmp_path / "b_cache"), *states) == 0
+    assert len({*map(id, calls)}) == 1  # the student's, which fills the states
+    names = [path.relative_to(tmp_path / "a_cache") for path in (tmp_path / "a_cache").glob("??/*.safetensors")]
+    assert len(names) == 4
+    for name in names:
+        a, b = (load_file(tmp_path / folder / name) for folder in ("a_cache", "b_cache"))
+        torch.testing.assert_close(a["log_probs"], b["log_probs"], rtol=0, atol=0.02)  # half precision, twice
+
+
 def test_learning_rate_is_that_of_the_yaml(corpus: Path, tmp_path: Path, teacher: str) -> None:
     """The public implementation ignores it."""
     only = ("--train_only", "True", "--number_of_epochs", "1")

@@ -20,6 +20,7 @@ Deviations: the paper's text and its published code exchange the two weights; as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import speechbrain as sb
 import torch
 from torch.utils.data import DataLoader
 
-from efficient_asr.data import Rows, absolute_lengths
+from efficient_asr.data import SAMPLE_RATE, Row, Rows, absolute_lengths
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import local_config
 from efficient_asr.models.whisper.decoding import Encoded
@@ -37,7 +38,7 @@ from efficient_asr.techniques.distil_whisper.states import EncoderStates
 from efficient_asr.techniques.distil_whisper.targets import check_targets, with_targets
 from efficient_asr.techniques.distillation.brain import LOSS, DistillingBrain
 from efficient_asr.techniques.distillation.losses import TeacherDistribution
-from efficient_asr.techniques.distillation.teacher import TeacherCache
+from efficient_asr.techniques.distillation.teacher import Teacher, TeacherCache
 from efficient_asr.techniques.pruning import kept_layers, prune
 from efficient_asr.training.whisper import WhisperBrain
 from efficient_asr.utils.errors import UserError
@@ -125,6 +126,17 @@ class StudentBrain(DistillingBrain):
         self.model.network.model.encoder.eval()
         with torch.no_grad():
             return self.model.encode(wavs, lengths)
+
+    def states_for(self, teacher: Teacher) -> Callable[[Row], Encoded] | None:
+        """Return what reads the states of a row, if student and teacher have the same encoder."""
+        if self.states is None or not self.model.has_encoder_of(teacher.model):
+            return None
+
+        def read(row: Row) -> Encoded:
+            samples = torch.tensor([round(row["duration"] * SAMPLE_RATE)], device=self.device)
+            return Encoded(self.states.read([row["id"]]).to(self.device), samples)
+
+        return read
 
     def ask(self, batch: Any) -> TeacherDistribution:
         """Return the teacher's distribution for a batch; it reuses the student's encoder states if it has the same encoder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import speechbrain as sb
 import torch
 from torch.utils.data import DataLoader
 
-from efficient_asr.data import Rows
+from efficient_asr.data import Row, Rows
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint
+from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.distillation.losses import TeacherDistribution
 from efficient_asr.techniques.distillation.teacher import Teacher, TeacherCache
@@ -66,10 +68,15 @@ class DistillingBrain(WhisperBrain):
         share = range(distributed.rank(), len(rows), distributed.world_size())
         mine, asked = cache.missing(self.model, rows.select(share)), 0
         if len(mine) or distributed.if_main_process():  # it checks the teacher even if nothing is missing
-            asked = cache.fill(Teacher(source, self.model, dtype), self.model, mine, str(self.device))
+            teacher = Teacher(source, self.model, dtype)
+            asked = cache.fill(teacher, self.model, mine, str(self.device), self.states_for(teacher))
         (total,) = map(round, distributed.all_reduce([float(asked)]))  # acts as a barrier
         print(f"{cache.folder}: ran the teacher on {total} utterances, {len(rows) - total} others were already cached")
         return cache
+
+    def states_for(self, teacher: Teacher) -> Callable[[Row], Encoded] | None:
+        """Return what gives the states of the teacher's encoder for a row, if they are known; None to run the encoder."""
+        return None
 
     def ask(self, batch: Any) -> TeacherDistribution:
         """Return the teacher's distribution for a batch, from the cache or from the model."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import log_softmax
 
 from efficient_asr.data import FeatureStore, Row, Rows, absolute_lengths
+from efficient_asr.models.whisper.decoding import Encoded
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.distillation.losses import TeacherDistribution, with_rest
 from efficient_asr.utils.errors import UserError
@@ -52,10 +53,19 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(
-        self, wavs: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor, temperature: float
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        tokens: torch.Tensor,
+        temperature: float,
+        encoded: Encoded | None = None,
     ) -> TeacherDistribution:
-        """Return the next-token distributions for `tokens` [batch, tokens], given wavs [batch, time] and lengths [batch]."""
-        logits = self.model.to(wavs.device)(wavs, lengths, tokens)
+        """Return the next-token distributions for `tokens` [batch, tokens], given wavs [batch, time] and lengths [batch].
+
+        With `encoded`, states of the teacher's encoder, the encoder is not run.
+        """
+        model = self.model.to(tokens.device)
+        logits = model(wavs, lengths, tokens) if encoded is None else model.predict(encoded, tokens)
         return TeacherDistribution(log_softmax(logits.float() / temperature, dim=-1))
 
 
@@ -90,13 +100,24 @@ class TeacherCache:
     def _name(utterance: str, tokens: list[int]) -> str:
         return f"{utterance}\0{tokens}"
 
-    def fill(self, teacher: Teacher, student: Whisper, rows: Rows, device: str = "cpu") -> int:
-        """Compute the missing distributions, utterance by utterance; return how many were missing."""
+    def fill(
+        self,
+        teacher: Teacher,
+        student: Whisper,
+        rows: Rows,
+        device: str = "cpu",
+        encoded_of: Callable[[Row], Encoded] | None = None,
+    ) -> int:
+        """Compute the missing distributions, utterance by utterance; return how many were missing.
+
+        With `encoded_of`, which returns the states of the teacher's encoder for a row, the encoder is not run.
+        """
         wanted = self.missing(student, rows)
 
         def of_row(row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
             lengths = absolute_lengths(wavs, wav_lens).to(device)
-            return self._compute(teacher, student.labels.encode_row(row), wavs.to(device), lengths)
+            encoded = encoded_of(row) if encoded_of is not None else None
+            return self._compute(teacher, student.labels.encode_row(row), wavs.to(device), lengths, encoded)
 
         self.store.fill(wanted, self._namer(student), of_row, "running teacher")
         return len(wanted)
@@ -109,10 +130,15 @@ class TeacherCache:
         return lambda row: self._name(row["id"], student.labels.encode_row(row))
 
     def _compute(
-        self, teacher: Teacher, tokens: list[int], wavs: torch.Tensor, lengths: torch.Tensor
+        self,
+        teacher: Teacher,
+        tokens: list[int],
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        encoded: Encoded | None,
     ) -> dict[str, torch.Tensor]:
         asked = torch.tensor([tokens[:-1]], device=wavs.device)
-        log_probs = teacher(wavs, lengths, asked, self.about["temperature"]).log_probs[0]
+        log_probs = teacher(wavs, lengths, asked, self.about["temperature"], encoded).log_probs[0]
         indices = log_probs.topk(min(self.about["entries"], log_probs.shape[-1]), dim=-1).indices
         return {"log_probs": with_rest(log_probs, indices).half(), "indices": indices.int()}
 
