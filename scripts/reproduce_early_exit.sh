@@ -13,6 +13,7 @@ shift
 INDEPENDENT=1
 source scripts/setup.sh
 source recipes/early_exit/sweep.sh
+LAST_SPLIT=test-other # of the baseline, which is that of the other scripts
 
 train() { # train <experiment> <recipe> [--key value ...]
     local experiment=$1 recipe=$2
@@ -28,7 +29,7 @@ thresholds() { # thresholds <experiment> <label> <rule> <threshold ...>
         --label "$label" --corpus librispeech
 }
 
-train finetune_ctc finetune_ctc "$@"
+run finetune_ctc finetune_ctc finetune_ctc --data_folder "$DATA" "$@"
 train early_exit early_exit --exit_rule none "$@"
 thresholds early_exit "" entropy 0.06 0.03 0.025 0.01
 thresholds early_exit "" similarity 0.92 0.95 0.965 0.98

@@ -31,3 +31,4 @@ for target in ${TARGETS:-de it}; do
     done
     "$PYTHON" recipes/finetune_whisper/compare.py "${folders[@]}" --before "$OUT/$target/before" --out "results/optimizers/$target.json"
 done
+"$PYTHON" scripts/report.py

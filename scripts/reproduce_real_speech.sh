@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The real-speech table of the README: Whisper tiny's encoder with CTC on 127 minutes of English, then downsampled. Needs
+# The real-speech table of recipes/downsampling: Whisper tiny's encoder with CTC on 127 minutes of English, then downsampled. Needs
 # EFFICIENT_ASR_DATA (arctic_en, librispeech_unlabelled, ljspeech, librispeech_test_other, lm) and EFFICIENT_ASR_MODELS
 # (whisper-tiny). About 70 minutes on 2 CPU cores. Restartable.
 set -euo pipefail

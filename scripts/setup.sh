@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Create .venv with all requirements; if it is up to date, do nothing. The other scripts source this file: it sets $PYTHON to the
-# interpreter and defines `run`. Choose another Python with PYTHON_BASE=python3.12, and another location with VENV=/path.
+# interpreter and defines `run`. Choose another Python with PYTHON_BASE=python3.12, and another location with VENV=/path. With
+# EFFICIENT_ASR_PYTHON=/path/python, that interpreter is used as it is, and nothing is installed (docs/installation.md).
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$ROOT/.venv}
@@ -50,11 +51,16 @@ PY
 }
 
 STAMP=$(cat "$ROOT/requirements.txt" "$ROOT/setup.py" "$ROOT/scripts/setup.sh" | cksum)
-if [ ! -x "$VENV/bin/python" ] || [ "$(cat "$VENV/.efficient_asr" 2>/dev/null)" != "$STAMP" ]; then
+if [ -n "${EFFICIENT_ASR_PYTHON:-}" ]; then
+    if ! "$EFFICIENT_ASR_PYTHON" -c 'import efficient_asr' 2>/dev/null; then
+        echo "error: EFFICIENT_ASR_PYTHON: $EFFICIENT_ASR_PYTHON cannot import efficient_asr; install it there (docs/installation.md)" >&2
+        exit 2
+    fi
+elif [ ! -x "$VENV/bin/python" ] || [ "$(cat "$VENV/.efficient_asr" 2>/dev/null)" != "$STAMP" ]; then
     install_all "$(find_python)"
     echo "$STAMP" >"$VENV/.efficient_asr"
 fi
-PYTHON=$VENV/bin/python
+PYTHON=${EFFICIENT_ASR_PYTHON:-$VENV/bin/python}
 
 # With ESTIMATE=1, `run` only times a few batches of each training, and `report` prints their sum. With ONLY="a b", `run` runs only
 # these experiments. Both need a script whose trainings do not depend on one another; it says so with INDEPENDENT=1.

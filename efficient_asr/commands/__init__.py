@@ -18,7 +18,7 @@ COMMANDS = {
     "app": "web page for models, with an endpoint for programs; explorer of results",
     "model_card": "README.md of a model folder, with its results",
     "publish": "a model folder with its card, on the Hugging Face Hub or in another folder",
-    "export": "a trained model for transformers, SpeechBrain or faster-whisper",
+    "export": "a trained model for transformers, SpeechBrain, ONNX Runtime or faster-whisper",
 }
 
 

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(args.out.absolute().parent, "--out")
     benchmarks = [
         Benchmark.from_manifest(
-            path, normaliser=args.normaliser, language=args.language, columns=parse_columns(args.columns)
+            path, normaliser=args.normaliser, language=args.language, columns=parse_columns(args.columns), skip_bad=None
         )
         for path in args.manifest
     ]

@@ -27,6 +27,7 @@ from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint
+from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.utils.errors import UserError
 
 BATCHES, PARTS = (1, 8), Path("output/compare")
@@ -103,6 +104,11 @@ def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
     return names
 
 
+def _content(path: str) -> str:
+    """Return a checksum of a model folder or a file."""
+    return fingerprint(path) if Path(path).is_dir() else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def compare(
     systems: dict[str, tuple[str, dict[str, Any]]],
     benchmarks: list[Benchmark],
@@ -131,11 +137,17 @@ def compare(
         Content of the file that `efficient-asr compare` writes.
     """
     names, result, transcribers, first = corpus_names(benchmarks), {"systems": {}}, {}, None
+    for corpus, benchmark in zip(names, benchmarks, strict=True):
+        if not any(
+            get_normaliser(benchmark.normaliser)(row["text"], row.get("language") or "en") for row in benchmark.rows
+        ):
+            raise UserError(f"--manifest: no word is left in the texts of {corpus}; a WER needs some")
     rows = [row for benchmark in benchmarks for row in benchmark.rows[:timed]]
     for name, (model, options) in systems.items():
         source = model_source(model)
         transcribers[name] = load_transcriber(source, **{"language": language} | options)
-        about = f"{fingerprint(source)} {options} {language}"
+        contents = {key: _content(value) for key, value in options.items() if Path(str(value)).exists()}
+        about = f"{fingerprint(source)} {options} {language} {transcribers[name].settings} {contents}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
         own = [
             list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{benchmark.hash}"), about, "cpu"))

@@ -82,7 +82,7 @@ def write_transcripts(
     bad = 0
     with atomic_write(out) as partial, open(partial, "w", encoding="utf-8") as lines:
         for row, record in zip(rows, parts.merge(row["id"] for row in rows), strict=True):
-            if "problem" in record:
+            if column not in record:
                 bad += 1
                 record = {problem: record["problem"]}
             kept = {name: value for name, value in row.items() if name != ORIGIN}

@@ -325,6 +325,12 @@ class CTCModel(nn.Module):
         other |= {f"head.{key}": value for key, value in self.head.init_from(trained.head).items()}
         self.history = trained.history
         fitting, left = self.match(other)
+        deeper = next(
+            (key for key in other if key.startswith("encoder.") and "masked_spec" not in key and key not in fitting),
+            None,
+        )
+        if deeper is not None:
+            left = [deeper, *left]
         if any(key.startswith("encoder.") for key in left):
             raise UserError(f"pretrained_model: the encoder of {folder} does not match (for example, {left[0]})")
         return self.load_matched(fitting)

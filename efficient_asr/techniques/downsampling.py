@@ -92,11 +92,17 @@ class Downsampler(Part):
             self.filter = SignalDownsampler(self.ratio, self.ratio.numerator)
         elif self.method == "average":
             self.kernel_size = kernel_size or (12 if stride >= 4 else 10)
+            if self.kernel_size < 2 * POOLING_PADDING:
+                raise UserError(
+                    f"downsampling_kernel: {self.kernel_size} is less than {2 * POOLING_PADDING}, the least for average"
+                )
             self.filter = PoolingDownsampler(stride, self.kernel_size, padding=POOLING_PADDING)
         elif self.method == "convolutional":
             self.kernel_size = kernel_size or 161
             self.filter = Conv1DDownsampler(stride, self.kernel_size)
             if convolution_init == "lowpass":
+                if self.kernel_size < 3:
+                    raise UserError(f"downsampling_kernel: a lowpass needs 3 taps at least, not {self.kernel_size}")
                 self._start_as_lowpass()
         else:
             self.filter = nn.Identity()

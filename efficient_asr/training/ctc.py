@@ -68,8 +68,8 @@ class CTCBrain(RecipeBrain):
     def check_rows(model: CTCModel, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Find the utterances that this model cannot be trained on.
 
-        Either the text has characters outside the alphabet, or the audio yields fewer CTC frames than the text needs: one per
-        character, plus one between each pair of identical adjacent characters.
+        The text has characters outside the alphabet, the audio is longer than the encoder's window, or it yields fewer CTC frames
+        than the text needs: one per character, plus one between each pair of identical adjacent characters.
 
         Arguments
         ---------
@@ -87,7 +87,8 @@ class CTCBrain(RecipeBrain):
         UserError
             Naming the utterances.
         """
-        skip_bad, fastest = hparams["skip_bad"], hparams["augment"].fastest
+        skip_bad, fastest, slowest = hparams["skip_bad"], hparams["augment"].fastest, hparams["augment"].slowest
+        longest_s = model.encoder.longest_s
         frames = model.frame_lengths(
             torch.from_numpy((rows.durations * SAMPLE_RATE / fastest).astype(np.int64))
         ).tolist()
@@ -96,7 +97,10 @@ class CTCBrain(RecipeBrain):
             unknown = model.labels.unknown(row["text"])
             tokens = model.labels.encode(row["text"])
             needed = len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
-            if unknown:
+            if row["duration"] / slowest > longest_s:
+                at_speed = f" at {100 * slowest:g} % speed" if slowest < 1 else ""
+                bad[i] = f"{row['duration']:.2f} s{at_speed} are more than the {longest_s:g} s of this encoder"
+            elif unknown:
                 bad[i] = f"its text has characters that the model does not know: {' '.join(sorted(unknown))}"
             elif available < needed:
                 bad[i] = (
@@ -104,7 +108,8 @@ class CTCBrain(RecipeBrain):
                 )
         advice = (
             f"Pass --skip_bad True to leave them out. If there are too few frames, use {model.few_frames_advice}a head with "
-            "more of them (--frames_per_state 2); if characters are unknown, use another train_normaliser."
+            "more of them (--frames_per_state 2); if characters are unknown, use another train_normaliser; if audio is too long, "
+            "reduce max_duration_s, or use no slow speeds_percent."
         )
         return leave_out(rows, bad, skip_bad, skipped_file, advice)
 

@@ -2,8 +2,8 @@
 
 Most of the cost of an epoch is in layers that hardly change once the encoder has been fine-tuned. With `freeze_layers: n`, the
 lowest n layers, and everything before them, keep their weights. With `layer_states_folder`, the states that they return are
-stored in half precision, one file for each utterance and each speed of `speeds_percent`: an epoch then costs only the layers
-above. A file is valid for one place in an audio file, with its size and modification time.
+stored in half precision, one file for each utterance and each speed of `speeds_percent`: an epoch then runs only the layers
+above, though the audio is still read. A file is valid for one place in an audio file, with its size and modification time.
 
 With `spec_augment`, spans of time are masked in these states and not in the input, which is the same for all epochs.
 """
@@ -43,6 +43,10 @@ def check_frozen_layers(model: CTCModel, hparams: dict[str, Any]) -> None:
     total = model.encoder.num_layers
     if count > total:
         raise UserError(f"freeze_layers: {count} layers cannot be frozen, the encoder has {total}")
+    if hparams["features"] == "fbank" and not hparams["pretrained_model"]:
+        raise UserError(
+            "freeze_layers: the filterbanks' projection below the layers has to be trained first; set it to 0"
+        )
     if not isinstance(model.frontend, nn.Identity):
         raise UserError("freeze_layers: the front end changes the input of all layers; set it to 0")
     lowest = getattr(model.head, "layers", [total])[0]

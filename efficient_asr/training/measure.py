@@ -27,8 +27,10 @@ def measure(
     output_folder: Path,
     brain_class: type[RecipeBrain],
     device: str | None = None,
-) -> list[Result]:
+) -> tuple[list[Result], bool]:
     """Measure the saved model on every test split: WER, MACs, and runtimes, with and without a language model.
+
+    Also returns whether the model was measured as it was saved: some settings of an evaluation change the loaded model.
 
     It runs on `device` (None: the GPU if there is one), and is timed on `runtime_devices`.
 
@@ -39,7 +41,9 @@ def measure(
     device = choose_device(device)
     devices = devices_to_time(hparams["runtime_devices"], device)
     transcriber = brain_class.load(model, hparams)
+    saved = transcriber.label
     brain_class.apply_eval_settings(transcriber, hparams)
+    as_saved = transcriber.label == saved
     network = transcriber if transcriber.model is None else transcriber.model
     lm = read_language_model(hparams, network.labels.vocabulary) if hparams["lm_path"] else None
     lm_transcriber = CTCTranscriber(network, lm) if lm else None
@@ -77,4 +81,4 @@ def measure(
         result.save(Path(hparams["results_folder"]))
         results.append(result)
         records.discard_parts()
-    return results
+    return results, as_saved

@@ -276,11 +276,12 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
         if not this.test_only:
             _train_and_save(this, brain_class, splits, benchmarks)
         train_only = hparams["train_only"] and not this.test_only
-        results = []
+        results, as_saved = [], not (Path(model) / "README.md").is_file()  # nothing measured: only if there is no card
         if not train_only:
             device = this.run_opts.device
-            results = measure(hparams, this.plain, benchmarks, model, output_folder, brain_class, device)
-    if distributed.if_main_process() and Path(model) == output_folder / "model" and not this.run_opts.debug:
+            results, as_saved = measure(hparams, this.plain, benchmarks, model, output_folder, brain_class, device)
+    own = Path(model) == output_folder / "model"
+    if distributed.if_main_process() and own and as_saved and not this.run_opts.debug:
         write_card(Path(model), results)
     print(f"model: {model}")
     if distributed.if_main_process() and not this.test_only and not this.run_opts.debug:

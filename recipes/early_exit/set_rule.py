@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.hub import model_source
@@ -18,6 +19,16 @@ from efficient_asr.models.sources import read_config
 from efficient_asr.settings.options import at_least
 from efficient_asr.techniques.early_exit.heads import RULES, ExitHeads
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
+
+
+def _about_with_rule(about: dict[str, Any], model: CTCModel) -> dict[str, Any]:
+    """Return what is known of how the model was made, with its new rule; results of the former rule are left out."""
+    heads, details = model.head, about.get("details")
+    new = {"exit_rule": heads.rule, "exit_threshold": heads.threshold, "exit_patience": heads.patience}
+    kept = details if isinstance(details, dict) else {}
+    measured = ("mean_exit_layer", "exit_layers", "wer_percent_of_heads")
+    kept = {key: value for key, value in kept.items() if key not in measured}
+    return about | {"variant": model.label, "details": kept | new}
 
 
 def main() -> None:
@@ -39,7 +50,8 @@ def main() -> None:
     if not isinstance(model.head, ExitHeads):
         raise UserError(f"{args.model} is no early-exit model; train one with recipes/early_exit/train.py")
     model.head.set_rule(args.rule, args.threshold, args.patience)
-    model.save(args.out, read_config(source).get("about"))
+    about = read_config(source).get("about")
+    model.save(args.out, _about_with_rule(about, model) if isinstance(about, dict) else None)
     print(f"model that exits by {model.head.label}: {args.out}")
 
 

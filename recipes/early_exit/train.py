@@ -7,7 +7,7 @@
 The exit rules are explained in `efficient_asr/techniques/early_exit/heads.py`. Rule, threshold and patience are evaluation
 settings: one trained model can be evaluated with all of them, and `recipes/early_exit/sweep.py` compares many thresholds.
 `exit_training: two_step` first trains the whole model with only the last head, for `first_step_epochs`, and then the other
-heads alone. With `calibrate_*`, the threshold is chosen on the validation split.
+heads alone. With `calibrate_*`, the threshold is chosen on the validation split at the end of a training (not with `test_only`).
 """
 
 import sys
@@ -50,7 +50,8 @@ class EarlyExitBrain(CTCBrain):
         switch = self.hparams.exit_training == "two_step" and epoch == self.hparams.first_step_epochs + 1
         if stage == sb.Stage.TRAIN and switch:
             for scheduler in self.schedulers.values():
-                scheduler.metric_values.clear()
+                if hasattr(scheduler, "metric_values"):  # others do not depend on the loss
+                    scheduler.metric_values.clear()
         super().on_stage_start(stage, epoch)
 
     def trained_layers(self) -> list[int]:

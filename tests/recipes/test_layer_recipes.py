@@ -125,10 +125,13 @@ def test_early_exit_from_the_command_line(exits: list[str], tmp_path: Path, caps
     assert all(f"wer_percent_layer_{layer}" in log[-1] for layer in (1, 2, 3))
     lines = (tmp_path / "results/tiny.utterances.jsonl").read_text().splitlines()
     assert np.mean([json.loads(line)["exit_layer"] for line in lines]) == details["mean_exit_layer"]
+    card = (tmp_path / "output/model/README.md").read_text()
+    assert result["variant"] in card
     # another rule, without training anything again; the calibrated threshold belongs to the first one
     assert (
         run(EarlyExitBrain, [*exits, "--test_only", "True", "--exit_rule", "similarity", "--exit_threshold", "-2"]) == 0
     )
+    assert (tmp_path / "output/model/README.md").read_text() == card  # the model still has the first rule
     other = result_of(tmp_path / "results")
     assert other["details"]["mean_exit_layer"] == 1 and other["variant"] == "similarity -2"
     assert details["mean_exit_layer"] > 1 and other["macs_g"] < result["macs_g"]
@@ -156,6 +159,23 @@ def test_two_steps_train_the_model_first_and_the_heads_then(exits: list[str], tm
     assert any("encoder" in name for name, value in first.items() if not torch.equal(value, second[name]))
     changed = {name for name, value in second.items() if not torch.equal(value, last[name])}
     assert changed == {f"head.heads.{i}.linear.{key}" for i in (0, 1) for key in ("weight", "bias")}
+
+
+def test_two_steps_with_a_schedule_that_knows_no_loss(three_layers: Path) -> None:
+    schedule = "!new:efficient_asr.training.schedules.LinearSchedule {lr: 0.005}\n"
+    yaml = with_base(three_layers, "early_exit")
+    yaml.write_text(yaml.read_text() + f"encoder_scheduler: {schedule}head_scheduler: {schedule}")
+    options = [
+        "--exit_layers",
+        "[1, 2, 3]",
+        "--number_of_epochs",
+        "2",
+        "--first_step_epochs",
+        "1",
+        "--train_only",
+        "True",
+    ]
+    assert run(EarlyExitBrain, [str(yaml), *QUICK, *options, "--exit_training", "two_step"]) == 0
 
 
 @pytest.mark.parametrize("epoch", [2, 3, 4])

@@ -100,6 +100,8 @@ def test_configuration_round_trip() -> None:
         (("signal", float("nan")), "at least 1"),
         (("average", 1.5), "needs a whole number"),
         (("convolutional", 2, None, "zeros"), "expected random or lowpass"),
+        (("average", 2, 3), "downsampling_kernel: 3 is less than 4"),
+        (("convolutional", 2, 2, "lowpass"), "downsampling_kernel: a lowpass needs 3 taps"),
     ],
 )
 def test_mistakes(arguments: tuple, message: str) -> None:

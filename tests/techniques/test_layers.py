@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import run_script
+from conftest import ROOT
 
 from efficient_asr.data import pad_wavs
 from efficient_asr.evaluation.macs import count_macs
@@ -23,7 +24,7 @@ from efficient_asr.techniques.early_exit.heads import NEVER, RULES, ExitHeads
 from efficient_asr.techniques.layer_drop import LayerDrop
 from efficient_asr.techniques.layer_removal import choose_layers, keep_layers, layer_redundancies, parse_choice
 from efficient_asr.text.labels import CharacterLabels
-from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.errors import UserError, exit_code
 
 KINDS = ("whisper", "wav2vec2-base", "hubert-base", "wavlm-base", "wavlm-large")
 LABELS = CharacterLabels.from_texts(["abcdefghij"])
@@ -371,20 +372,37 @@ def test_the_last_layer_must_have_a_head() -> None:
         ExitHeads([CTCHead(16, 4, "none")], [2]).check(encoder)
 
 
-def test_a_copy_of_a_model_exits_by_another_rule(tiny_ctc: CTCModel, tmp_path: Path) -> None:
+def test_a_copy_of_a_model_exits_by_another_rule(
+    tiny_ctc: CTCModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    main = runpy.run_path(str(ROOT / "recipes/early_exit/set_rule.py"))["main"]
+
+    def set_rule(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["set_rule.py", *map(str, arguments)])
+        return exit_code(main)
+
     tiny_ctc.head = ExitHeads([CTCHead(32, len(tiny_ctc.labels), "none") for _ in range(2)], [1, 2])
-    tiny_ctc.save(tmp_path / "trained", {"recipe": "early_exit"})
-    script, source = "recipes/early_exit/set_rule.py", tmp_path / "trained"
-    done = run_script(
-        script, source, "--rule", "entropy", "--threshold", 9, "--patience", 1, "--out", tmp_path / "fast"
-    )
-    assert done.returncode == 0 and "exits by entropy 9" in done.stdout, done.stderr
-    fast = CTCModel.load(tmp_path / "fast")
-    assert [each["exit_layer"] for each in fast.recognise(torch.rand(1, 8000), torch.ones(1)).details] == [1]
-    assert all(torch.equal(value, tiny_ctc.state_dict()[name]) for name, value in fast.state_dict().items())
-    assert json.loads((tmp_path / "fast" / "config.json").read_text())["about"] == {"recipe": "early_exit"}
-    assert run_script(script, source, "--rule", "none", "--out", tmp_path / "fast").returncode == 2  # it exists
+    details = {"exit_rule": "none", "exit_threshold": 0.0, "exit_patience": 1, "mean_exit_layer": 2.0, "kept": 7}
+    about = {"recipe": "early_exit", "variant": "full depth"}
+    tiny_ctc.save(tmp_path / "trained", about | {"details": details})
+    source, fast = tmp_path / "trained", tmp_path / "fast"
+    assert set_rule(source, "--rule", "entropy", "--threshold", 9, "--patience", 1, "--out", fast) == 0
+    assert "exits by entropy 9" in capsys.readouterr().out
+    model = CTCModel.load(fast)
+    assert [each["exit_layer"] for each in model.recognise(torch.rand(1, 8000), torch.ones(1)).details] == [1]
+    assert all(torch.equal(value, tiny_ctc.state_dict()[name]) for name, value in model.state_dict().items())
+    new = {"exit_rule": "entropy", "exit_threshold": 9.0, "exit_patience": 1, "kept": 7}
+    known = json.loads((fast / "config.json").read_text())["about"]
+    assert known == {"recipe": "early_exit", "variant": "entropy 9", "details": new}
+    assert set_rule(source, "--rule", "none", "--out", fast) == 2 and "exists" in capsys.readouterr().err
     tiny_ctc.head = CTCHead(32, len(tiny_ctc.labels), "none")
     tiny_ctc.save(tmp_path / "plain")
-    done = run_script(script, tmp_path / "plain", "--rule", "none", "--out", tmp_path / "x")
-    assert done.returncode == 2 and "is no early-exit model" in done.stderr
+    assert set_rule(tmp_path / "plain", "--rule", "none", "--out", tmp_path / "x") == 2
+    assert "is no early-exit model" in capsys.readouterr().err
+
+
+def test_heads_summarise_where_utterances_left() -> None:
+    heads = ExitHeads([CTCHead(4, 3, "none") for _ in range(3)], [1, 2, 4])
+    records = [{"exit_layer": layer} for layer in (1, 4, 4, 2)]
+    assert heads.summary(records) == {"mean_exit_layer": 2.75, "exit_layers": {"1": 1, "2": 1, "4": 2}}
+    assert heads.summary([{}]) == {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import chirp, environment_folder
 from runs import run_script
@@ -104,6 +106,30 @@ def test_starting_from_a_model_keeps_alphabet_and_weights(tiny_yaml: Path, tmp_p
     still = ["--number_of_epochs", "1", "--lr_encoder", "0.0", "--lr_head", "0.0"]
     assert run(CTCBrain, [*arguments, *more, *still]) == 0
     assert json.loads((tmp_path / "results" / "tiny.json").read_text())["wer_percent"] == first["wer_percent"]
+
+
+def test_a_deeper_pretrained_model_is_not_cut_silently(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    deeper = tiny_yaml.with_name("deeper.yaml")
+    deeper.write_text(tiny_yaml.read_text().replace("layers: 1", "layers: 2"))
+    common = ["--device", "cpu", "--train_only", "True", "--number_of_epochs", "1"]
+    assert run(CTCBrain, [str(deeper), *common]) == 0
+    more = ["--pretrained_model", str(tmp_path / "output" / "model"), "--output_folder", str(tmp_path / "second")]
+    assert run(CTCBrain, [str(tiny_yaml), *common, *more]) == 2
+    assert "does not match (for example, encoder.model.layers.1." in capsys.readouterr().err
+
+
+def test_audio_that_a_slow_speed_makes_too_long_is_named(
+    tiny_yaml: Path, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    soundfile.write(corpus / "long.wav", np.tile(chirp(1.0, 100, 400), 29), 16000)
+    with open(corpus / "train.jsonl", "a") as file:
+        file.write(json.dumps({"id": "long", "audio": "long.wav", "text": "nine"}) + "\n")
+    options = ["--device", "cpu", "--train_only", "True", "--number_of_epochs", "1", "--speeds_percent"]
+    assert run(CTCBrain, [str(tiny_yaml), *options, "[95, 100]"]) == 2
+    assert "long: 29.00 s at 95 % speed are more than the 30 s of this encoder" in capsys.readouterr().err
+    assert run(CTCBrain, [str(tiny_yaml), *options, "[100]"]) == 0
 
 
 def test_several_test_splits_give_several_results(tiny_yaml: Path, tmp_path: Path) -> None:

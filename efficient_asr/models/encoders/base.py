@@ -7,6 +7,7 @@ everywhere, so that an utterance's states do not depend on the rest of its batch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +105,7 @@ class Encoder(Part):
     hidden_size: int
     layers: nn.ModuleList
     output_norm: bool
+    longest_s: float = math.inf  # longest audio that has positions
     layerdrop: float = 0.0
     first_droppable_layer: int = 0
 

@@ -89,6 +89,11 @@ class WhisperEncoder(Encoder):
         return {"network": network, "output_norm": self.output_norm}
 
     @property
+    def longest_s(self) -> float:
+        """Length of Whisper's window in seconds."""
+        return self.model.config.max_source_positions * 2 * HOP / SAMPLE_RATE
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The transformer layers."""
         return self.model.layers

@@ -32,7 +32,7 @@ As in the paper's code, LayerDrop is off while heads are trained. Deviations fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -293,6 +293,14 @@ class ExitHeads(Part):
             )  # fmt: skip
             labels = new
         return found
+
+    def summary(self, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return the mean exit layer and how many utterances exited at each layer."""
+        found = [record["exit_layer"] for record in records if "exit_layer" in record]
+        if not found:
+            return {}
+        counts = {str(layer): found.count(layer) for layer in self.layers}
+        return {"mean_exit_layer": sum(found) / len(found), "exit_layers": counts}
 
     def init_from(self, trained: nn.Module) -> dict[str, torch.Tensor]:
         """Return initial weights from the trained head on the same layer, or else from the only or last trained head."""

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# A CTC baseline with thousands of updates, and early exit and layer removal from there: Whisper base's encoder on 127 minutes of
+# English. Needs EFFICIENT_ASR_DATA (arctic_en, librispeech_unlabelled, ljspeech, librispeech_test_other, lm; beside it
+# models/whisper_base_ctc, from which the training continues). About four hours on 2 CPU cores. Restartable. DOWNSAMPLING=1 adds
+# downsampling, which trains all layers, for another hour.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
+source scripts/setup.sh
+LAST_SPLIT=librispeech_test_other
+LM=output/lm/en-us-2gram.arpa
+if [ ! -f "$LM" ]; then
+    mkdir -p "$(dirname "$LM")"
+    gunzip -c "$EFFICIENT_ASR_DATA/lm/cmusphinx-en-us-2gram.arpa.gz" >"$LM.partial"
+    mv "$LM.partial" "$LM"
+fi
+trained() { # trained <experiment> <recipe> <yaml> [--key value ...]
+    local experiment=$1 recipe=$2 yaml=$3
+    shift 3
+    [ -f "output/$experiment/1986/model/config.json" ] ||
+        "$PYTHON" "recipes/$recipe/train.py" "hparams/real/$yaml.yaml" --train_only True --device cpu "$@"
+}
+exits() { # exits <rule> <threshold>: the early-exit model with this rule
+    [ -d "output/english_early_exit/$1_$2" ] ||
+        "$PYTHON" recipes/early_exit/set_rule.py output/english_early_exit/1986/model --rule "$1" --threshold "$2" \
+            --out "output/english_early_exit/$1_$2"
+}
+
+run english_ctc finetune_ctc real/english_ctc --lm_path "$LM" --runtime_repeats 1
+trained english_early_exit early_exit english_early_exit
+trained english_layer_removal_first_5 layer_removal english_layer_removal
+trained english_layer_removal_first_4 layer_removal english_layer_removal --kept_layers first_4
+systems=("full=output/english_ctc/1986/model" "first 5 layers=output/english_layer_removal_first_5/1986/model"
+    "first 4 layers=output/english_layer_removal_first_4/1986/model"
+    "early exit, full depth=output/english_early_exit/1986/model")
+if [ -n "${DOWNSAMPLING:-}" ]; then
+    trained english_downsampling_average_x2 downsampling english_downsampling --downsampling_technique average
+    systems+=("average x2=output/english_downsampling_average_x2/1986/model")
+fi
+# On the validation split (recipes/early_exit/sweep.py --calibrate_wer_loss_percent 0.3): THRESHOLDS
+for pair in entropy:0.0 similarity:0.0; do
+    exits "${pair%%:*}" "${pair##*:}"
+    systems+=("early exit, ${pair/:/ }=output/english_early_exit/${pair%%:*}_${pair##*:}")
+done
+"$PYTHON" -m efficient_asr compare "${systems[@]}" --normaliser plain --timed 60 --rounds 5 --out results/ctc/english.json \
+    --manifest data/real/{arctic_en,ljspeech,librispeech_test_other}.jsonl
+report
