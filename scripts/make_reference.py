@@ -48,6 +48,7 @@ TERMS = {
     "manifest": "JSON lines, one an utterance: `id`, `audio`, `duration`, `text`, and any other entries.",
     "model folder": "What a training leaves behind: `config.json` and `model.safetensors`, or a directory in Hugging "
     "Face's layout.",
+    "own length": "Of a Whisper: it encodes an utterance without padding it to 30 s (silence cache, audio context).",
     "oracle": "The choice between two models that knows the errors of both.",
     "padded, unpadded": "Encoder frames of Whisper's whole window of 30 s, or of the audio only.",
     "PGR": "Performance gap recovered (RouteLLM's term): the area between a router's curve of WER against cost and "
@@ -55,6 +56,9 @@ TERMS = {
     "at random, as a share of the same area for the oracle, over all budgets between the two models.",
     "recipe": "A Brain and YAML files: `recipes/<name>/train.py`, `hparams/<name>.yaml`.",
     "RTFx": "Seconds of audio for each second of computing (`rtfx`).",
+    "silence cache": "Keys, values and states of encoded silence, computed once per model; they stand for the padding of "
+    "Whisper's window.",
+    "sinks": "Positions of the silence cache that the decoder attends to most; they share no key (`calibrate --sinks`).",
     "technique": "One idea from one paper, in one module or package that declares itself; see ../adding_a_technique.md.",
     "variant": "A row of the tables: a technique at one setting.",
     "WER": "Word error rate in percent, pooled over all utterances, with a 95 % interval by bootstrap over utterances.",
