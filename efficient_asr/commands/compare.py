@@ -20,7 +20,7 @@ from typing import Any
 
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.comparison import compare
-from efficient_asr.reporting.comparisons import table_of
+from efficient_asr.reporting.comparisons import draw_comparison, table_of
 from efficient_asr.settings.command_line import read_value
 from efficient_asr.settings.options import at_least, parse_columns
 from efficient_asr.text.normalise import NORMALISERS
@@ -75,4 +75,5 @@ def main(argv: list[str] | None = None) -> None:
     result = compare(dict(args.systems), benchmarks, args.language, args.timed, args.rounds)
     atomic_write_text(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(table_of(result))
-    print(f"result: {args.out}")
+    picture = draw_comparison(result, args.out.with_suffix(".png"))
+    print(f"result: {args.out}" + (f"\nplot: {picture}" if picture else ""))

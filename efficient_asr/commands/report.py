@@ -15,11 +15,12 @@ from pathlib import Path
 import efficient_asr
 from efficient_asr.evaluation.result import Result
 from efficient_asr.evaluation.wer import count_errors, paired_bootstrap
+from efficient_asr.reporting.comparisons import draw_comparison
 from efficient_asr.reporting.explorer import explorer_html
 from efficient_asr.reporting.pages import fill_markers, results_page
 from efficient_asr.reporting.plots import plot, plot_name
 from efficient_asr.reporting.published import load_published
-from efficient_asr.reporting.results import check_comparable, group_runs, load_runs
+from efficient_asr.reporting.results import check_comparable, group_runs, load_runs, read_json
 from efficient_asr.reporting.tables import make_table, markdown_table, row_name, show
 from efficient_asr.utils.errors import UserError, check_writable
 from efficient_asr.utils.files import atomic_write_text
@@ -121,6 +122,8 @@ def main(argv: list[str] | None = None) -> None:
         if not own:
             print(make_table(name, results, published) + "\n")
         print(f"plot: {plot(name, results, plots / plot_name(name))}")
+    for path in sorted((ROOT / "results" / "compared").glob("*.json")) if own else ():
+        print(f"plot: {draw_comparison(read_json(path, 'efficient-asr compare'), path.with_suffix('.png'))}")
     for technique in techniques() if own else ():
         for picture in technique.load(technique.pictures)(ROOT / "results") if technique.pictures else ():
             print(f"plot: {picture}")

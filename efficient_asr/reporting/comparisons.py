@@ -1,10 +1,11 @@
-"""Tables of models that were compared by `efficient-asr compare`."""
+"""Tables and figures of models that were compared by `efficient-asr compare`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from efficient_asr.reporting.figures import COLOURS, MARKERS, pyplot, save_figure
 from efficient_asr.reporting.results import read_json
 from efficient_asr.reporting.tables import markdown_table, show, show_difference
 from efficient_asr.utils.technique import techniques
@@ -73,3 +74,37 @@ def _times(systems: dict[str, Any], timing: dict[str, Any]) -> dict[str, list[st
             cells.append(show(timing["audio_s"] / seconds if seconds else None, 1))
         columns["tokens/s, batch 1"].append(show(own[0].get("tokens_per_s"), 0))
     return columns
+
+
+def draw_comparison(result: dict[str, Any], path: Path) -> Path | None:
+    """Plot WER against rtfx of all systems, one panel a batch size; return the path, or None if nothing was timed.
+
+    Systems whose names are the same up to the first comma have one colour; what follows the comma chooses the marker.
+    """
+    timing = result.get("timing")
+    if not timing:
+        return None
+    names = list(result["systems"])
+    models = list(dict.fromkeys(name.partition(",")[0] for name in names))
+    forms = list(dict.fromkeys(name.partition(",")[2].strip() for name in names))
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6), sharey=True, layout="constrained")
+    for axis, batch in zip(axes, (1, 8), strict=True):
+        for name in names:
+            times = timing["systems"][name]
+            seconds = times.get(str(batch), times.get(batch))["seconds"]
+            model, _, form = name.partition(",")
+            place = forms.index(form.strip())
+            wer_percent = result["systems"][name]["corpora"]["all"]["wer_percent"]
+            axis.plot(
+                timing["audio_s"] / seconds, wer_percent, MARKERS[place % len(MARKERS)], markersize=8, label=name,
+                color=COLOURS[models.index(model) % len(COLOURS)], markerfacecolor="none" if place >= len(MARKERS) else None,
+            )  # fmt: skip
+        axis.set(xlabel="seconds of audio per second (rtfx)", title=f"batch {batch}", xlim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="WER %", ylim=(0, None))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    about = result["systems"][names[0]]["corpora"]["all"]
+    kind = "synthetic" if result.get("synthetic") else "real"
+    figure.suptitle(f"{about['utterances']} utterances of {kind} speech; {timing['cpu']}, {timing['threads']} threads")
+    return save_figure(figure, path)

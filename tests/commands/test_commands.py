@@ -335,6 +335,8 @@ def test_models_are_compared_on_the_same_recordings(
     assert run("evaluate", model, "--manifest", corpus / "test.jsonl", "--repeats", 0, "--out", "alone.json") == 0
     alone = Result.load(tmp_path / "alone.json")
     assert a["wer_percent"] == pytest.approx(alone.wer_percent)
+    assert all((tmp_path / f"x.{kind}").is_file() for kind in ("png", "svg", "pdf"))
+    assert "again" in (tmp_path / "x.svg").read_text()
     timing = result["timing"]
     assert timing["rounds"] == 2 and timing["utterances"] == 2 and {*timing["systems"]} == {"a", "b", "again"}
     shown = capsys.readouterr().out
