@@ -12,6 +12,7 @@ import pytest
 import speechbrain as sb
 import torch
 from conftest import PLACES, ROOT, TEXTS, multilingual_whisper
+from runs import torchrun
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
@@ -432,3 +433,26 @@ def test_validation_wer_is_that_of_all_words(corpus: Path, tmp_path: Path, teach
     rates = [error_rate_percent([error]) for error in errors]
     assert logged == pytest.approx(error_rate_percent(errors), rel=0.01)
     assert abs(logged - np.mean(rates)) > 5  # so that it makes a difference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folders", [False, True])
+def test_two_processes_train_one_student(corpus: Path, tmp_path: Path, teacher: str, folders: bool) -> None:
+    (tmp_path / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=tmp_path, source=teacher))
+    options = ["--train_only", "True", "--number_of_epochs", "1"]
+    if folders:
+        options += ["--encoder_states_folder", str(tmp_path / "states"), "--teacher_cache", str(tmp_path / "cache")]
+    done = torchrun(["recipes/distil_whisper/train.py"], tmp_path, tmp_path / "x.yaml", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = load_file(f"{teacher}/model.safetensors"), weights(tmp_path)
+    assert any(not torch.equal(before[name], value) for name, value in after.items() if "decoder.layers.0" in name)
+    for folder in ("states", "cache") if folders else ():
+        assert len([*(tmp_path / folder).glob("??/*.safetensors")]) == 4
+
+
+def test_a_student_trains_in_bfloat16(corpus: Path, tmp_path: Path, teacher: str) -> None:
+    only = ("--train_only", "True", "--number_of_epochs", "1", "--precision", "bf16")
+    assert train(corpus, tmp_path / "a", teacher, *only) == 0
+    before, after = load_file(f"{teacher}/model.safetensors"), weights(tmp_path / "a")
+    assert all(value.dtype == torch.float32 and bool(value.isfinite().all()) for value in after.values())
+    assert any(not torch.equal(before[name], value) for name, value in after.items() if "decoder.layers.0" in name)

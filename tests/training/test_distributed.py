@@ -207,3 +207,13 @@ def test_two_steps_of_early_exit_train_together(tmp_path: Path) -> None:
     assert (
         result["technique"] == "early_exit" and sum(result["details"]["exit_layers"].values()) == result["utterances"]
     )
+
+
+def test_processes_share_the_states_of_frozen_layers(yaml: Path, tmp_path: Path) -> None:
+    path = tmp_path / "two_layers.yaml"
+    path.write_text(yaml.read_text().replace("layers: 1\n", "layers: 2\n").replace("dropout: 0.3", "dropout: 0.0"))
+    options = ["--freeze_layers", "1", "--layer_states_folder", str(tmp_path / "states"), "--train_only", "True"]
+    options += ["--speeds_percent", "[90, 100]"]
+    done = torchrun(RECIPE, tmp_path / "run", path, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len([*(tmp_path / "states").glob("??/*.safetensors")]) == 4 * 2  # u0 and u4 are the same audio; two speeds
