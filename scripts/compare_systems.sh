@@ -12,11 +12,12 @@ CACHE="encoder_padding=silence_cache;quantise=decoder-int8"
 systems=()
 for size in tiny base small; do
     whisper=$EFFICIENT_ASR_MODELS/whisper-$size
-    [ "$size" = small ] || systems+=("whisper-$size=$whisper")
-    systems+=("whisper-$size, CTranslate2 int8=$whisper;backend=ctranslate2;quantise=int8"
-        "whisper-$size, silence cache, int8 decoder=$whisper;$CACHE"
-        "whisper-$size, silence cache, int8 decoder, ONNX=$whisper;$CACHE;backend=onnx")
+    if [ "$size" != small ]; then # in the others, small takes 10 s an utterance
+        systems+=("whisper-$size=$whisper" "whisper-$size, CTranslate2 int8=$whisper;backend=ctranslate2;quantise=int8")
+    fi
+    systems+=("whisper-$size, silence cache, int8 decoder=$whisper;$CACHE")
 done
+systems+=("whisper-base, silence cache, int8 decoder, ONNX=$EFFICIENT_ASR_MODELS/whisper-base;$CACHE;backend=onnx")
 add() { # add <name> <model folder> [;options]
     if [ -d "$2" ]; then systems+=("$1=$2${3:-}"); else echo "left out: $1, there is no $2"; fi
 }

@@ -96,9 +96,12 @@ def measure_times(systems: dict[str, Transcriber], rows: list[Row], rounds: int)
 
 
 def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
-    """Return a name for each benchmark: that of its folder, and of its file where folders have the same name."""
-    folders = [benchmark.corpus for benchmark in benchmarks]
-    names = [b.corpus if folders.count(b.corpus) == 1 else f"{b.corpus}/{b.split}" for b in benchmarks]
+    """Return a name for each benchmark: that of its file or, if this says nothing, of its folder; both if names are the same."""
+    short = [each.corpus if each.split in ("manifest", "test", "dev", "train") else each.split for each in benchmarks]
+    names = [
+        name if short.count(name) == 1 else f"{each.corpus}/{each.split}"
+        for name, each in zip(short, benchmarks, strict=True)
+    ]
     if len({*names, "all"}) <= len(names):
         raise UserError(f"--manifest: the names {', '.join(names)} are not distinct, or one is 'all'; rename a file")
     return names
