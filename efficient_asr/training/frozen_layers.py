@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficient_asr.data import FeatureStore, Row, Rows, place_of
+from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, place_of
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.models.encoders.base import EncoderState
 from efficient_asr.models.loading import weights_digest
@@ -120,7 +120,7 @@ class FrozenLayers:
         share = self.rows.select(range(distributed.rank(), len(self.rows), distributed.world_size()))
         for speed in self.speeds:
             missing = self.store.missing(share, lambda row, speed=speed: name_of(row, speed))
-            samples = torch.from_numpy(missing.durations * 16000 * 100 / speed).long()
+            samples = torch.from_numpy(missing.durations * SAMPLE_RATE * 100 / speed).long()
             frames = int(self.model.encoder.frame_lengths(samples).sum()) if len(missing) else 0
             needed = 2 * frames * self.model.encoder.hidden_size * distributed.world_size()
             self.store.check_room(needed, "use fewer speeds_percent, or leave layer_states_folder at null")
