@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
             print(make_table(name, results, published) + "\n")
         print(f"plot: {plot(name, results, plots / plot_name(name))}")
     for path in sorted((ROOT / "results" / "compared").glob("*.json")) if own else ():
-        print(f"plot: {draw_comparison(read_json(path, 'efficient-asr compare'), path.with_suffix('.png'))}")
+        if picture := draw_comparison(read_json(path, "efficient-asr compare"), path.with_suffix(".png")):
+            print(f"plot: {picture}")
     for technique in techniques() if own else ():
         for picture in technique.load(technique.pictures)(ROOT / "results") if technique.pictures else ():
             print(f"plot: {picture}")
