@@ -21,8 +21,8 @@ from efficient_asr.training.frozen_layers import FrozenLayers, freeze_layers
 from efficient_asr.training.run import run
 
 SETTINGS = {
-    "freeze_layers": 1, "train_layerdrop": None, "layer_states_folder": None, "spec_augment": False, "spec_augment_masks": 2,
-    "spec_augment_frames": 40,
+    "freeze_layers": 1, "features": "cnn", "pretrained_model": None, "train_layerdrop": None, "layer_states_folder": None,
+    "spec_augment": False, "spec_augment_masks": 2, "spec_augment_frames": 40,
 }  # fmt: skip
 
 
