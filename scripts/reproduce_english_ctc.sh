@@ -8,12 +8,7 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 source scripts/setup.sh
 LAST_SPLIT=librispeech_test_other
-LM=output/lm/en-us-2gram.arpa
-if [ ! -f "$LM" ]; then
-    mkdir -p "$(dirname "$LM")"
-    gunzip -c "$EFFICIENT_ASR_DATA/lm/cmusphinx-en-us-2gram.arpa.gz" >"$LM.partial"
-    mv "$LM.partial" "$LM"
-fi
+source recipes/finetune_ctc/lm.sh
 trained() { # trained <experiment> <recipe> <yaml> [--key value ...]
     local experiment=$1 recipe=$2 yaml=$3
     shift 3

@@ -8,12 +8,7 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_MODELS:?set it to the folder that holds whisper-tiny}"
 source scripts/setup.sh
 LAST_SPLIT=librispeech_test_other
-LM=output/lm/en-us-2gram.arpa
-if [ ! -f "$LM" ]; then
-    mkdir -p "$(dirname "$LM")"
-    gunzip -c "$EFFICIENT_ASR_DATA/lm/cmusphinx-en-us-2gram.arpa.gz" >"$LM.partial"
-    mv "$LM.partial" "$LM"
-fi
+source recipes/finetune_ctc/lm.sh
 
 run real_finetune_ctc finetune_ctc real/finetune_ctc
 for pair in "signal 2" "average 2" "convolutional 2" "convolutional 3"; do

@@ -210,11 +210,13 @@ class CTCModel(nn.Module):
         output = self.recognise(wavs, wav_lens, **options)
         return output.log_probs, output.frame_lengths
 
+    def encoder_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the number of samples that reach the encoder for the given numbers of samples; both [batch]."""
+        return lengths if isinstance(self.frontend, nn.Identity) else self.frontend.output_lengths(lengths)
+
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return the number of CTC frames for the given numbers of samples; both [batch]."""
-        if not isinstance(self.frontend, nn.Identity):
-            lengths = self.frontend.output_lengths(lengths)
-        return self.encoder.frame_lengths(lengths) * self.head.frames_per_state
+        return self.encoder.frame_lengths(self.encoder_lengths(lengths)) * self.head.frames_per_state
 
     @property
     def technique(self) -> str:

@@ -89,15 +89,18 @@ class CTCBrain(RecipeBrain):
         """
         skip_bad, fastest, slowest = hparams["skip_bad"], hparams["augment"].fastest, hparams["augment"].slowest
         longest_s = model.encoder.longest_s
-        frames = model.frame_lengths(
-            torch.from_numpy((rows.durations * SAMPLE_RATE / fastest).astype(np.int64))
-        ).tolist()
+
+        def samples(speed: float) -> torch.Tensor:
+            return torch.from_numpy((rows.durations * SAMPLE_RATE / speed).astype(np.int64))
+
+        frames = model.frame_lengths(samples(fastest)).tolist()
+        encoded_s = (model.encoder_lengths(samples(slowest)) / SAMPLE_RATE).tolist()  # after a front end
         bad = {}
         for i, (row, available) in enumerate(zip(rows, frames, strict=True)):
             unknown = model.labels.unknown(row["text"])
             tokens = model.labels.encode(row["text"])
             needed = len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
-            if row["duration"] / slowest > longest_s:
+            if encoded_s[i] > longest_s:
                 at_speed = f" at {100 * slowest:g} % speed" if slowest < 1 else ""
                 bad[i] = f"{row['duration']:.2f} s{at_speed} are more than the {longest_s:g} s of this encoder"
             elif unknown:

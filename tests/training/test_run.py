@@ -130,6 +130,10 @@ def test_audio_that_a_slow_speed_makes_too_long_is_named(
     assert run(CTCBrain, [str(tiny_yaml), *options, "[95, 100]"]) == 2
     assert "long: 29.00 s at 95 % speed are more than the 30 s of this encoder" in capsys.readouterr().err
     assert run(CTCBrain, [str(tiny_yaml), *options, "[100]"]) == 0
+    downsampler = "!new:efficient_asr.techniques.downsampling.Downsampler {technique: signal, factor: 2}"
+    tiny_yaml.write_text(tiny_yaml.read_text() + f"frontend: {downsampler}\n")
+    more = ["--output_folder", str(tmp_path / "halved")]
+    assert run(CTCBrain, [str(tiny_yaml), *options, "[95, 100]", *more]) == 0  # the encoder sees half of it
 
 
 def test_several_test_splits_give_several_results(tiny_yaml: Path, tmp_path: Path) -> None:
