@@ -117,7 +117,7 @@ class FrozenLayers:
         if self.store is None:
             return
         self.model.to(device)
-        share = self.rows.select(range(distributed.rank(), len(self.rows), distributed.world_size()))
+        share = self.rows.select(distributed.share(len(self.rows)))
         for speed in self.speeds:
             missing = self.store.missing(share, lambda row, speed=speed: name_of(row, speed))
             samples = torch.from_numpy(missing.durations * SAMPLE_RATE * 100 / speed).long()

@@ -63,6 +63,11 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if is_distributed_initialized() else 1
 
 
+def share(count: int) -> range:
+    """Return the indices of `count` things that this process works on; together the processes work on all of them."""
+    return range(rank(), count, world_size())
+
+
 def _device() -> str:
     return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
 

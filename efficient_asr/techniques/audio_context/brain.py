@@ -70,7 +70,7 @@ class AudioContextBrain(WhisperBrain):
         targets = Targets(Path(hparams["targets_folder"]), {"model": fingerprint(source)} | limits)
         teacher = Whisper.from_source(source, with_padding=False)
         teacher.labels.default_language = language
-        share = range(distributed.rank(), len(rows), distributed.world_size())
+        share = distributed.share(len(rows))
         asked = targets.fill(teacher, rows.select(share), DecodingOptions(**limits), hparams["run_device"])
         (total,) = map(round, distributed.all_reduce([float(asked)]))  # acts as a barrier
         print(f"{targets.store.folder}: ran the teacher on {total} utterances, {len(rows) - total} were there already")

@@ -38,9 +38,7 @@ class EncoderStates:
     @torch.no_grad()
     def fill(self, device: torch.device | str) -> None:
         """Compute what is missing; with several processes, each one computes its share."""
-        share = range(
-            distributed.rank(), len(self.rows), distributed.world_size()
-        )  # whatever the others have written by now
+        share = distributed.share(len(self.rows))  # whatever the others have written by now
         mine = self.store.missing(self.rows.select(share), place_of)
         config = self.model.network.config
         needed = 2 * len(mine) * distributed.world_size() * config.max_source_positions * config.d_model

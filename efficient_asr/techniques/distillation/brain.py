@@ -65,7 +65,7 @@ class DistillingBrain(WhisperBrain):
             "entries": self.hparams.teacher_entries,
         }  # fmt: skip
         cache = TeacherCache(Path(self.hparams.teacher_cache), about)
-        share = range(distributed.rank(), len(rows), distributed.world_size())
+        share = distributed.share(len(rows))
         mine, asked = cache.missing(self.model, rows.select(share)), 0
         if len(mine) or distributed.if_main_process():  # it checks the teacher even if nothing is missing
             teacher = Teacher(source, self.model, dtype)
