@@ -101,6 +101,10 @@ compare() {
 }
 
 if [ $# -eq 0 ]; then set -- tiny base tiny small; fi
+if [ $(($# % 2)) -ne 0 ]; then
+    echo "error: give pairs of models, such as: tiny base tiny small; there are $# names" >&2
+    exit 2
+fi
 while [ $# -gt 1 ]; do
     compare "$1" "$2"
     shift 2

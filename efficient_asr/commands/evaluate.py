@@ -22,7 +22,7 @@ from efficient_asr.evaluation.evaluator import evaluate, score
 from efficient_asr.evaluation.runtime import limit_convolution_cache
 from efficient_asr.models.backends import own_folder
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.sources import fingerprint, read_config
+from efficient_asr.models.sources import fingerprint, read_config, with_contents
 from efficient_asr.settings.options import (
     add_lm_options,
     add_whisper_options,
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     changed = transcriber.changes
     records = score(
         transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
-        f"{fingerprint(source)} {whisper_options(args)} {lm_config}", device,
+        f"{fingerprint(source)} {with_contents(whisper_options(args))} {lm_config}", device,
     )  # fmt: skip
     result = evaluate(
         transcriber,

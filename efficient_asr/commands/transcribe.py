@@ -49,7 +49,7 @@ from efficient_asr.inference.recordings import find_audio, transcribe_parties, t
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.sources import fingerprint
+from efficient_asr.models.sources import fingerprint, with_contents
 from efficient_asr.settings.options import (
     add_lm_options,
     add_whisper_options,
@@ -159,6 +159,8 @@ class Output:
 
     def __init__(self, args: argparse.Namespace, recordings: list[tuple[Path, Path]], key: str) -> None:
         self.format, self.out = args.format, args.out
+        if self.out and not self.out.name:  # the current folder, `.`
+            self.out = self.out.absolute()
         self.by_segment = bool(args.timestamps) or args.channels == "split"
         self.records: dict[str, dict[str, Any]] = {}
         self.targets = self._targets(recordings) if self.out and self.format in SEPARATE else {}
@@ -252,6 +254,21 @@ def transcribe(transcriber: Transcriber, args: argparse.Namespace, wavs: list[to
     return transcriber.transcribe(*pad_wavs(wavs))
 
 
+def checked_name(path: Path) -> Path:
+    """Return a path if it can be written in UTF-8.
+
+    Raises
+    ------
+    UserError
+        If it cannot, as names from an archive in another encoding.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{str(path)!a}: the name is not UTF-8, and cannot be written; rename the file") from None
+    return path
+
+
 def report(path: Path, error: UserError) -> None:
     """Print the error of one recording, above the progress bar."""
     tqdm.write(f"error: {error}" if str(path) in str(error) else f"error: {path}: {error}", file=sys.stderr)
@@ -263,7 +280,7 @@ def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path
     failed = 0
     for path in paths:
         try:
-            wavs[path] = read(path, args.channels)
+            wavs[checked_name(path)] = read(path, args.channels)
         except UserError as error:
             failed += 1
             report(path, error)
@@ -286,7 +303,7 @@ def _transcribe_manifest(args: argparse.Namespace) -> None:
     check_writable(args.out.absolute().parent, "--out")
     rows = read_manifest(args.manifest, columns=columns, need_text=False, skip_bad=args.skip_bad, skipped_file=skipped)
     options, source = whisper_options(args) | lm_options(args), model_source(args.model)
-    key = [fingerprint(source), sorted(options.items(), key=str), args.output_column, args.batch_size]
+    key = [fingerprint(source), with_contents(options), args.output_column, args.batch_size]
     digest = hashlib.sha256(repr(key).encode())
     for row in rows:
         parts = (row["id"], row["audio"], row.get("offset"), row["duration"], row.get("language"))
@@ -312,7 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     recordings = find_audio(args.audio)
     decoding = {key: value for key, value in whisper_options(args).items() if key != "timestamps"} | lm_options(args)
     source = model_source(args.model)
-    key = [fingerprint(source), sorted(decoding.items(), key=str), args.channels, args.names, args.timed]
+    key = [fingerprint(source), with_contents(decoding), args.channels, args.names, args.timed]
     output = Output(args, recordings, hashlib.sha256(repr(key).encode()).hexdigest())
     missing = [path for path, _ in recordings if str(path) not in output.records]
     if len(missing) < len(recordings):

@@ -11,7 +11,7 @@ from efficient_asr.data.audio import (
     silence,
 )
 from efficient_asr.data.batches import iterate_batches, make_loader, normalise_texts
-from efficient_asr.data.feature_store import FeatureStore, place_of
+from efficient_asr.data.feature_store import FeatureStore, audio_digest, place_of
 from efficient_asr.data.manifest import (
     BROKEN,
     FIELDS,
@@ -42,6 +42,7 @@ __all__ = [
     "Row",
     "Rows",
     "absolute_lengths",
+    "audio_digest",
     "check_columns",
     "check_wavs",
     "frame_mask",

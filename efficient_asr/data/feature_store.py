@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,18 @@ class FeatureStore:
 def place_of(row: Row) -> str:
     """Return a name for the audio of an utterance: its file and the part of it, whatever its id is."""
     return f"{row['audio']}\0{row.get('offset', 0)}\0{row['duration']}"
+
+
+def audio_digest(rows: Iterable[Row]) -> str:
+    """Return a checksum of the places, sizes and modification times of all audio; audio that is missing has none of these."""
+    digest = hashlib.sha256()
+    for row in rows:
+        try:
+            state = file_state(row["audio"])
+        except OSError:
+            state = "missing"
+        digest.update(f"{place_of(row)}\0{state}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _audio_state(row: Row) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from efficient_asr.data import Row, Rows, iterate_batches
+from efficient_asr.data import Row, Rows, audio_digest, iterate_batches
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import score
 from efficient_asr.evaluation.macs import count_macs
@@ -26,7 +26,7 @@ from efficient_asr.evaluation.wer import compared, count_errors, repeated_ngrams
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.models.hub import model_source
-from efficient_asr.models.sources import fingerprint
+from efficient_asr.models.sources import fingerprint, with_contents
 from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.utils.errors import UserError
 
@@ -107,11 +107,6 @@ def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
     return names
 
 
-def _content(path: str) -> str:
-    """Return a checksum of a model folder or a file."""
-    return fingerprint(path) if Path(path).is_dir() else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def compare(
     systems: dict[str, tuple[str, dict[str, Any]]],
     benchmarks: list[Benchmark],
@@ -145,16 +140,16 @@ def compare(
             get_normaliser(benchmark.normaliser)(row["text"], row.get("language") or "en") for row in benchmark.rows
         ):
             raise UserError(f"--manifest: no word is left in the texts of {corpus}; a WER needs some")
+    parts = [f"{benchmark.hash}-{audio_digest(benchmark.rows)[:16]}" for benchmark in benchmarks]
     rows = [row for benchmark in benchmarks for row in benchmark.rows[:timed]]
     for name, (model, options) in systems.items():
         source = model_source(model)
         transcribers[name] = load_transcriber(source, **{"language": language} | options)
-        contents = {key: _content(value) for key, value in options.items() if Path(str(value)).exists()}
-        about = f"{fingerprint(source)} {options} {language} {transcribers[name].settings} {contents}"
+        about = f"{fingerprint(source)} {with_contents(options)} {language} {transcribers[name].settings}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
         own = [
-            list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{benchmark.hash}"), about, "cpu"))
-            for benchmark in benchmarks
+            list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{part}"), about, "cpu"))
+            for benchmark, part in zip(benchmarks, parts, strict=True)
         ]
         first = first or own
         pairs = [([*chain(*own)], [*chain(*first)]), *zip(own, first, strict=True)]

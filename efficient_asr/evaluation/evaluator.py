@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from efficient_asr.data import Row, iterate_batches
+from efficient_asr.data import Row, audio_digest, iterate_batches
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.languages import by_language
 from efficient_asr.evaluation.macs import count_macs, thop_available
@@ -188,7 +188,7 @@ def score(
     stem : Path, optional
         Records are kept in `<stem>.part-*` until `Records.discard_parts`, so that an interrupted run can resume.
     key : str
-        Identifies the models; records of other models or of another benchmark are ignored.
+        Identifies the models; records of other models, of another benchmark or of audio that has changed are ignored.
     device : str, optional
         Device to run on; None for the GPU if there is one, otherwise the CPU.
 
@@ -203,7 +203,8 @@ def score(
             candidate.to(choose_device(device))
     transcriber.check_rows(benchmark.rows, benchmark.split)
     with_lm, measure_macs = lm_transcriber is not None, measure_macs and transcriber.counts_macs
-    parts = PartFiles(stem, hashlib.sha256(f"{benchmark.hash} {with_lm} {measure_macs} {key}".encode()).hexdigest())
+    about = f"{benchmark.hash} {audio_digest(benchmark.rows)} {with_lm} {measure_macs} {key}"
+    parts = PartFiles(stem, hashlib.sha256(about.encode()).hexdigest())
     missing = [i for i, row in enumerate(benchmark.rows) if row["id"] not in parts.places]
     if len(missing) < len(benchmark.rows) and distributed.if_main_process():
         print(f"{benchmark.split}: {len(benchmark.rows) - len(missing)} utterances are already scored")

@@ -15,7 +15,7 @@ from efficient_asr.inference.formats import rounded
 from efficient_asr.inference.manifest_pass import pass_over, unfinished
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write
+from efficient_asr.utils.files import atomic_write, file_state
 
 
 def write_transcripts(
@@ -39,7 +39,8 @@ def write_transcripts(
         JSON lines: all fields of the row (`audio` is absolute, and `end` becomes `duration`), then `column` with the text, and
         `<column>_details` with what the model tells about it; for audio that cannot be read, `<column>_problem` instead.
     key : str
-        Identifies model, options and utterances; transcripts of an interrupted run with the same key are kept.
+        Identifies model, options and utterances; transcripts of an interrupted run with the same key are kept, except of audio
+        that has changed since or could not be read.
     column : str
         Field for the transcripts.
     batch_size : int
@@ -68,11 +69,14 @@ def write_transcripts(
     def work(batch: Sequence[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[dict[str, Any]]:
         found = transcribe_rows(transcriber, list(batch), wavs, wav_lens)
         return [
-            {"id": row["id"], column: each.text, details: rounded(each.details)}
+            {"id": row["id"], "file": file_state(row["audio"]), column: each.text, details: rounded(each.details)}
             for row, each in zip(batch, found, strict=True)
         ]
 
     parts = PartFiles(out, key)
+    for row in rows:
+        if row["id"] in parts.places and not _is_current(parts[row["id"]], row):
+            del parts.places[row["id"]]
     if parts.places:
         print(f"{len(parts.places)} of {len(rows)} utterances are transcribed already")
     order = BatchOrder(rows.durations, "descending", batch_size, None, repeat=False)
@@ -86,6 +90,12 @@ def write_transcripts(
                 bad += 1
                 record = {problem: record["problem"]}
             kept = {name: value for name, value in row.items() if name != ORIGIN}
+            record.pop("file", None)
             lines.write(json.dumps(kept | record, ensure_ascii=False) + "\n")
     parts.discard()
     return bad
+
+
+def _is_current(record: dict[str, Any], row: Row) -> bool:
+    """Whether a record is of the audio as it is now; audio that could not be read may have been repaired."""
+    return "problem" not in record and Path(row["audio"]).is_file() and record.get("file") == file_state(row["audio"])

@@ -6,6 +6,7 @@ interrupted run resumes where it stopped. Each process writes its own file.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -82,7 +83,7 @@ class PartFiles:
         distributed.ddp_barrier()  # every process reads before any process writes
 
     def _paths(self) -> list[Path]:
-        return sorted(self.stem.parent.glob(f"{self.stem.name}.part-*"))
+        return sorted(self.stem.parent.glob(f"{glob.escape(self.stem.name)}.part-*"))
 
     def _read(self, path: Path) -> LineStore:
         """Store the location of each record in a file."""
@@ -91,6 +92,13 @@ class PartFiles:
             self.places[content["id"]] = (path, start, size)
 
         return LineStore(path, self.key, note)
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        """Return the record of an utterance."""
+        path, offset, size = self.places[name]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return json.loads(file.read(size))
 
     def open(self) -> LineStore:
         """Open the file of this process for appending."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import sha256_of
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -57,6 +58,17 @@ def read_config(source: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} does not contain a JSON object")
     return config
+
+
+def with_contents(options: dict[str, Any]) -> list[tuple[str, Any, str | None]]:
+    """Return options, sorted, each with a checksum of its content if it names a file or a model folder: one may be replaced."""
+
+    def content(value: Any) -> str | None:
+        if not isinstance(value, (str, os.PathLike)) or not os.path.exists(value):
+            return None
+        return sha256_of(Path(value)) if os.path.isfile(value) else fingerprint(value)
+
+    return [(key, value, content(value)) for key, value in sorted(options.items())]
 
 
 def fingerprint(source: str | Path) -> str:

@@ -60,6 +60,14 @@ class RecipeBrain(Loop):
         """Write the model folder."""
         model.save(folder, about)
 
+    @classmethod
+    def made_of(cls, hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, str]:
+        """Return what a training depends on besides YAML keys and manifests, such as a digest of labels, by name.
+
+        Checkpoints with other values are rejected.
+        """
+        return {}
+
     @staticmethod
     def check_benchmark(model: Any, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
         """Reject, before training, a benchmark on which the trained model cannot be evaluated."""

@@ -325,6 +325,9 @@ def _free(folder: Path) -> str:
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"
 
 
+NOTED_LATER = ("labels",)  # entries of `RecipeBrain.made_of` that checkpoints of former versions do not have
+
+
 def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_changed_settings: bool) -> None:
     """Compare the settings of a checkpoint with the current ones.
 
@@ -334,7 +337,7 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_chang
         Naming every difference, unless `allow_changed_settings` is set.
     """
     before, former = current_settings(checkpoint.meta["settings"]), former_values()
-    for key, value in former.items():
+    for key, value in (former | {key: settings[key] for key in NOTED_LATER if key in settings}).items():
         if key in settings:
             before.setdefault(key, value)
     # arguments of objects that refer to a key which did not exist when the checkpoint was written

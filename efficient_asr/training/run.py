@@ -466,6 +466,7 @@ def _settings_of_training(
         "training utterances": digest_of(rows["train_split"], language),
         "validation utterances": digest_of(rows["valid_split"], language),
         **{f"{key} of the validation": str(this.hparams[key]) for key in brain_class.validates_by},
+        **brain_class.made_of(this.hparams, rows),
     }
 
 

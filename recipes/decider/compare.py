@@ -27,6 +27,7 @@ from efficient_asr.techniques.decider.network import RULES, Rule
 from efficient_asr.techniques.decider.report import draw
 from efficient_asr.techniques.decider.router import Router
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
+from efficient_asr.utils.files import atomic_write_text
 
 
 def main() -> None:
@@ -67,9 +68,10 @@ def main() -> None:
     result = {
         "pair": args.pair, "corpus": args.corpus, "synthetic": synthetic, "encoders": comparison.encoders,
         "models": comparison.single_models(), "routers": routers, "threads": torch.get_num_threads(),
+        "device": comparison.device,
         "provenance": provenance(None),
     }  # fmt: skip
-    args.out.write_text(json.dumps(result, indent=1, default=float) + "\n", encoding="utf-8")
+    atomic_write_text(args.out, json.dumps(result, indent=1, default=float) + "\n")
     print(f"result: {args.out}\nplot: {draw(result, args.out.with_suffix('.png'))}")
 
 

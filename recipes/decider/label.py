@@ -8,7 +8,8 @@ text, errors, reference_words, time_s, macs_g` and the model's own statistics (`
 `tokens`). Two such files for the same manifest give the labels: 1 if the smaller model makes more errors, or the difference in
 errors. With --states, the encoder states are saved too, so that an epoch of decider training takes seconds. Times are
 wall-clock times of this machine at batch 1. MACs are profiled separately and cached by token count when the cost depends on
-nothing else; on a split that is only trained on, --count_macs False saves that second transcription.
+nothing else; on a split that is only trained on, --count_macs False saves that second transcription. Without --language, the
+language of a row is used, and detected if the row has none.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ from efficient_asr.settings.options import (
     whisper_options,
     yes_or_no,
 )
-from efficient_asr.techniques.decider.data import open_states
+from efficient_asr.techniques.decider.data import about_labels, open_states
 from efficient_asr.utils.devices import choose_device, clock
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
-from efficient_asr.utils.files import LineStore, atomic_write_text
+from efficient_asr.utils.files import LineStore, atomic_write_text, sha256_of
 from efficient_asr.utils.locks import FolderLock
+
+CHANGES_STATES = ("encoder_padding", "padding_s", "quantise")  # options that encoder states depend on
 
 
 class Pass:
@@ -87,9 +90,8 @@ class Pass:
     def transcribe(self, row: Row, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, Any]:
         """Return the record of one utterance."""
         if self.transcriber.languages:
-            self.transcriber.language = (
-                row["language"] if row.get("language") in self.transcriber.languages else self.language
-            )
+            given = row.get("language") if self.language is None else None
+            self.transcriber.language = given if given in self.transcriber.languages else self.language
         started = clock()
         if self.states is None:
             transcript = self.transcriber.transcribe(wavs, wav_lens)[0]
@@ -156,7 +158,7 @@ def main() -> None:
         args.manifest, normaliser=normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
         skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
     )  # fmt: skip
-    key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
+    key = key_of(args, source, benchmark, device)
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
     costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
     lock = FolderLock(args.out.with_suffix(".lock"))  # held until the end of this function
@@ -179,6 +181,22 @@ def main() -> None:
     print(f"{len(benchmark.rows)} utterances: {args.out}" + (f"; states: {args.states}" if states is not None else ""))
 
 
+def key_of(args: Any, source: str, benchmark: Benchmark, device: str) -> dict[str, Any]:
+    """Return what the records depend on; of records of former versions, only what these have noted."""
+    key = {"model": fingerprint(source), "benchmark": benchmark.hash, "decoding": whisper_options(args)}
+    noted = about_labels(args.out)
+    since = {"audio": digest_of_audio(benchmark.rows), "device": device.partition(":")[0]}
+    return key | {name: value for name, value in since.items() if not noted or name in noted}
+
+
+def digest_of_audio(rows: Rows, most: int = 100) -> str:
+    """Return a checksum of the content of some audio files, wherever they lie: recordings may move, but not change."""
+    digest = hashlib.sha256()
+    for i in sorted({round(i * (len(rows) - 1) / (most - 1)) for i in range(most)}):
+        digest.update(sha256_of(Path(rows[i]["audio"])).encode())
+    return digest.hexdigest()[:16]
+
+
 def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> FeatureStore:
     """Open the store of encoder states, check that it fits on the disk, and print its size."""
     if not transcriber.shows_encoder:
@@ -186,7 +204,9 @@ def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) ->
     if args.frames == "padded" and transcriber.model.encoder_padding is not None:
         raise UserError("--frames padded: this model encodes the audio's own length; pass --frames unpadded")
     states, dim, window = transcriber.encoder_shape()
-    store = open_states(args.states, {"states": states, "dim": dim, "model": model, "frames": args.frames})
+    changes = {name: value for name in CHANGES_STATES if (value := getattr(args, name)) is not None}
+    about = {"states": states, "dim": dim, "model": model, "frames": args.frames, **changes}
+    store = open_states(args.states, about)
     long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]
     if long:
         raise UserError(

@@ -27,8 +27,10 @@ from efficient_asr.techniques.decider.data import (
     Examples,
     RouterInputs,
     calibrate_threshold,
+    check_calibrated,
     check_settings,
     collate_examples,
+    digest_of_labels,
     easy_to_hard_ratio,
     new_router,
     pgr_details,
@@ -50,6 +52,11 @@ class DeciderBrain(RecipeBrain):
         """Build the decider."""
         check_settings(hparams)
         return new_router(hparams)
+
+    @classmethod
+    def made_of(cls, hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, str]:
+        """Return a digest of both models' records."""
+        return {"labels": digest_of_labels(hparams)}
 
     def on_fit_start(self) -> None:
         """Open the router inputs, and weight hard utterances so that they balance the easy ones."""
@@ -104,6 +111,7 @@ class DeciderBrain(RecipeBrain):
     @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load the cascade."""
+        check_calibrated(source, hparams)
         return load_transcriber(source, language=hparams["language"])
 
     @staticmethod

@@ -70,7 +70,7 @@ def train(place: Path, tiny_whispers: dict[str, str], out: Path, *extra: str) ->
         "corpus_options": "{}", "data_folder": place, "prepared_folder": out / "prepared", "output_folder": out / "output",
         "results_folder": out / "results", "labels_folder": place / "labels", "states_folder": place / "states",
         "test_splits": "[test]", "channels": "[8]", "strides": "[2]", "frames": "padded", "number_of_epochs": 2, "batch_size": 4,
-        "test_normaliser": "plain",
+        "test_normaliser": "plain", "max_tokens_per_s": "null",
     } | dict(zip([key.removeprefix("--") for key in extra[::2]], extra[1::2], strict=True))  # fmt: skip
     pairs = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     return run_script("recipes/decider/train.py", "hparams/real/decider.yaml", *pairs)
@@ -107,6 +107,10 @@ def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: di
     assert done.returncode == 0 and "utterances are already done" in done.stdout
     ids = [json.loads(line)["id"] for line in path.read_text().splitlines()]
     assert sorted(ids) == [f"test{i}" for i in range(4)]
+    soundfile.write(tmp_path / "copy" / "test0.wav", chirp(0.5, 200, 400), 16000)
+    changed = label(tmp_path / "copy", "small", tiny_whispers["small"], "test")
+    assert changed.returncode == 2 and "was created with a different audio" in changed.stderr
+    shutil.copy(place / "test0.wav", tmp_path / "copy" / "test0.wav")
     other = label(tmp_path / "copy", "small", tiny_whispers["large"], "test")
     assert other.returncode == 2 and "was created with a different model" in other.stderr
 
@@ -187,6 +191,33 @@ def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: d
     assert out.with_suffix(".png").stat().st_size > 10000
 
 
+def test_new_labels_are_not_mixed_with_old_ones(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:
+    for name in ("labels", "states"):
+        shutil.copytree(place / name, tmp_path / name)
+    options = ("--router_input", "transcript", "--train_only", "True", "--labels_folder", str(tmp_path / "labels"))
+    assert train(place, tiny_whispers, tmp_path, *options).returncode == 0
+    path = tmp_path / "labels" / "large-train.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(record | {"errors": record["errors"] + 1}) + "\n" for record in records))
+    done = train(place, tiny_whispers, tmp_path, *options, "--number_of_epochs", "3")
+    assert done.returncode == 2 and "labels: " in done.stderr and "settings have changed" in done.stderr, done.stderr
+    limited = train(place, tiny_whispers, tmp_path / "other", *options, "--max_tokens_per_s", "4")
+    assert limited.returncode == 2 and "max_tokens_per_s: it is 4, but " in limited.stderr
+    (tmp_path / "states" / "small-train" / "meta.json").write_text(
+        (tmp_path / "states" / "small-train" / "meta.json").read_text().replace('"model": "', '"model": "0')
+    )
+    swapped = train(
+        place,
+        tiny_whispers,
+        tmp_path / "third",
+        "--router_input",
+        "encoder",
+        "--states_folder",
+        str(tmp_path / "states"),
+    )
+    assert swapped.returncode == 2 and "contains states of another model than" in swapped.stderr
+
+
 @pytest.mark.parametrize("router_input", ["encoder", "small_model"])
 def test_states_on_the_fly_train_the_same_decider(
     router_input: str, place: Path, tiny_whispers: dict[str, str], tmp_path: Path
@@ -226,7 +257,9 @@ def test_training_finds_what_can_be_learned(place: Path, tiny_whispers: dict[str
     )
     assert train(place, tiny_whispers, tmp_path, *options).returncode == 0
     log = (tmp_path / "output" / "train_log.txt").read_text().splitlines()
-    assert len(log) == 25 and all("valid auc" in line and "valid balanced_accuracy" in line for line in log)
+    areas = [float(line.partition("valid auc: ")[2].partition(",")[0]) for line in log]
+    assert len(areas) == 25 and all("valid balanced_accuracy" in line for line in log)
+    assert max(areas) > 0.9 > areas[0]  # the pitch of the chirps alternates with the errors
 
 
 MISTAKES = [

@@ -39,6 +39,8 @@ class OwnLength(Part):
     ----------
     step : int
         The number of positions of an utterance is a multiple of this.
+    fills_window : bool
+        Whether there are states of the whole window, whatever the length of the audio.
     """
 
     def __init__(self, padding_s: float) -> None:
@@ -47,6 +49,7 @@ class OwnLength(Part):
             raise UserError(f"padding_s: {padding_s!r} is not a number of seconds, 0 or more")
         self.padding_s = padding_s
         self.step = 1
+        self.fills_window = padding_s >= 30
         self.together: bool | None = None  # encode a batch together; None to decide by device
 
     @property

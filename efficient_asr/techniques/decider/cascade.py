@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from efficient_asr.data import absolute_lengths, check_wavs
+from efficient_asr.data import absolute_lengths, check_wavs, zero_padding
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.parts import build, describe, load_weights, save_folder
@@ -85,6 +85,8 @@ class CascadeTranscriber(Transcriber):
                     f"the router '{router.label}' needs the encoder states of a Whisper, "
                     f"but '{self.names[needed]}' is not a Whisper"
                 )
+            if needed is not None:
+                check_window(router, self.transcribers[needed], self.names[needed])
         self.batched = all(t.batched for t in self.transcribers)
         self.counts_macs = all(t.counts_macs for t in self.transcribers)
         self.thop_counts = all(t.thop_counts for t in self.transcribers)
@@ -135,6 +137,7 @@ class CascadeTranscriber(Transcriber):
         out: list[Transcript | None] = [None] * len(wavs)
         left = list(range(len(wavs)))
         lengths = absolute_lengths(wavs, wav_lens)
+        wavs = zero_padding(wavs, lengths)
         scores: list[list[float]] = [[] for _ in left]
         encoded = None  # encoder output of the next model for the remaining utterances
         for i, transcriber in enumerate(self.transcribers):
@@ -211,8 +214,6 @@ class CascadeTranscriber(Transcriber):
 
         A source that is not a local directory (a hub id) is referenced instead of copied.
         """
-        folder = Path(folder)
-        models = [save_cascade_model(folder, i, source) for i, source in enumerate(sources)]
         state = {
             f"{i}.{key}": value for i, router in enumerate(self.routers) for key, value in router.state_dict().items()
         }
@@ -221,12 +222,14 @@ class CascadeTranscriber(Transcriber):
         rest = {
             "thresholds": thresholds,
             "names": self.names,
-            "models": models,
             "history": self.history,
             "about": about or {},
             "decoding": decoding or {},
         }
-        save_folder(folder, FORMAT | {"routers": [describe(router) for router in self.routers]} | rest, state)
+        rest |= {"routers": [describe(router) for router in self.routers]}
+        with atomic_write(Path(folder)) as partial:
+            models = [save_cascade_model(partial, i, source) for i, source in enumerate(sources)]
+            save_folder(partial, FORMAT | rest | {"models": models}, state)
 
     @classmethod
     def load(cls, folder: Path | str, load_model: Any) -> CascadeTranscriber:
@@ -249,6 +252,8 @@ class CascadeTranscriber(Transcriber):
             raise UserError(
                 f"{folder}/config.json: '{odd[0]}' is neither a model in this folder nor a hub id; do not trust it"
             )
+        if len(names) != len(models):
+            raise UserError(f"{folder}/config.json is damaged ({len(models)} models, but {len(names)} names)")
         inside = [str(folder / name) if name.startswith("model-") else name for name in models]
         cascade = cls([load_model(path) for path in inside], routers, thresholds, names)
         history = config.get("history")
@@ -268,7 +273,10 @@ def load_cascade(
     """
     if language == MANIFEST:
         raise UserError("language: 'manifest' is not supported by cascades; use one language, or null to detect it")
-    decoding = (read_config(folder).get("decoding") or {}) | options
+    stored = read_config(folder).get("decoding") or {}
+    if not isinstance(stored, dict):
+        raise UserError(f"{folder}/config.json is damaged (decoding: {stored!r})")
+    decoding = stored | options
     return CascadeTranscriber.load(folder, lambda path: load_model(path, **decoding))
 
 
@@ -303,6 +311,22 @@ def load_routers(folder: Path) -> tuple[list[Router], list[float], list[str]]:
     return routers, thresholds, names
 
 
+def check_window(router: Router, transcriber: Any, name: str) -> None:
+    """Reject a router that averages over the whole window, for a Whisper whose states end with the longest utterance of a batch.
+
+    Raises
+    ------
+    UserError
+        Naming the Whisper.
+    """
+    padding = transcriber.model.encoder_padding
+    if getattr(router, "frames", "unpadded") == "padded" and padding is not None and not padding.fills_window:
+        raise UserError(
+            f"frames: the router '{router.label}' needs the states of the whole window, but '{name}' encodes only "
+            f"{padding.label}; use encoder_padding 30 or silence_cache, or a decider trained with --frames unpadded"
+        )
+
+
 class _Batch:
     """Some utterances with the encoder states and transcripts that one model has computed for them so far."""
 
@@ -334,11 +358,10 @@ class _Batch:
 
 
 def save_cascade_model(folder: Path, number: int, source: str) -> str:
-    """Copy a model directory atomically into a cascade's folder as `model-<number>`; return its name, or the hub id."""
+    """Copy a model directory into a cascade's folder as `model-<number>`; return its name, or the hub id."""
     if not os.path.isdir(source):
         return source
     target = folder / f"model-{number}"
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as partial:
-        shutil.copytree(source, partial)
+    shutil.copytree(source, target)
     return target.name

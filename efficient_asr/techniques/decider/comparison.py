@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
-from efficient_asr.data import SAMPLE_RATE, read_manifest
+from efficient_asr.data import SAMPLE_RATE, Rows, read_manifest
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.hub import model_source
 from efficient_asr.techniques.decider.analysis import (
@@ -23,9 +22,10 @@ from efficient_asr.techniques.decider.analysis import (
     performance_gap_recovered,
     threshold_for,
 )
-from efficient_asr.techniques.decider.data import RouterInputs, collate_examples, encoder_macs_g, judge
+from efficient_asr.techniques.decider.data import RouterInputs, about_labels, collate_examples, encoder_macs_g, judge
 from efficient_asr.techniques.decider.network import Rule
 from efficient_asr.techniques.decider.router import ENCODER_FIRST, STATES_OF, Router, RouterInput
+from efficient_asr.utils.devices import choose_device, clock
 from efficient_asr.utils.errors import UserError
 
 
@@ -36,9 +36,10 @@ class Comparison:
         self.args = args
         self.splits = [args.dev, *args.tests]
         self.pairs = {split: self.read(split) for split in self.splits}
-        self.rows = {split: read_manifest(args.manifests / f"{split}.jsonl") for split in self.splits}
+        self.rows = {split: self.read_rows(split) for split in self.splits}
+        self.device = self.labelled_on()
         self.whispers = {
-            side: WhisperTranscriber.from_source(model_source(source))
+            side: WhisperTranscriber.from_source(model_source(source)).to(self.device)
             for side, source in zip(("small", "large"), args.models, strict=True)
         }
         self.encoder_costs: dict[str, dict[str, list[np.ndarray]]] = {}  # by split, as far as they were needed
@@ -46,6 +47,37 @@ class Comparison:
     def read(self, split: str) -> Pair:
         """Read the records of both models on a split."""
         return Pair.read(*(self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair))
+
+    def labelled_on(self) -> str:
+        """Return the device that the times of the records are of.
+
+        Raises
+        ------
+        UserError
+            If there are several, or it is not here: encoders and routers are timed on the same one.
+        """
+        files = [self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair for split in self.splits]
+        devices = {about_labels(file).get("device", "cpu"): file for file in files}
+        if len(devices) > 1:
+            (first, a), (second, b) = list(devices.items())[:2]
+            raise UserError(f"times of {a} are of {first}, those of {b} of {second}; label all with the same --device")
+        return choose_device(next(iter(devices)))
+
+    def read_rows(self, split: str) -> Rows:
+        """Return the utterances of the records, in their order; a manifest may have others too.
+
+        Raises
+        ------
+        UserError
+            If one is not in the manifest.
+        """
+        rows = read_manifest(self.args.manifests / f"{split}.jsonl")
+        place = {row["id"]: i for i, row in enumerate(rows)}
+        ids = self.pairs[split].ids
+        missing = next((name for name in ids if name not in place), None)
+        if missing is not None:
+            raise UserError(f"--manifests: {split}.jsonl has no utterance '{missing}', which is in the records")
+        return rows.select([place[name] for name in ids])
 
     def encoders_of(self, router: Router, split: str) -> dict[str, list[np.ndarray]]:
         """Return GMACs and seconds of both encoders on the utterances of a split, [utterances] each; 0 if a route needs none."""
@@ -89,16 +121,11 @@ class Comparison:
         whisper = self.whispers[side] if side and self.args.states is None else None
         source = RouterInputs.of(router, hparams, split, whisper)
         scores, macs_g = judge(router, rows, source)
-        place = {row["id"]: i for i, row in enumerate(rows)}
-        missing = next((name for name in pair.ids if name not in place), None)
-        if missing is not None:
-            raise UserError(f"--manifests: {split}.jsonl has no utterance '{missing}', which is in the records")
-        order = [place[name] for name in pair.ids]
-        return scores[order], macs_g[order], router_time_s(router, rows, source)
+        return scores, macs_g, router_time_s(router, rows, source)
 
     def compare(self, name: str, routers: list[Router]) -> dict[str, Any]:
         """Return the results of routers of one kind (one per seed) on every test split."""
-        seen = [{split: self.score(router, split) for split in self.splits} for router in routers]
+        seen = [{split: self.score(router.to(self.device), split) for split in self.splits} for router in routers]
         out: dict[str, Any] = {"router_input": routers[0].router_input, "seeds": len(routers), "splits": {}}
         for split in self.args.tests:
             pair = self.pairs[split]
@@ -187,7 +214,8 @@ class Comparison:
         parts = [self.encoders_of(router, split)[key] for split in self.args.tests]
         encoders = {key: [np.concatenate(sides) for sides in zip(*parts, strict=True)]}
         found = curve(pair, scores, self.costs(router, pair, key, macs_g if key == "macs_g" else times, encoders))
-        return [[round(float(v), 4) for v in point] for point in zip(found.cost, found.wer_percent, strict=True)][::2]
+        points = [[round(float(v), 4) for v in point] for point in zip(found.cost, found.wer_percent, strict=True)]
+        return points[:-1:2] + points[-1:]
 
     def single_models(self) -> dict[str, Any]:
         """Return WER and costs of always-small, always-large and the oracle, over all test sets and per test set."""
@@ -236,10 +264,10 @@ def encoder_time_s(transcriber: WhisperTranscriber, durations: np.ndarray) -> np
 
 def router_time_s(router: Router, rows: Any, source: RouterInputs) -> float:
     """Return a router's mean runtime per utterance over the first 20 utterances, in seconds."""
-    times = []
+    times, device = [], next(router.parameters()).device
     for row in [rows[i] for i in range(min(20, len(rows)))]:
         seen = {"id": row["id"], "duration": row["duration"], "gain": 0.0} | source.load(row)
-        inputs = source.complete(collate_examples([seen]).inputs, "cpu")
+        inputs = source.complete(collate_examples([seen]).to(device).inputs, device)
         times.append(timed(lambda inputs=inputs: router(inputs), 3))
     return float(np.mean(times))
 
@@ -249,7 +277,7 @@ def timed(work: Any, repeats: int) -> float:
     found = []
     with torch.no_grad():
         for _ in range(repeats + 1):
-            started = time.perf_counter()
+            started = clock()
             work()
-            found.append(time.perf_counter() - started)
+            found.append(clock() - started)
     return statistics.median(found[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ from efficient_asr.techniques.decider.analysis import (
     random_wer_percent,
     threshold_for,
 )
-from efficient_asr.techniques.decider.cascade import CascadeTranscriber
+from efficient_asr.techniques.decider.cascade import CascadeTranscriber, check_window
 from efficient_asr.techniques.decider.network import (
     TARGETS,
     Decider,
@@ -94,11 +95,54 @@ def check_settings(hparams: dict[str, Any]) -> None:
             continue  # a hub id
         model = fingerprint(source)
         for split in (hparams["train_split"], hparams["valid_split"]):
-            meta = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.meta.json"
-            if meta.is_file() and json.loads(meta.read_text(encoding="utf-8")).get("model") != model:
+            labels = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.jsonl"
+            about = about_labels(labels)
+            if about.get("model", model) != model:
+                raise UserError(f"{side}: {labels} was written with another model than {source}")
+            limit = about.get("decoding", {}).get("max_tokens_per_s")
+            if "decoding" in about and limit != hparams["max_tokens_per_s"]:
                 raise UserError(
-                    f"{side}: {meta.with_suffix('').with_suffix('.jsonl')} was written with another model than {source}"
+                    f"max_tokens_per_s: it is {hparams['max_tokens_per_s']}, but {labels} was written with {limit}; the decider "
+                    "would learn errors that the cascade does not make"
                 )
+
+
+def about_labels(labels: Path) -> dict[str, Any]:
+    """Return what the records of a model depend on (`.meta.json` beside the file); an empty dict for those of former versions."""
+    meta = labels.with_suffix(".meta.json")
+    return json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
+
+
+def digest_of_labels(hparams: dict[str, Any]) -> str:
+    """Return a checksum of what a training uses of both models' records; times and MACs may be counted again."""
+    digest = hashlib.sha256()
+    for split in (hparams["train_split"], hparams["valid_split"]):
+        pair = read_pair(hparams, split)
+        for records in (pair.small, pair.large):
+            for record in records:
+                used = {key: value for key, value in record.items() if key not in ("time_s", "macs_g")}
+                digest.update(json.dumps(used, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_calibrated(source: str, hparams: dict[str, Any]) -> None:
+    """Reject a target for a threshold that was set before.
+
+    Raises
+    ------
+    UserError
+        If one of `calibrate_*` is not what the model folder was calibrated for; only training sets thresholds.
+    """
+    path = Path(source) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    wished = {key: hparams[key] for key in CALIBRATIONS if hparams[key] is not None}
+    done = config.get("history", {}).get("decider", {}).get("calibration", wished)
+    if done != wished:
+        key = next(iter(wished or done))
+        raise UserError(
+            f"{key}: the threshold of {source} was set for {done or 'no target'}; run the command without test_only, which "
+            "sets it anew without training again"
+        )
 
 
 def easy_to_hard_ratio(hparams: dict[str, Any], split: str) -> float:
@@ -169,6 +213,9 @@ class RouterInputs:
         if not hparams["states_folder"]:
             return cls(None, records, whisper, needs_audio=True)
         store = open_states(Path(hparams["states_folder"]) / f"{hparams[f'{side}_name']}-{split}")
+        source = model_source(hparams[side])
+        if os.path.isdir(source) and store.meta.get("model", fingerprint(source)) != fingerprint(source):
+            raise UserError(f"{store.folder} contains states of another model than {source}; delete it, or label again")
         shape = (store.meta["states"], store.meta["dim"])
         if shape != (router.config["states"], router.config["input_size"]):
             raise UserError(
@@ -204,7 +251,9 @@ def whisper_for(router: Router, hparams: dict[str, Any]) -> WhisperTranscriber |
     side = STATES_OF.get(router.router_input)
     if side is None or hparams["states_folder"]:
         return None
-    return WhisperTranscriber.from_source(model_source(hparams[side]))
+    whisper = WhisperTranscriber.from_source(model_source(hparams[side]))
+    check_window(router, whisper, side)
+    return whisper
 
 
 def open_states(folder: Path, meta: dict[str, Any] | None = None) -> FeatureStore:
@@ -354,23 +403,29 @@ def pgr_details(
 
 
 def validate(router: Router, rows: Rows, hparams: dict[str, Any]) -> tuple[Pair, np.ndarray, Costs]:
-    """Return both models' records on the validation utterances, the router's scores, and the cost of each route in GMACs."""
+    """Return both models' records on the validation utterances, the router's scores, and the cost of each route in GMACs.
+
+    The costs are NaN if no target needs them.
+    """
     split = hparams["valid_split"]
     scores, macs_g = judge(router, rows, RouterInputs.of(router, hparams, split, whisper_for(router, hparams)))
     pair = read_pair(hparams, split)
     place = {name: i for i, name in enumerate(pair.ids)}
     pair = pair.select(np.array([place[row["id"]] for row in rows]))
+    if hparams["calibrate_macs_g"] is None:
+        unknown = np.full(len(scores), np.nan)
+        return pair, scores, Costs(unknown, unknown)
     return pair, scores, costs_in_macs(router, pair, macs_g, hparams["small"], hparams["large"])
 
 
 def calibrate_threshold(router: Router, rows: Rows, hparams: dict[str, Any]) -> None:
     """Calibrate the threshold on the validation utterances for the target set in the YAML file; 0 if none is set."""
     pair, scores, costs = validate(router, rows, hparams)
-    wishes = [(key, hparams[key]) for key in CALIBRATIONS if hparams[key] is not None]
-    router.threshold = threshold_for(pair, scores, costs, *wishes[0]) if wishes else 0.0
+    wished = {key: hparams[key] for key in CALIBRATIONS if hparams[key] is not None}
+    router.threshold = threshold_for(pair, scores, costs, *next(iter(wished.items()))) if wished else 0.0
     share, area = (scores > router.threshold).mean(), area_under_roc(scores, pair.gains > 0)
     print(f"threshold {router.threshold:.3f}: {100 * share:.0f} % of the validation utterances go to the large model")
-    router.history["decider"] = {"validation_auc": area, "threshold": router.threshold}
+    router.history["decider"] = {"validation_auc": area, "threshold": router.threshold, "calibration": wished}
 
 
 def save_cascade(router: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:

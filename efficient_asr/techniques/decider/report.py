@@ -18,6 +18,11 @@ def by_merit(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return sorted(result["routers"].items(), key=lambda item: -(item[1]["pgr"] or 0.0))
 
 
+def processor(result: dict[str, Any]) -> str:
+    """Return what the times are of."""
+    return "CPU" if result.get("device", "cpu") == "cpu" else "GPU"
+
+
 def routing_table(result: dict[str, Any]) -> str:
     """Format tables of single models, oracle and routers, over all test sets and per test set."""
     small, large = result["pair"]
@@ -34,7 +39,7 @@ def routing_table(result: dict[str, Any]) -> str:
         f"at {large}'s dev WER: to {large}, %",
         "WER %",
         "GMACs",
-        "CPU s/utt",
+        f"{processor(result)} s/utt",
         "at a dev share of 30 %: WER %",
         "GMACs",
     ]
@@ -97,7 +102,10 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     small, large = result["pair"]
     every = result["models"]["all"]
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.4), sharey=True, layout="constrained")
-    labels = {"macs_g": "mean GMACs of an utterance", "time_s": "mean CPU seconds of an utterance, batch 1"}
+    labels = {
+        "macs_g": "mean GMACs of an utterance",
+        "time_s": f"mean {processor(result)} seconds of an utterance, batch 1",
+    }
     for ax, (key, label) in zip(axes, labels.items(), strict=True):
         ends = [(every[name][key], every[name]["wer_percent"]) for name in ("small", "large")]
         ax.plot(*zip(*ends, strict=True), "--", color="0.5", label="random, every rate")
@@ -121,7 +129,13 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("WER % over all test sets")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", fontsize=8, title="(PGR at equal MACs)")
+    figure.legend(
+        handles,
+        names,
+        loc="outside right upper",
+        fontsize=8,
+        title="(PGR at equal MACs, mean of\nall seeds; curves: first seed)",
+    )
     kind = "synthetic speech" if result["synthetic"] else "real speech"
     figure.suptitle(
         f"{result['corpus']}: {small} or {large}, chosen for each utterance ({kind}, {every['utterances']} utterances)",

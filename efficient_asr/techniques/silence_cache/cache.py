@@ -87,6 +87,7 @@ class SilenceCache(OwnLength):
         if not isinstance(group, int) or group < 1:
             raise UserError(f"group: {group!r} is not an integer of at least 1")
         self.group = self.step = group
+        self.fills_window = True
         if not {*sinks} <= {*range(positions)} or len({*sinks}) < len(sinks):
             raise UserError(f"sinks: not different positions from 0 to {positions - 1}")
         self.fingerprint, self.sinks = fingerprint, sorted(sinks)

@@ -81,6 +81,34 @@ def test_a_batch_is_split_and_put_together(
 
 
 @pytest.mark.parametrize("router_input", ORDERS)
+def test_what_lies_behind_an_utterance_is_not_heard(
+    router_input: str, models: list[Any], wavs: list[torch.Tensor]
+) -> None:
+    cascade = CascadeTranscriber(models, [make_router(router_input)], [0.0])
+    silent, wav_lens = pad_wavs(wavs)
+    noisy = silent.clone()
+    for i, wav in enumerate(wavs):
+        noisy[i, len(wav) :] = torch.randn(silent.shape[1] - len(wav))
+    assert not torch.equal(noisy, silent)
+    found, expected = cascade.transcribe(noisy, wav_lens), cascade.transcribe(silent, wav_lens)
+    assert [(t.text, t.details["router_scores"]) for t in found] == [
+        (t.text, t.details["router_scores"]) for t in expected
+    ]
+
+
+@pytest.mark.parametrize("router_input", ["encoder", "large_encoder"])
+def test_a_router_on_the_window_needs_a_window(router_input: str, tiny_whispers: dict[str, str]) -> None:
+    """With states that end with the longest utterance of a batch, a mean over the window would depend on batch mates."""
+    own = [
+        WhisperTranscriber.from_source(tiny_whispers[name], "en", encoder_padding=0.1) for name in ("small", "large")
+    ]
+    with pytest.raises(UserError, match=r"needs the states of the whole window, but '(small|large)' encodes only own"):
+        CascadeTranscriber(own, [make_router(router_input)], [0.0])
+    unpadded = Decider(*SHAPES[router_input], [8], [2], router_input, frames="unpadded")
+    assert CascadeTranscriber(own, [unpadded], [0.0]).routers == [unpadded]
+
+
+@pytest.mark.parametrize("router_input", ORDERS)
 def test_nothing_is_encoded_twice(router_input: str, models: list[Any], wavs: list[torch.Tensor]) -> None:
     router = make_router(router_input)
     cascade = CascadeTranscriber(models, [router], [middle(models, router, wavs)])
@@ -171,6 +199,8 @@ def test_damaged_folders_are_explained(models: list[Any], tiny_whispers: dict[st
         ),
         ({"routers": []}, "needs one router"),
         ({"version": 2}, "version 1"),
+        ({"names": ["tiny"]}, "2 models, but 1 names"),
+        ({"decoding": "fast"}, "is damaged"),
     ):
         path.write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):

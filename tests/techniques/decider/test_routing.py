@@ -20,6 +20,7 @@ from efficient_asr.techniques.decider.analysis import (
     performance_gap_recovered,
     threshold_for,
 )
+from efficient_asr.techniques.decider.data import pgr_at
 from efficient_asr.utils.errors import UserError
 
 
@@ -42,6 +43,22 @@ def make_pair(small: list[int], large: list[int], words: int = 10) -> Pair:
 
 def plain_costs(pair: Pair) -> Costs:
     return Costs(*pair.values("macs_g"))
+
+
+def test_recovered_gap_of_a_cascade_by_hand() -> None:
+    """Errors of the small model: 9 of 40 words; of the large one: 4; the oracle makes 3, at a mean cost of 5."""
+    pair = make_pair([3, 0, 5, 1], [1, 0, 1, 2])
+
+    def records(errors: list[int], macs_g: list[float]) -> list[dict]:
+        return [
+            {"id": str(i), "errors": e, "macs_g": cost} for i, (e, cost) in enumerate(zip(errors, macs_g, strict=True))
+        ]
+
+    assert pgr_at(pair, records([1, 0, 1, 1], [9, 1, 9, 1])) == pytest.approx(1.0)
+    # at random, half of the utterances on each: 6.5 errors; the oracle makes 3
+    assert pgr_at(pair, records([3, 0, 1, 2], [1, 1, 9, 9])) == pytest.approx((6.5 - 6) / (6.5 - 3))
+    assert pgr_at(pair, records([3, 0, 5, 1], [1, 1, 1, 1])) is None  # all small: the oracle cannot do anything else
+    assert pgr_at(pair, records([1, 0, 1, 1], [9, 1, 9, 1])[:3]) is None
 
 
 def test_curve_by_hand() -> None:
