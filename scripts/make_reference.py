@@ -51,7 +51,7 @@ TERMS = {
     "own length": "Of a Whisper: it encodes an utterance without padding it to 30 s (silence cache, audio context).",
     "oracle": "The choice between two models that knows the errors of both.",
     "padded, unpadded": "Encoder frames of Whisper's whole window of 30 s, or of the audio only.",
-    "PGR": "Performance gap recovered (RouteLLM's term): the area between a router's curve of WER against cost and "
+    "PGR": "Performance gap recovered: the area between a router's curve of WER against cost and "
     "the line of choosing "
     "at random, as a share of the same area for the oracle, over all budgets between the two models.",
     "recipe": "A Brain and YAML files: `recipes/<name>/train.py`, `hparams/<name>.yaml`.",

@@ -27,6 +27,7 @@ from efficient_asr.settings.options import at_least
 from efficient_asr.text.languages import normalise_language
 from efficient_asr.training.whisper import features_meta, fitting_rows
 from efficient_asr.utils.errors import UserError, exit_code
+from efficient_asr.utils.locks import FolderLock
 
 
 def parse() -> argparse.Namespace:
@@ -65,7 +66,8 @@ def manifests(args: argparse.Namespace) -> dict[str, Path]:
     """Return the manifest of each split."""
     if args.manifest:
         return {args.split: args.manifest}
-    found = prepare_corpus(args.corpus, args.data_folder, args.prepared_folder, args.corpus_options)
+    with FolderLock(args.prepared_folder, wait=True):
+        found = prepare_corpus(args.corpus, args.data_folder, args.prepared_folder, args.corpus_options)
     unknown = [name for name in args.splits or () if name not in found]
     if unknown:
         raise UserError(f"--splits: the corpus has no split '{unknown[0]}'; it has {', '.join(found)}")
@@ -88,7 +90,8 @@ def main() -> None:
     for split, path in manifests(args).items():
         skipped = args.prepared_folder / f"skipped_{split}.jsonl"
         rows = read_manifest(path, skip_bad=args.skip_bad, skipped_file=skipped, refuse_silence=True)
-        rows = fitting_rows(whisper, rows, 1.0, args.skip_bad, skipped)
+        unfit = args.prepared_folder / f"unfit_{split}.jsonl"
+        rows = fitting_rows(whisper, rows, 1.0, args.skip_bad, unfit)
         rows = rows.map(
             lambda row: {"language": whisper.labels.default_language, **row} if whisper.labels.languages else row
         )

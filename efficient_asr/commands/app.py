@@ -70,6 +70,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("give one or more models, or a folder with --results")
     if args.language == "manifest":
         raise UserError("--language manifest: recordings have no manifest; choose the language on the page")
+    if args.port > 65535:
+        raise UserError(f"--port: {args.port} is not a port; give a number up to 65535")
     if not (0 < args.longest_s < math.inf and 0 < args.largest_mb < math.inf):
         raise UserError("--longest_s and --largest_mb must be numbers above 0")
     args.device = choose_device(args.device)

@@ -18,6 +18,7 @@ from efficient_asr.models.hub import model_source
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import at_least, parse_columns
 from efficient_asr.techniques.silence_cache.cache import GROUP, SINKS, SilenceCache
+from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.utils.errors import UserError, check_writable
 
 
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.manifest is not None:
         rows = read_manifest(args.manifest, columns=parse_columns(args.columns), need_text=False)
         wavs = [load_row(row) for row in list(rows)[: args.recordings]]
+    language = normalise_or_keep(args.language)
     sinks = SINKS if args.sinks is None else args.sinks
-    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, args.language, sinks)
+    model.encoder_padding = SilenceCache.calibrate(model, wavs, args.padding_s, args.group, language, sinks)
     model.save(args.out, getattr(model.network.config, "about", None))
     print(f"model with {model.encoder_padding.label}: {args.out}")

@@ -20,7 +20,7 @@ import importlib
 import shutil
 from pathlib import Path
 
-from efficient_asr.data import load_row, read_manifest
+from efficient_asr.data import Row, load_row, read_manifest
 from efficient_asr.evaluation.wer import count_errors, error_rate_percent
 from efficient_asr.models.backends import convert
 from efficient_asr.models.ctc import CTCModel
@@ -28,6 +28,7 @@ from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import local_config
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.options import QUANTISATIONS, at_least
+from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.text.normalise import get_normaliser, whisper_normaliser
 from efficient_asr.utils.errors import UserError, check_writable
 
@@ -68,13 +69,28 @@ def main(argv: list[str] | None = None) -> None:
     is_ctc = local_config(source).get("kind") == "ctc"
     if args.manifest is not None and is_ctc:
         raise UserError("--manifest compares Whispers; the logits of CTC models are compared without it")
+    rows = _rows_to_compare(args) if args.manifest is not None else []
     if is_ctc:
         _export_ctc(CTCModel.load(source), args)
     else:
         _export_whisper(source, args)
     print(f"exported for {args.to}: {args.out}")
     if args.manifest is not None:
-        print(compare(source, args))
+        print(compare(source, args, rows))
+
+
+def _rows_to_compare(args: argparse.Namespace) -> list[Row]:
+    """Return the utterances on which the export is compared with the original, before anything is exported.
+
+    Raises
+    ------
+    UserError
+        If the manifest has none that fit into a window.
+    """
+    rows = [row for row in read_manifest(args.manifest) if row["duration"] < 29.5][: args.utterances]
+    if not rows:
+        raise UserError(f"--manifest: {args.manifest} has no utterances shorter than 29.5 s")
+    return rows
 
 
 def _export_whisper(source: str, args: argparse.Namespace) -> None:
@@ -88,6 +104,8 @@ def _export_whisper(source: str, args: argparse.Namespace) -> None:
     if args.to == "speechbrain":
         raise UserError(f"{args.model} is not a CTC model of efficient_asr, which --to {args.to} requires")
     model = Whisper.from_source(source)
+    if args.manifest is not None:
+        model.labels.check_language(normalise_or_keep(args.language))
     if args.to != "transformers":
         convert(model, args.out, args.to, args.quantise)
         return
@@ -127,8 +145,8 @@ def _export_ctc(model: CTCModel, args: argparse.Namespace) -> None:
         )
 
 
-def compare(source: str, args: argparse.Namespace) -> str:
-    """Transcribe with the original and with its export; return a sentence about the difference.
+def compare(source: str, args: argparse.Namespace, rows: list[Row]) -> str:
+    """Transcribe `rows` with the original and with its export; return a sentence about the difference.
 
     What transformers runs encodes the whole window, so the original does too.
 
@@ -139,9 +157,6 @@ def compare(source: str, args: argparse.Namespace) -> str:
     """
     from efficient_asr.commands.peers import ours, transformers_pipeline
 
-    rows = [row for row in read_manifest(args.manifest) if row["duration"] < 29.5][: args.utterances]
-    if not rows:
-        raise UserError(f"--manifest: {args.manifest} has no utterances shorter than 29.5 s")
     wavs = [load_row(row) for row in rows]
     if args.to == "transformers":
         original = ours(source, args.language, 1, args.out, encoder_padding=30)(wavs)

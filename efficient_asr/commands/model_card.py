@@ -27,9 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md of another author")
     args = parser.parse_args(argv)
     results = check_results(args.model, args.results or results_beside(args.model))
-    if args.overwrite:
-        (args.model / "README.md").unlink(missing_ok=True)
-    path = write_card(args.model, results)
+    path = write_card(args.model, results, args.overwrite)
     if path is None:
         raise UserError(f"{args.model / 'README.md'} was not written by efficient_asr; pass --overwrite to replace it")
     print(f"{len(results)} results\nmodel card: {path}")

@@ -10,6 +10,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from efficient_asr.utils.errors import UserError, did_you_mean
 
@@ -41,12 +43,12 @@ def get_corpus(name: str) -> Prepare:
 
 
 def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options: dict) -> dict[str, Path]:
-    """Prepare one corpus after checking the names of its options.
+    """Prepare one corpus after checking names and types of its options.
 
     Raises
     ------
     UserError
-        If the corpus has no such option.
+        If the corpus has no such option, or the value is of another type.
     """
     prepare = get_corpus(name)
     if not isinstance(options, dict):
@@ -58,4 +60,31 @@ def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options
                 f"corpus_options: '{key}' is not an option of corpus '{name}' (options: {', '.join(known) or 'none'})."
                 + did_you_mean(key, known)
             )
-    return prepare(data_folder, Path(out_folder), **options)
+    types = get_type_hints(prepare)
+    checked = {key: _checked(key, value, types.get(key, Any)) for key, value in options.items()}
+    return prepare(data_folder, Path(out_folder), **checked)
+
+
+_WORDS = {str: "a text", int: "an integer", float: "a number", bool: "True or False", list: "a list", dict: "a mapping"}
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """Return the value of an option if it has the type that `prepare` declares; a text alone becomes a list if that is expected.
+
+    Raises
+    ------
+    UserError
+        Naming the option and the type.
+    """
+    each = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {get_origin(kind) or kind for kind in each}
+    if not kinds <= {*_WORDS, NoneType}:  # of somebody's own corpus
+        return value
+    if any(isinstance(value, kind) for kind in kinds - {int, float}):
+        return value
+    if not isinstance(value, bool) and ((isinstance(value, int) and kinds & {int, float}) or type(value) in kinds):
+        return value
+    if list in kinds and isinstance(value, str):
+        return [value]
+    wanted = " or ".join(word for kind, word in _WORDS.items() if kind in kinds)
+    raise UserError(f"corpus_options: {key}: expected {wanted}, got {value!r}")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, table_rows, write_manifest
 from efficient_asr.text.normalise import upper
 from efficient_asr.utils.errors import UserError, did_you_mean
-from efficient_asr.utils.files import atomic_write_text
+from efficient_asr.utils.files import atomic_write_text, file_state
 
 SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
@@ -241,7 +241,7 @@ def _read_split(
     source, manifest = root / f"{split}.tsv", out_folder / f"{split}.jsonl"
     about, made_of = (
         out_folder / f"{split}.source.json",
-        {"tsv": str(source.resolve()), "size": source.stat().st_size, **options}
+        {"tsv": str(source.resolve()), "state": file_state(source), **options}
         | ({"most": most} if most else {})
         | ({"ids": hashlib.sha256(str(ids).encode()).hexdigest()} if ids is not None else {}),
     )

@@ -31,7 +31,7 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
 
     Broken lines become rows that hold the error, which the manifest reader reports or skips.
     """
-    name, _, split = os.path.expandvars(source).partition("#")
+    name, split = _file_and_part(os.path.expandvars(source), folder)
     split, _, every = split.partition("/")
     if every and (not every.isdigit() or int(every) < 1):
         raise UserError(f"'{source}': expected a split after # and, after a slash, a whole number of at least 1")
@@ -57,6 +57,14 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
         yield row | {ORIGIN: f"{path}:{number}{hint}"}
     if not found:
         raise UserError(f"{path} has no rows" + (f" with {' and '.join(wishes)}" if wishes else ""))
+
+
+def _file_and_part(source: str, folder: Path) -> tuple[str, str]:
+    """Split `file.jsonl#part`; names of files and folders may contain `#` too."""
+    pieces = source.split("#")
+    names = ["#".join(pieces[:count]) for count in range(len(pieces), 0, -1)]
+    name = next((name for name in names if (folder / name).is_file()), pieces[0])
+    return name, source[len(name) + 1 :]
 
 
 class _Writers:

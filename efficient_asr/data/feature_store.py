@@ -190,7 +190,9 @@ def audio_digest(rows: Iterable[Row]) -> str:
 
 
 def _audio_state(row: Row) -> dict[str, str]:
-    return {"audio": file_state(row["audio"])}
+    """Return what features depend on besides their name: the audio file as it is now, and the part of it."""
+    part = {"part": f"{row['offset']} {row['duration']}"} if "offset" in row else {}
+    return {"audio": file_state(row["audio"])} | part
 
 
 class _PackedStates:

@@ -20,7 +20,7 @@ from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write_text
 
 
-def write_card(folder: Path, results: Sequence[Result]) -> Path | None:
+def write_card(folder: Path, results: Sequence[Result], overwrite: bool = False) -> Path | None:
     """Write `README.md` into a model folder; return its path, or None if there is one of another author.
 
     Arguments
@@ -29,6 +29,8 @@ def write_card(folder: Path, results: Sequence[Result]) -> Path | None:
         Model folder.
     results : list of Result
         What was measured of the model.
+    overwrite : bool
+        Whether to replace a README.md of another author.
 
     Raises
     ------
@@ -37,7 +39,7 @@ def write_card(folder: Path, results: Sequence[Result]) -> Path | None:
     """
     path = Path(folder) / "README.md"
     text = card_text(Path(folder), results)
-    if path.is_file() and CARD_MARK not in path.read_text(encoding="utf-8"):
+    if not overwrite and path.is_file() and CARD_MARK not in path.read_text(encoding="utf-8"):
         return None
     atomic_write_text(path, text)
     return path

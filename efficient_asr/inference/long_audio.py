@@ -27,6 +27,7 @@ import torch
 from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs, pad_wavs
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
+from efficient_asr.text.normalise import spaced, words_of
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 METHODS = ("overlap", "pauses", "sequential")
@@ -60,10 +61,8 @@ class LongAudio(Transcriber):
             raise UserError(
                 f"long audio: invalid method '{method}'; use {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
             )
-        if method == "sequential" and not transcriber.is_sequential:
-            raise UserError(
-                "long audio: only a plain Whisper model supports sequential decoding; use pauses or overlap"
-            )
+        if method == "sequential":
+            transcriber.check_sequential()
         self.transcriber, self.method, self.batch_size, self.overlap_s = transcriber, method, batch_size, overlap_s
         self.window = round(transcriber.window_s * SAMPLE_RATE)
 
@@ -282,11 +281,11 @@ def _seams(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:
 def _cut_to_seams(
     segments: list[dict[str, Any]], words: tuple[int, int], start_s: float, end_s: float
 ) -> list[dict[str, Any]]:
-    """Keep a window's words in the range `words` (first, end), and clamp segment times to `start_s` and `end_s`."""
+    """Keep a window's words (`words_of`) in the range `words` (first, end), and clamp segment times to `start_s` and `end_s`."""
     found, place = [], 0
     for segment in segments:
-        own = segment["text"].split()
-        text = " ".join(own[max(0, words[0] - place) : max(0, words[1] - place)])
+        own = words_of(segment["text"])
+        text = "".join(own[max(0, words[0] - place) : max(0, words[1] - place)]).strip()
         place += len(own)
         if text:
             # A word kept by this window but timed in its neighbour's part is placed at the boundary.
@@ -320,7 +319,8 @@ def overlapping(samples: int, window: int, overlap: int) -> Iterator[tuple[int, 
 def join_overlapping(texts: list[str], shares: list[float]) -> str:
     """Join the texts of overlapping windows; see `kept_words`."""
     kept = kept_words(texts, shares)
-    return " ".join(word for text, (a, b) in zip(texts, kept, strict=True) for word in text.split()[a:b])
+    parts = ["".join(words_of(text)[a:b]) for text, (a, b) in zip(texts, kept, strict=True)]
+    return "".join(spaced(part) for part in parts).strip()
 
 
 def kept_words(texts: list[str], shares: list[float]) -> list[tuple[int, int]]:
@@ -346,7 +346,7 @@ def kept_words(texts: list[str], shares: list[float]) -> list[tuple[int, int]]:
     words: list[tuple[int, str]] = []  # joined text so far: window index and word
     size, share = 0, 0.0  # word count and share of the previous window
     for window, (text, own_share) in enumerate(zip(texts, shares, strict=True)):
-        new = text.split()
+        new = words_of(text)
         skip = 0
         if words and new:
             here = min(len(words), math.ceil(1.5 * share * size) + 2)

@@ -51,7 +51,7 @@ def find_audio(patterns: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, P
     for pattern in map(os.fspath, patterns):
         path = Path(os.path.expanduser(pattern))
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            inside = sorted(p for p in _files_in(path) if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
             if not inside:
                 raise UserError(f"{path} contains no audio files ({' '.join(AUDIO_SUFFIXES)})")
             found |= {p: p.relative_to(path) for p in inside if p not in found}
@@ -65,7 +65,20 @@ def find_audio(patterns: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, P
     return list(found.items())
 
 
-def transcribe_timed(transcriber: Transcriber, wav: torch.Tensor, batch_size: int = 8) -> Transcript:
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder and in those below it, also through links; no folder is read twice."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(root, name) for name in files)
+
+
+def transcribe_timed(transcriber: Transcriber, wav: torch.Tensor, batch_size: int | None = None) -> Transcript:
     """Transcribe a recording [time] with timed `segments`, each with `start_s`, `end_s` and `text`.
 
     Models without timestamps transcribe the pieces between pauses.
@@ -99,8 +112,14 @@ def iterate_timed(
         yield found
 
 
-def transcribe_turns(transcriber: Transcriber, wav: torch.Tensor, batch_size: int = 8) -> list[dict[str, Any]]:
-    """Split a recording [time] at pauses and return one segment for each piece in which something was said."""
+def transcribe_turns(
+    transcriber: Transcriber, wav: torch.Tensor, batch_size: int | None = None
+) -> list[dict[str, Any]]:
+    """Split a recording [time] at pauses and return one segment for each piece in which something was said.
+
+    `batch_size` pieces are transcribed together; by default as many as the transcriber takes of long audio, or 8.
+    """
+    batch_size = batch_size or getattr(transcriber, "batch_size", 8)
     longest_s = min(LONGEST_PIECE_S, transcriber.window_s or LONGEST_PIECE_S)
     spans = speech_spans(wav, round(longest_s * SAMPLE_RATE), PAUSE_S)
     pieces = transcribe_spans(transcriber.for_long_audio(), wav, spans, batch_size)
@@ -108,7 +127,7 @@ def transcribe_turns(transcriber: Transcriber, wav: torch.Tensor, batch_size: in
 
 
 def transcribe_parties(
-    transcriber: Transcriber, channels: torch.Tensor, names: Sequence[str], batch_size: int = 8
+    transcriber: Transcriber, channels: torch.Tensor, names: Sequence[str], batch_size: int | None = None
 ) -> Transcript:
     """Transcribe a call with one party per channel.
 
@@ -120,8 +139,8 @@ def transcribe_parties(
         [channels, time] at 16 kHz.
     names : list of str
         Name of the party on each channel, such as `agent` and `customer`; missing ones are called `channel 2` and so on.
-    batch_size : int
-        Pieces transcribed together.
+    batch_size : int, optional
+        Pieces transcribed together; by default as many as the transcriber takes of long audio, or 8.
 
     Returns
     -------

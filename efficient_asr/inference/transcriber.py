@@ -159,10 +159,15 @@ class Transcriber:
         """
         raise UserError("long audio: only a plain Whisper model supports sequential decoding; use pauses or overlap")
 
-    @property
-    def is_sequential(self) -> bool:
-        """Whether `transcribe_sequentially` is implemented."""
-        return type(self).transcribe_sequentially is not Transcriber.transcribe_sequentially
+    def check_sequential(self) -> None:
+        """Reject models and settings for which there is no `transcribe_sequentially`.
+
+        Raises
+        ------
+        UserError
+            Naming what to change.
+        """
+        raise UserError("long audio: only a plain Whisper model supports sequential decoding; use pauses or overlap")
 
     def with_times(self) -> Transcriber | None:
         """Return a transcriber of the same model whose transcripts have timed `segments`; None if the model predicts no times."""

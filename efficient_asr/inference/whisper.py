@@ -300,16 +300,39 @@ class WhisperTranscriber(Transcriber):
         }
         return own | self.model.summary(records)
 
+    def check_sequential(self) -> None:
+        """Reject settings that sequential decoding, which is that of transformers, does not have.
+
+        Raises
+        ------
+        UserError
+            Naming the setting.
+        """
+        if self.model.backend != "torch":
+            raise UserError(
+                f"long_audio: the backend {self.model.backend} has no sequential decoding; use pauses or overlap"
+            )
+        padding = self.model.encoder_padding
+        no = None
+        if padding is not None and padding.padding_s < self.model.window_samples / SAMPLE_RATE:
+            no = f"encodes whole windows, and this model {padding.label}: pass encoder_padding 30"
+        elif not self.model.sequential:
+            no = "is done by the model alone: leave out the assistant"
+        elif self.options.max_tokens_per_s is not None:
+            no = "has no limit of tokens: set max_tokens_per_s to null"
+        elif not self.options.suppress:
+            no = "suppresses what the model's configuration bans: set suppress to True"
+        elif self.options.task == "translate" and not self.model.labels.languages:
+            raise UserError("task: this Whisper is English-only and cannot translate")
+        if no is not None:
+            raise UserError(f"long_audio: sequential decoding {no}, or use pauses or overlap")
+
     def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
         """Transcribe long audio [time] window by window, each starting at the last timestamp of the previous one.
 
         This is Whisper's own algorithm (arXiv 2212.04356, section 3.8) as implemented in transformers. `language` defaults to
         that of the transcriber; if both are None, the language is detected on the first window.
         """
-        if self.model.backend != "torch":
-            raise UserError(
-                f"long_audio: the backend {self.model.backend} has no sequential decoding; use pauses or overlap"
-            )
         self.model.labels.check_timestamps()
         if len(self.model.tokenizer) > self.model.labels.timestamp_tokens.stop:
             # transformers would treat these tokens as timestamps and drop them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,11 @@ class Step:
     text: str
 
     def keep(self, name: str) -> Path:
-        """Write a copy of the settings to `<output_folder>/<name>.yaml`; return the output folder."""
+        """Write copies of the settings into the output folder: `<name>.yaml`, and `<name>.json` with plain values; return it."""
         folder = Path(self.hparams["output_folder"])
         check_writable(folder, "output_folder")
         atomic_write_text(folder / f"{name}.yaml", self.text)
+        atomic_write_text(folder / f"{name}.json", json.dumps(self.plain, indent=1, default=str) + "\n")
         return folder
 
 

@@ -21,6 +21,7 @@ could fall differently.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import Any
 
@@ -125,6 +126,7 @@ class SpeculativeWhisper(Whisper):
     technique = "speculative_decoding"
     cost_is_fixed = False
     beam_search = False
+    sequential = False
     steps: SpeculativeSteps | None = None  # of the search that is under way
 
     def __init__(self, model: Whisper, assistant: Whisper) -> None:
@@ -135,14 +137,17 @@ class SpeculativeWhisper(Whisper):
             )
         if assistant.window_samples != model.window_samples:
             raise UserError("assistant: its window is not as long as the model's")
-        for name in ("technique", "label"):  # of what the model was trained with
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("technique", None)  # of what the model was trained with
         self.encoder_padding, self.history = model.encoder_padding, model.history
         self.assistant = assistant
-        self.label = f"assistant with {assistant.network.config.decoder_layers} decoder layers"
         self.same_encoder = model.has_encoder_of(assistant)
         if not self.same_encoder and self.encoder_padding is not None:
             raise UserError("assistant: with encoder_padding, the assistant must have the same encoder as the model")
+
+    @property
+    def changes(self) -> list[str]:
+        """Those of the model, and the assistant."""
+        return [*super().changes, f"assistant with {self.assistant.network.config.decoder_layers} decoder layers"]
 
     def quantise(self, mode: str) -> None:
         """Compute with int8 weights, and let the assistant do so too.
@@ -193,8 +198,10 @@ class SpeculativeWhisper(Whisper):
         self.steps = None
 
     def summary(self, records: Any) -> dict[str, Any]:
-        """Return the mean number of tokens per pass over utterances."""
-        rates = [record["tokens_per_pass"] for record in records if "tokens_per_pass" in record]
+        """Return the mean number of tokens per pass over utterances and pieces of long recordings."""
+        records = list(records)
+        parts = itertools.chain.from_iterable(record.get("segments") or [record] for record in records)
+        rates = [part["tokens_per_pass"] for part in parts if "tokens_per_pass" in part]
         return super().summary(records) | ({"tokens_per_pass": sum(rates) / len(rates)} if rates else {})
 
     @property

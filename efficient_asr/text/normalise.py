@@ -184,6 +184,28 @@ def normalise_chinese(text: str, language: str = "zh") -> str:
     return normalise_multilingual(_simplified()(text), language)
 
 
+def words_of(text: str) -> list[str]:
+    """Split a text into words, each with the space in front of it; joined, they give the text without surplus spaces.
+
+    A character of a script without spaces, with its marks, is a word.
+    """
+    words: list[str] = []
+    space = ""
+    for part in _UNSPACED.split(" ".join(text.split())):
+        sign = len(part) == 1 and _UNSPACED.match(part) is not None
+        if sign and words and not space and unicodedata.category(part)[0] == "M":
+            words[-1] += part
+        elif sign:
+            words.append(space + part)
+        else:
+            found = re.findall(r" ?[^ ]+", part)
+            if found:
+                found[0] = space + found[0]
+            words += found
+        space = " " if part.endswith(" ") else "" if part else space
+    return words
+
+
 def spaced(text: str) -> str:
     """Return a text with a space in front, as Whisper writes it; without one in scripts without spaces."""
     text = text.strip()

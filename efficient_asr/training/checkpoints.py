@@ -325,7 +325,8 @@ def _free(folder: Path) -> str:
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"
 
 
-NOTED_LATER = ("labels",)  # entries of `RecipeBrain.made_of` that checkpoints of former versions do not have
+# entries of `RecipeBrain.made_of` and `validates_by` that checkpoints of former versions do not have
+NOTED_LATER = ("labels", "max_new_tokens of the validation", "test_batch_size of the validation")
 
 
 def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_changed_settings: bool) -> None:

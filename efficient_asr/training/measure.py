@@ -11,12 +11,23 @@ from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import evaluate, score
 from efficient_asr.evaluation.result import Result
 from efficient_asr.inference.ctc import CTCTranscriber
+from efficient_asr.inference.load import load_transcriber
+from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.models.sources import fingerprint
 from efficient_asr.training.brain import RecipeBrain
 from efficient_asr.training.data import read_language_model
 from efficient_asr.utils import distributed
 from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.seeding import seed_everything  # noqa: F401  YAML files refer to it here
+from efficient_asr.utils.technique import merged
+
+
+def _computes_otherwise(transcriber: Transcriber, model: str, hparams: dict[str, Any]) -> bool:
+    """Whether settings of the evaluation let a Whisper compute otherwise than its folder says."""
+    keys = ("encoder_padding", "padding_s", "quantise", "backend", *merged("load_options"))
+    if all(hparams.get(key) is None for key in keys):
+        return False
+    return hparams.get("backend") is not None or load_transcriber(model).label != transcriber.label
 
 
 def measure(
@@ -43,7 +54,7 @@ def measure(
     transcriber = brain_class.load(model, hparams)
     saved = transcriber.label
     brain_class.apply_eval_settings(transcriber, hparams)
-    as_saved = transcriber.label == saved
+    as_saved = transcriber.label == saved and not _computes_otherwise(transcriber, model, hparams)
     network = transcriber if transcriber.model is None else transcriber.model
     lm = read_language_model(hparams, network.labels.vocabulary) if hparams["lm_path"] else None
     lm_transcriber = CTCTranscriber(network, lm) if lm else None

@@ -281,8 +281,9 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
             device = this.run_opts.device
             results, as_saved = measure(hparams, this.plain, benchmarks, model, output_folder, brain_class, device)
     own = Path(model) == output_folder / "model"
-    if distributed.if_main_process() and own and as_saved and not this.run_opts.debug:
-        write_card(Path(model), results)
+    if distributed.if_main_process() and own and not this.run_opts.debug:
+        if as_saved or not (Path(model) / "README.md").is_file():
+            write_card(Path(model), results if as_saved else [])
     print(f"model: {model}")
     if distributed.if_main_process() and not this.test_only and not this.run_opts.debug:
         _report_checkpoints(output_folder / "save", hparams.get("keep_checkpoints", True))

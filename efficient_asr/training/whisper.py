@@ -39,7 +39,8 @@ class WhisperBrain(RecipeBrain):
     """
 
     starts_from: tuple[type[Whisper], ...] = (Whisper,)  # exact model types that training may start from
-    validates_by = ("test_normaliser",)
+    validates_by = ("test_normaliser", "max_new_tokens", "test_batch_size")
+    checkpoints_activations = True
 
     @classmethod
     def build(cls, hparams: dict[str, Any], rows: Rows) -> Whisper:
@@ -66,11 +67,15 @@ class WhisperBrain(RecipeBrain):
         if hparams["freeze_encoder"]:
             model.network.model.encoder.requires_grad_(False)
         if hparams["activation_checkpointing"]:
+            if not cls.checkpoints_activations:
+                raise UserError(
+                    "activation_checkpointing: the layers of this technique do not support it; leave it at False"
+                )
             model.network.gradient_checkpointing_enable({"use_reentrant": False})
         if hparams["spec_augment"]:
             model.spec_augment = tuple(hparams[f"spec_augment_{key}"] for key in ("masks", "frames", "bands"))
         adapted = cls.adapt(model, hparams, rows)
-        adapted.labels.default_language = model.labels.default_language
+        adapted.labels.default_language, adapted.spec_augment = model.labels.default_language, model.spec_augment
         trained = sum(parameter.numel() for parameter in adapted.network.parameters() if parameter.requires_grad)
         adapted.history = {"training": {"trained_parameters": trained} | cls.training_details(adapted)}
         return adapted

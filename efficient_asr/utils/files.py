@@ -26,13 +26,16 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
         Whether several processes may write the same file at once. Otherwise leftovers of a killed process are overwritten.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial{f'-{os.getpid()}' if shared else ''}")
+    partial = path.with_name(f".{_short(path.name)}.partial{f'-{os.getpid()}' if shared else ''}")
     _remove(partial)
     try:
         yield partial
-        if partial.is_dir():
-            _remove(path)
-        os.replace(partial, path)
+        if partial.is_dir() and path.is_dir() and not path.is_symlink():
+            _replace_folder(partial, path)
+        else:
+            if partial.is_dir():
+                _remove(path)
+            os.replace(partial, path)
     except BaseException:
         _remove(partial)
         raise
@@ -42,6 +45,25 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file atomically; several processes may write it at once."""
     with atomic_write(Path(path), shared=True) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Replace a folder; the former one is deleted when the new one is in its place, and comes back if that fails."""
+    before = path.with_name(f".{_short(path.name)}.before-{os.getpid()}")
+    _remove(before)
+    os.replace(path, before)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if not path.exists():
+            os.replace(before, path)
+        raise
+    _remove(before)
+
+
+def _short(name: str) -> str:
+    """Return a name of at most 100 bytes: the name itself, or its checksum; file systems allow 255 with what is added."""
+    return name if len(os.fsencode(name)) <= 100 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def _remove(path: Path) -> None:

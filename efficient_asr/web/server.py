@@ -31,6 +31,8 @@ from efficient_asr.web.recognisers import Recogniser
 
 FOLDER = "efficient_asr_app_"  # begins the names of temporary folders, with the number of the process
 _ELSEWHERE = re.compile(r"(file=|proxy=|stream/)/*[a-z]+:", re.IGNORECASE)
+# routes of gradio that write bodies from anybody to the disk, and run FFmpeg on them; the page does not use them
+_CLOSED = re.compile(r"/(process_recording|component_server)\b")
 KEPT = 20  # all files of visitors together may be so many times the largest upload
 KEPT_S, SWEPT_EVERY_S = 3600.0, 300.0  # how long files of visitors are kept, and how often old ones are looked for
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -60,6 +62,9 @@ class LimitBody:
             return
         if _ELSEWHERE.search(scope["path"]):  # gradio would fetch these for anybody
             await error_response("only files of this app can be fetched", 403)(scope, receive, send)
+            return
+        if _CLOSED.search(scope["path"]):
+            await error_response("this app does not have this route", 404)(scope, receive, send)
             return
         refused = error_response(f"the limit is {self.largest_bytes / 1e6:g} MB", 413)
         headers = dict(scope["headers"])
@@ -202,7 +207,7 @@ def make_app(recognisers: list[Recogniser], limits: Limits, hosts: list[str] | N
         app, blocks, path="/", css=CSS, show_error=False, max_file_size=limits.largest_bytes, allowed_paths=[], footer_links=[],
         ssr_mode=False, enable_monitoring=False, run_history=False,
     )  # fmt: skip
-    _sweep_from_time_to_time(served)
+    _sweep_from_time_to_time(served.parent)
     return mounted
 
 

@@ -18,6 +18,7 @@ from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.audio_context.brain import AudioContextBrain
 from efficient_asr.techniques.lora import LoraWhisper
 from efficient_asr.training.run import run
+from efficient_asr.utils.errors import UserError
 
 
 class Brain(AudioContextBrain):
@@ -28,6 +29,10 @@ class Brain(AudioContextBrain):
         """Add LoRA matrices if `lora_rank` is given; otherwise choose the layers that learn."""
         if hparams["lora_rank"] is None:
             return super().adapt(model, hparams, rows)
+        if hparams["trained_layers"] != "layers":
+            raise UserError(
+                "trained_layers: LoRA matrices are in all layers of encoder and decoder; leave it at layers"
+            )
         targets = hparams["lora_targets"]
         return LoraWhisper.adapt(
             model, hparams["lora_rank"], hparams["lora_alpha"], hparams["lora_dropout"], targets, merge=True

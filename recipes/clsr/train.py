@@ -29,6 +29,7 @@ class CLSRBrain(DistillingBrain):
     """Trains only experts and gates; the loss includes a term for the fraction of tokens routed to experts."""
 
     starts_from = (Whisper, CLSRWhisper)
+    checkpoints_activations = False
 
     @classmethod
     def adapt(cls, model: Whisper, hparams: dict[str, Any], rows: Rows) -> CLSRWhisper:

@@ -11,7 +11,6 @@ the last checkpoint. The run saves a model folder with the decider and both Whis
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from efficient_asr.data import BatchOrder, Loader, Rows
-from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.techniques.decider.analysis import area_under_roc, balanced_accuracy
 from efficient_asr.techniques.decider.data import (
     Examples,
     RouterInputs,
     calibrate_threshold,
-    check_calibrated,
     check_settings,
     collate_examples,
-    digest_of_labels,
     easy_to_hard_ratio,
+    labels_of_training,
+    load_evaluated,
     new_router,
     pgr_details,
     save_cascade,
@@ -53,10 +51,7 @@ class DeciderBrain(RecipeBrain):
         check_settings(hparams)
         return new_router(hparams)
 
-    @classmethod
-    def made_of(cls, hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, str]:
-        """Return a digest of both models' records."""
-        return {"labels": digest_of_labels(hparams)}
+    made_of, save = staticmethod(labels_of_training), staticmethod(save_cascade)
 
     def on_fit_start(self) -> None:
         """Open the router inputs, and weight hard utterances so that they balance the easy ones."""
@@ -104,15 +99,9 @@ class DeciderBrain(RecipeBrain):
         calibrate_threshold(model, rows, hparams)
 
     @staticmethod
-    def save(model: Router, hparams: dict[str, Any], folder: Path, about: dict[str, Any]) -> None:
-        """Save the cascade."""
-        save_cascade(model, hparams, folder, about)
-
-    @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load the cascade."""
-        check_calibrated(source, hparams)
-        return load_transcriber(source, language=hparams["language"])
+        return load_evaluated(source, hparams)
 
     @staticmethod
     def result_details(

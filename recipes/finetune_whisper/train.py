@@ -20,6 +20,7 @@ from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.lora import LoraWhisper
 from efficient_asr.training.run import run
 from efficient_asr.training.whisper import WhisperBrain
+from efficient_asr.utils.errors import UserError
 
 
 class FinetuneBrain(WhisperBrain):
@@ -34,6 +35,10 @@ class FinetuneBrain(WhisperBrain):
             model.network.generation_config.task = "transcribe"
         if hparams.get("lora_rank") is None:
             return model
+        if hparams["freeze_encoder"]:
+            raise UserError(
+                "freeze_encoder: LoRA matrices would be trained in the encoder; set it to False, or lora_rank to null"
+            )
         settings = (hparams[f"lora_{key}"] for key in ("rank", "alpha", "dropout", "targets", "merge"))
         return LoraWhisper.adapt(model, *settings)
 

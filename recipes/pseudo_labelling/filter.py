@@ -7,11 +7,11 @@ Run it after label.py, with the same YAML file and output folder. It reads `labe
 other thresholds: without packing it takes seconds.
 """
 
+import json
 import sys
 from pathlib import Path
 
 from efficient_asr.settings.step import Step, read_step
-from efficient_asr.settings.yaml import load_hparams
 from efficient_asr.techniques.pseudo_labelling.filtering import Rules, read_labels, write_filtered
 from efficient_asr.techniques.pseudo_labelling.packing import write_packed
 from efficient_asr.utils.errors import UserError, exit_code
@@ -25,9 +25,9 @@ def check_same_manifest(step: Step, folder: Path) -> None:
     UserError
         Naming both.
     """
-    path = folder / "label.yaml"
-    asked = step.hparams["manifest"]
-    labelled = load_hparams(path, {})[0]["manifest"] if path.is_file() else asked
+    path = folder / "label.json"  # not label.yaml: files among the data are not executed
+    asked = step.plain["manifest"]
+    labelled = json.loads(path.read_text(encoding="utf-8"))["manifest"] if path.is_file() else asked
     if labelled != asked:
         raise UserError(f"manifest: it is {asked}, but the labels in {folder} are of {labelled}; set output_folder")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from conftest import TEXTS, chirp, make_corpus
 
 from efficient_asr import commands, load_transcriber
 from efficient_asr.commands import evaluate, report, time, transcribe
-from efficient_asr.data import batches, load_audio, load_channels
+from efficient_asr.data import batches, inspect_audio, load_audio, load_channels
 from efficient_asr.evaluation import manifest_transcripts, runtime
 from efficient_asr.evaluation.result import Result
 from efficient_asr.inference import manifest_pass
+from efficient_asr.inference.ctc import CTCTranscriber
+from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError
@@ -107,8 +110,34 @@ def test_an_interrupted_command_goes_on(
     assert run("transcribe", model, recordings, "--out", out) == 0 and len(calls) == 4
     assert out.read_text() == whole.read_text() and "2 of 3 are already transcribed" in capsys.readouterr().err
     # A recording that has changed is transcribed again, and other options start over.
-    monkeypatch.setattr(transcribe, "read", read)
-    assert run("transcribe", model, recordings, "--out", tmp_path / "t.csv", "--channels", 0) == 0
+    for change, options, again in ((True, (), 3), (False, ("--channels", 0), 3), (False, (), 1)):
+        calls[:] = []
+        out.unlink()
+        assert run("transcribe", model, recordings, "--out", out) == 130  # two of three are there
+        if change:
+            soundfile.write(recordings / "a.wav", chirp(0.6, 500, 300), 16000)
+        calls[:] = [None] * 3
+        assert run("transcribe", model, recordings, "--out", out, *options) == 0
+        assert len(calls) - 3 == (2 if change else again), (change, options)
+    assert out.read_text() != whole.read_text()
+
+
+def test_names_and_folders_that_are_unusual(
+    model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (recordings / "linked").symlink_to(recordings / "sub")
+    (recordings / "sub" / "up").symlink_to(recordings)  # a folder in itself
+    os.rename(os.fsencode(recordings / "a.wav"), os.fsencode(recordings) + b"/caf\xe9.wav")
+    long = "\u0939" * 80 + ".wav"
+    soundfile.write(recordings / long, chirp(0.5, 100, 300), 16000)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("transcribe", model, recordings, "--out", ".", "--format", "srt") == 2
+    said = capsys.readouterr().err
+    assert "the name is not UTF-8" in said and "caf\\udce9.wav" in said and "1 of 4 files" in said
+    assert sorted(path.stem for path in Path().rglob("*.srt")) == ["b", "call", long[:-4]]
+    assert run("transcribe", model, recordings / "sub" / "call.wav", "--out", "calls [v2].jsonl") == 0
+    capsys.readouterr()
 
 
 def test_bad_recordings_do_not_stop_the_others(
@@ -267,6 +296,23 @@ def test_an_interrupted_pass_over_a_manifest_goes_on(
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_audio_that_has_changed_is_transcribed_again(
+    model: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    common = ("--manifest", table, "--columns", "{audio: path}", "--out", tmp_path / "out [1].jsonl")
+    monkeypatch.setattr(manifest_transcripts, "atomic_write", lambda path: 1 / 0)  # all is transcribed, nothing written
+    with pytest.raises(ZeroDivisionError):
+        run("transcribe", model, *common)
+    monkeypatch.undo()
+    duration = inspect_audio(tmp_path / "recordings" / "a.wav", samples=False).duration_s
+    soundfile.write(tmp_path / "recordings" / "a.wav", chirp(duration, 700, 300), 16000)
+    assert run("transcribe", model, *common) == 0
+    assert "2 of 3 utterances are transcribed already" in capsys.readouterr().out
+    rows = [json.loads(line) for line in open(tmp_path / "out [1].jsonl")]
+    assert rows[0]["hypothesis"] == load_transcriber(model).transcribe(load_audio(rows[0]["audio"])[None])[0].text
+    assert not any("file" in row for row in rows)
+
+
 def test_unreadable_audio_of_a_manifest(
     model: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -341,6 +387,32 @@ def test_models_are_compared_on_the_same_recordings(
     assert timing["rounds"] == 2 and timing["utterances"] == 2 and {*timing["systems"]} == {"a", "b", "again"}
     shown = capsys.readouterr().out
     assert "| a |" in shown and "plain normaliser" in shown and "tokens/s" not in shown and "5-grams" not in shown
+
+
+def test_the_same_texts_with_other_audio_are_another_corpus(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Noisy or coded copies have the same ids, texts and durations."""
+    for name in ("clean", "coded"):
+        make_corpus(tmp_path / name)
+    for row in map(json.loads, open(tmp_path / "coded" / "test.jsonl")):
+        path = tmp_path / "coded" / Path(row["audio"]).name
+        soundfile.write(path, 0.1 * np.random.default_rng(1).standard_normal(len(load_audio(path))), 16000)
+    monkeypatch.chdir(tmp_path)
+    manifests = [tmp_path / name / "test.jsonl" for name in ("clean", "coded")]
+    common = ("--normaliser", "plain", "--timed", 0, "--out", "x.json")
+    says = [row["text"] for row in map(json.loads, open(manifests[0]))]
+    monkeypatch.setattr(
+        CTCTranscriber,
+        "transcribe",
+        lambda self, wavs, wav_lens=None: [Transcript(says[0] if wavs.std() < 0.11 else "")],
+    )
+    assert run("compare", f"a={model}", "--manifest", *manifests, *common) == 0
+    both = json.loads((tmp_path / "x.json").read_text())["systems"]["a"]["corpora"]
+    assert run("compare", f"a={model}", "--manifest", manifests[1], *common) == 0
+    alone = json.loads((tmp_path / "x.json").read_text())["systems"]["a"]["corpora"]["all"]
+    found = {name: entry["wer_percent"] for name, entry in both.items()}
+    assert alone["wer_percent"] == found["coded"] != found["clean"], found
 
 
 def test_a_comparison_says_what_is_wrong(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -239,3 +239,27 @@ def test_unknown_corpus_and_option(tmp_path: Path) -> None:
         get_corpus("libri_speech")
     with pytest.raises(UserError, match="Did you mean 'minutes'"):
         prepare_corpus("mini", None, tmp_path, {"minuts": 3})
+    for name, options, message in (
+        ("mini", {"minutes": "ten"}, "minutes: expected a number, got 'ten'"),
+        ("mini", {"minutes": True}, "minutes: expected a number, got True"),
+        ("common_voice", {"max_train": "3k"}, "max_train: expected an integer, got '3k'"),
+        ("common_voice", {"splits": {"train": 1}}, "splits: expected a list, got"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare_corpus(name, None, tmp_path, options)
+    with pytest.raises(UserError, match="no split 'trian'"):  # a text alone is a list of one, not of its letters
+        prepare_corpus("fleurs", str(tmp_path), tmp_path, {"languages": "ca_es", "splits": "trian"})
+
+
+def test_jsonl_reads_names_with_a_number_sign(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set #2"
+    folder.mkdir()
+    for name in ("part#1", "part#2"):
+        rows = read_manifest(corpus / "test.jsonl")
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row | {"id": f"{name}{row['id']}"}) + "\n" for row in rows)
+        )
+    found = prepare_corpus("jsonl", str(folder), tmp_path / "out", {})
+    assert {split: len(read_manifest(path)) for split, path in found.items()} == {"part#1": 4, "part#2": 4}
+    half = {"manifests": {"test": [f"{folder}/part#1.jsonl#/2"]}}
+    assert len(read_manifest(prepare_corpus("jsonl", str(folder), tmp_path / "half", half)["test"])) == 2

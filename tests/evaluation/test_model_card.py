@@ -46,6 +46,10 @@ def test_the_command_writes_what_was_measured_later(tmp_path: Path, capsys: pyte
     assert (
         run_command("model_card", [str(folder), "--overwrite"]) == 0 and CARD_MARK in (folder / "README.md").read_text()
     )
+    (folder / "README.md").write_text("# Mine")
+    (folder / "config.json").write_text("{")
+    assert run_command("model_card", [str(folder), "--overwrite"]) == 2
+    assert (folder / "README.md").read_text() == "# Mine"  # until there is a new one
     (tmp_path / "x.json").write_text("{}")
     assert run_command("model_card", [str(folder), "--results", str(tmp_path / "x.json")]) == 2
     assert "is not a result" in capsys.readouterr().err

@@ -69,6 +69,17 @@ def test_without_agreement_the_overlap_is_cut_in_its_middle() -> None:
     assert join_overlapping(["a b c d", "w x y z"], [0.5, 0.5]) == "a b c x y z"
 
 
+@pytest.mark.parametrize(
+    ("said", "second"),
+    [("今天天气很好我们去公园散步然后回家吃饭", "公园散步然后回家吃饭再看一会儿书"), ("กขคงจฉชซฌญฎฏ", "ชซฌญฎฏฐฑฒณดต")],
+)
+def test_scripts_without_spaces_are_joined_by_their_characters(said: str, second: str) -> None:
+    common = next(i for i in range(len(said)) if second.startswith(said[i:]))
+    share = (len(said) - common) / len(said)
+    assert join_overlapping([said, second], [share, share]) == said[:common] + second
+    assert join_overlapping(["他说 hello world", "hello world 然后"], [0.6, 0.6]) == "他说 hello world 然后"
+
+
 def test_one_common_word_joins_nothing() -> None:
     first = "one two three four the five six seven eight nine ten eleven twelve"
     second = "alpha beta gamma delta eta the theta iota"
@@ -160,6 +171,17 @@ def test_whisper_takes_long_audio(method: str, tiny_whispers: dict[str, str], wi
 def test_mistakes_are_explained(tiny_whispers: dict[str, str]) -> None:
     with pytest.raises(UserError, match="only a plain Whisper"):
         LongAudio(Counter(), "sequential")
+    for options, message in (
+        ({"encoder_padding": 0.1}, "encodes whole windows"), ({"encoder_padding": "silence_cache"}, "encodes whole windows"),
+        ({"max_tokens_per_s": 8}, "has no limit of tokens"), ({"suppress": False}, "suppresses what"),
+        ({"assistant": tiny_whispers["small"]}, "leave out the assistant"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load_transcriber(tiny_whispers["small"], language="en", long_audio="sequential", **options)
+    english = load_transcriber(tiny_whispers["small"], language="en", task="translate", long_audio=None)
+    english.model.labels.languages = {}
+    with pytest.raises(UserError, match="is English-only"):
+        english.check_sequential()
     refusing = load_transcriber(tiny_whispers["small"], language="en", long_audio=None)
     with pytest.raises(UserError, match="this Whisper takes at most 2 s; split the audio"):
         refusing.transcribe(torch.randn(1, 3 * RATE), torch.ones(1))

@@ -218,7 +218,7 @@ def test_a_folder_needs_no_option_and_refuses_others(
         with pytest.raises(UserError, match="run on the CPU here"):
             opened.to("cuda")
         with pytest.raises(UserError, match="no sequential decoding"):
-            opened.transcribe_sequentially(torch.zeros(16000))
+            load_transcriber(folder, language="en", long_audio="sequential")
         with pytest.raises(UserError, match="copy the folder instead"):
             opened.model.save(tmp_path / "copy")
         with pytest.raises(UserError, match="convert the original"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import TEXTS, make_wavs
+from conftest import TEXTS, make_corpus, make_wavs
 from speechbrain.dataio.encoder import CTCTextEncoder
 from speechbrain.lobes.models.VanillaNN import VanillaNN
 from torch import nn
@@ -171,3 +171,10 @@ def test_an_existing_folder_and_a_wrong_kind_are_refused(tiny_whispers: dict[str
         export.main([tiny_whispers["small"], "--to", "speechbrain", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="is not a CTC model of efficient_asr"):
         export.main([tiny_whispers["small"], "--to", "speechbrain", "--out", str(tmp_path / "out")])
+    out, manifest = tmp_path / "out", make_corpus(tmp_path / "corpus") / "test.jsonl"
+    for options, message in (
+        (["--manifest", "none.jsonl"], "none.jsonl"), (["--manifest", str(manifest), "--language", "German"], "'de'"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            export.main([tiny_whispers["small"], "--to", "transformers", "--out", str(out), *options])
+        assert not out.exists()  # nothing was exported in vain

@@ -116,11 +116,13 @@ def test_experts_are_taught(places: Path, kind: str, cached: bool, capsys) -> No
 
 
 def test_what_a_teacher_says_matters(places: Path) -> None:
-    base = ["--languages", "[de]", "--train_only", "True", "--sigma", "[1.0, 1.0]"]
-    assert train(places, "alone", *base) == 0
-    assert train(places, "taught", *base, "--teacher", str(places / "teacher")) == 0
+    multilingual_whisper(9, layers=2).save(places / "other")
+    base = ["--languages", "[de]", "--train_only", "True"]
+    for name in ("teacher", "other"):
+        assert train(places, f"by_{name}", *base, "--teacher", str(places / name)) == 0
     one, other = (
-        load_file(places / name / "output" / "model" / "expert.german.safetensors") for name in ("alone", "taught")
+        load_file(places / name / "output" / "model" / "expert.german.safetensors")
+        for name in ("by_teacher", "by_other")
     )
     assert any(not torch.equal(value, other[name]) for name, value in one.items())
 
@@ -257,6 +259,7 @@ def test_lora_learns(places: Path, merge: str) -> None:
         (["--gate_budget", "1.5"], "gate_budget: expected a number from 0 to 1, got 1.5"),
         (["--teacher", "teacher", "--teacher_cache", "corpus/train.jsonl"], "teacher_cache: cannot write"),
         (["--freeze_encoder", "True"], "freeze_encoder: only the new modules are trained here"),
+        (["--activation_checkpointing", "True"], "activation_checkpointing: the layers of this technique"),
     ],
 )
 def test_mistakes_are_named(places: Path, options: list[str], message: str, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from efficient_asr.data import BatchOrder, Rows
 from efficient_asr.models.log_mel import mask_features
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.settings.limits import former_values
+from efficient_asr.settings.yaml import load_hparams
 from efficient_asr.techniques.finetuning.optimizers import OPTIMIZERS, make_optimizer
 from efficient_asr.techniques.finetuning.report import optimizers_table
+from efficient_asr.techniques.lora import LoraWhisper
 from efficient_asr.training.run import run
 from efficient_asr.training.schedules import LinearSchedule
 from efficient_asr.training.whisper import WhisperBrain
@@ -168,9 +171,44 @@ def test_activation_checkpointing_changes_no_weight(
     assert same(plain, train(corpus, tmp_path / "checkpointed", tiny_whispers["small"], *options))
 
 
-def test_activation_checkpointing_computes_the_layers_again(tmp_path: Path, tiny_whispers: dict[str, str]) -> None:
-    from efficient_asr.settings.yaml import load_hparams
+def test_settings_that_adapted_models_have_too(tmp_path: Path, tiny_whispers: dict[str, str]) -> None:
+    class Adapting(WhisperBrain):
+        checkpoints_activations = False
 
+        @classmethod
+        def adapt(cls, model: Whisper, hparams: dict, rows: Rows) -> LoraWhisper:
+            return LoraWhisper.adapt(model, 2, 2)
+
+    path = tmp_path / "x.yaml"
+    path.write_text(YAML.format(root=ROOT, corpus=tmp_path, out=tmp_path, source=tiny_whispers["small"]))
+    assert Adapting.build(load_hparams(path, {"spec_augment": True})[0], Rows.of([])).spec_augment == (2, 40, 15)
+    with pytest.raises(UserError, match="activation_checkpointing: the layers of this technique"):
+        Adapting.build(load_hparams(path, {"activation_checkpointing": True})[0], Rows.of([]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        (
+            "finetune_whisper",
+            {"lora_rank": 2, "freeze_encoder": True},
+            "freeze_encoder: LoRA matrices would be trained",
+        ),
+        ("audio_context", {"lora_rank": 2, "trained_layers": "encoder"}, "trained_layers: LoRA matrices are in all"),
+    ],
+)
+def test_lora_trains_in_all_layers(
+    recipe: str, settings: dict, message: str, tmp_path: Path, tiny_whispers: dict[str, str]
+) -> None:
+    module = runpy.run_path(str(ROOT / "recipes" / recipe / "train.py"))
+    brain = module["FinetuneBrain" if recipe == "finetune_whisper" else "Brain"]
+    model = Whisper.from_source(tiny_whispers["small"])
+    row = {"id": "a", "audio": "a.wav", "duration": 1.0, "text": "a"}
+    with pytest.raises(UserError, match=message):
+        brain.adapt(model, settings, Rows.of([row]))
+
+
+def test_activation_checkpointing_computes_the_layers_again(tmp_path: Path, tiny_whispers: dict[str, str]) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(YAML.format(root=ROOT, corpus=tmp_path, out=tmp_path, source=tiny_whispers["small"]))
     calls = {}

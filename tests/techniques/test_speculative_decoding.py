@@ -52,6 +52,14 @@ def test_a_batch_is_decoded_without_the_assistant(wavs: list[torch.Tensor]) -> N
     assert not any("tokens_per_pass" in each.details for each in found)
 
 
+def test_the_tables_name_the_assistant(tiny_whispers: dict[str, str]) -> None:
+    both = load_transcriber(tiny_whispers["large"], language="en", assistant=tiny_whispers["small"])
+    assert both.changes == ["assistant with 1 decoder layers"] and both.label == both.changes[0]
+    assert both.technique == "speculative_decoding" and both.batch_size == 1
+    records = [{"tokens_per_pass": 2.0}, {"segments": [{"tokens_per_pass": 3.0}, {"tokens_per_pass": 4.0}, {}]}]
+    assert both.summary(records)["tokens_per_pass"] == 3.0
+
+
 def test_models_that_do_not_fit_are_refused(tiny_whispers: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vocabulary differs"):
         SpeculativeWhisper(multilingual_whisper(0), multilingual_whisper(0, ["entirely other words", "zebra"]))

@@ -171,7 +171,8 @@ def test_an_example_is_there_at_once_and_two_models_are_compared(browser: Any, a
     assert "relative to small" in summary and "GMACs" in summary and "language English" in summary
     cells = [row.inner_text().split("\t") for row in page.query_selector_all("#summary tbody tr")]
     assert [row[0] for row in cells] == ["small", "large"] and float(cells[1][-1]) > 2  # the large one computes more
-    assert {name.inner_text()[-4:] for name in page.query_selector_all("#files .file-preview tr")} and not page.errors
+    names = " ".join(row.inner_text() for row in page.query_selector_all("#files .file-preview tr"))
+    assert all(f".{ending}" in names for ending in ("txt", "srt", "vtt", "json", "csv")) and not page.errors, names
     picture(page, "app")
     page.close()
 
@@ -251,7 +252,7 @@ def test_mistakes_get_a_message_and_the_page_goes_on(
     page.wait_for_timeout(3000)
     transcribe(page)
     assert "2.0 s of audio" in page.inner_text("#summary")
-    assert not list(Path(tempfile.gettempdir()).glob("efficient_asr_link_*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"efficient_asr_app_{app.process.pid}_*/private/*"))
     upload(page, clips[1][0])
     assert transcribe(page) == clips[1][1]
     page.close()
@@ -280,6 +281,11 @@ def test_no_other_file_can_be_fetched(app: App) -> None:
             with pytest.raises(urllib.error.HTTPError) as error:
                 urllib.request.urlopen(f"{app.url}/{prefix}{name}", timeout=10)
             assert error.value.code in (400, 403, 404, 405), (prefix, name, error.value.code)
+    for route in ("gradio_api/process_recording", "gradio_api/component_server"):  # they would keep any body
+        request = urllib.request.Request(f"{app.url}/{route}", b"x" * 1000, {"Content-Type": "multipart/form-data"})
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(request, timeout=10)
+        assert error.value.code == 404, route
 
 
 def test_paths_and_addresses_are_no_inputs_of_the_page(app: App, clips: list[tuple[Path, str]], site: str) -> None:  # noqa: F811

@@ -267,7 +267,7 @@ class Hypothesis:
     unfinished : bool
         Whether a limit came before the end token.
     encoder_s : float
-        Seconds of audio and silence that the encoder computed.
+        Seconds of audio and silence that the encoder computed, with those of a first attempt if it was `encoded_again`.
     encoded_again : bool
         Whether the text was decoded again from the whole window.
     segments : list of dict

@@ -76,6 +76,7 @@ class Whisper(nn.Module):
     token_scores = True  # decoding reports the log-probability of every token, not only of all
     network_class = WhisperForConditionalGeneration
     encodes_alone = True  # an utterance of a batch can be encoded without the others
+    sequential = True  # transformers' sequential decoding of long audio computes the same
     beam_search = True  # decoding can use several beams
     cost_is_fixed = True  # the cost of greedy decoding depends only on the number of tokens
 

@@ -61,8 +61,9 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
     for i in range(len(out)):
         shortened = encoded.own is not None and int(encoded.own[i]) < model.network.config.max_source_positions
         if shortened and encoded.whole is not None and _needs_whole(out[i], options):
-            again[i] = encoded.whole(i)
+            again[i], first_s = encoded.whole(i), out[i].encoder_s
             out[i] = search(model, again[i], languages[i : i + 1], options, options.schedule[0])[0]
+            out[i].encoder_s += first_s
     for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
         unsure = hypothesis.avg_logprob < options.logprob_threshold
         silent = probability is not None and probability > options.no_speech_threshold and unsure

@@ -31,7 +31,8 @@ class AudioContextBrain(WhisperBrain):
     """
 
     needs_text, filled_before_training = False, ("targets_folder",)
-    validates_by = ("test_normaliser", "context_padding_s")
+    validates_by = (*WhisperBrain.validates_by, "context_padding_s")
+    checkpoints_activations = False
 
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:

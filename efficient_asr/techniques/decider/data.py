@@ -18,6 +18,7 @@ from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, load_row
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.inference.load import load_transcriber
+from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import load_config
@@ -113,8 +114,8 @@ def about_labels(labels: Path) -> dict[str, Any]:
     return json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
 
 
-def digest_of_labels(hparams: dict[str, Any]) -> str:
-    """Return a checksum of what a training uses of both models' records; times and MACs may be counted again."""
+def labels_of_training(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, str]:
+    """Return a checksum of what a training uses of both models' records (`made_of`); times and MACs may be counted again."""
     digest = hashlib.sha256()
     for split in (hparams["train_split"], hparams["valid_split"]):
         pair = read_pair(hparams, split)
@@ -122,11 +123,11 @@ def digest_of_labels(hparams: dict[str, Any]) -> str:
             for record in records:
                 used = {key: value for key, value in record.items() if key not in ("time_s", "macs_g")}
                 digest.update(json.dumps(used, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    return {"labels": digest.hexdigest()[:16]}
 
 
-def check_calibrated(source: str, hparams: dict[str, Any]) -> None:
-    """Reject a target for a threshold that was set before.
+def load_evaluated(source: str, hparams: dict[str, Any]) -> Transcriber:
+    """Load a cascade for evaluation.
 
     Raises
     ------
@@ -143,6 +144,7 @@ def check_calibrated(source: str, hparams: dict[str, Any]) -> None:
             f"{key}: the threshold of {source} was set for {done or 'no target'}; run the command without test_only, which "
             "sets it anew without training again"
         )
+    return load_transcriber(source, language=hparams["language"])
 
 
 def easy_to_hard_ratio(hparams: dict[str, Any], split: str) -> float:
