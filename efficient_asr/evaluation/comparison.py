@@ -29,6 +29,7 @@ from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint, with_contents
 from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.locks import FolderLock
 
 BATCHES, PARTS = (1, 8), Path("output/compare")
 
@@ -147,10 +148,11 @@ def compare(
         transcribers[name] = load_transcriber(source, **{"language": language} | options)
         about = f"{fingerprint(source)} {with_contents(options)} {language} {transcribers[name].settings}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
-        own = [
-            list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{part}"), about, "cpu"))
-            for benchmark, part in zip(benchmarks, parts, strict=True)
-        ]
+        with FolderLock(PARTS, wait=True):  # another comparison may have the same system
+            own = [
+                list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{part}"), about, "cpu"))
+                for benchmark, part in zip(benchmarks, parts, strict=True)
+            ]
         first = first or own
         pairs = [([*chain(*own)], [*chain(*first)]), *zip(own, first, strict=True)]
         result["systems"][name] = {

@@ -486,6 +486,19 @@ def test_gate_usage_is_counted_and_beams_follow_their_utterance(plain: Whisper, 
     assert model.summary([{}]) == {}
 
 
+def test_gate_usage_does_not_depend_on_batch_mates(plain: Whisper, wavs: torch.Tensor) -> None:
+    """Shorter texts end earlier; what is computed for them while others go on is not counted."""
+    model, options = experts_of(plain, "de", "fr", seed=5), DecodingOptions(max_tokens_per_s=4.0)
+    languages = ["de", "fr", "de"]
+    found = decode(model, model.encode(wavs, LENGTHS, languages=languages), languages, options)
+    assert len({len(each.tokens) for each in found}) > 1
+    for i, each in enumerate(found):
+        row = slice(i, i + 1)
+        encoded = model.encode(wavs[row], LENGTHS[row], languages=languages[row])
+        (alone,) = decode(model, encoded, languages[row], options)
+        assert alone.tokens == each.tokens and alone.details["gate_usage"] == each.details["gate_usage"]
+
+
 def test_an_unknown_language_is_detected_first(plain: Whisper, wavs: torch.Tensor) -> None:
     model = experts_of(plain, "de", "fr", "nl", seed=5)
     expected = plain.detect_languages(plain.first_step(plain.encode(wavs, LENGTHS)))

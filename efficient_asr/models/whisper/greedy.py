@@ -216,10 +216,11 @@ def generate(
         chosen = chosen.masked_fill(done, end)
         log_probs.append(log_prob)
         entropies.append(entropy)
-        tokens, new = torch.cat([tokens, chosen[:, None]], dim=1), chosen[:, None]
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         done = done | (chosen == end) | (len(log_probs) >= limits)
         for stop in stops or ():
             done = done | stop(tokens, None)
+        new = chosen.masked_fill(done, end)[:, None]  # what has ended computes on, to no effect
         if listener is not None:
             listener(tokens)
     return Found(tokens, torch.stack(log_probs, dim=1), torch.stack(entropies, dim=1))

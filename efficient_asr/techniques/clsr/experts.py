@@ -206,7 +206,10 @@ class Routing:
         real = self.real[side]
         if real is None:
             return torch.ones_like(values, dtype=torch.bool)
-        return frame_mask(real[rows.to(real.device)], values.shape[1]).to(values.device)
+        lengths = real[rows.to(real.device)]
+        if side == "decoder":  # a hypothesis that has ended has no token
+            return (torch.arange(values.shape[1], device=lengths.device) < lengths[:, None]).to(values.device)
+        return frame_mask(lengths, values.shape[1]).to(values.device)
 
     def count(self, place: tuple[str, int], rows: torch.Tensor, is_open: torch.Tensor, batch: int) -> None:
         """Add hard gates [rows, size] of a batch to the counts."""

@@ -20,9 +20,32 @@ import torch
 from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.parts import stable_name
 from efficient_asr.models.whisper.decoding import DecodingOptions, Encoded, Hypothesis
+from efficient_asr.models.whisper.greedy import Steps
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.techniques.clsr.experts import SIDES, ExpertSettings, Routing
 from efficient_asr.techniques.clsr.network import DistilWhisperForConditionalGeneration
+
+
+class CountedSteps:
+    """Steps of a decoder; those of hypotheses that have ended, while others of the batch go on, are not counted by the gates.
+
+    Arguments
+    ---------
+    steps : Steps
+        The decoder's.
+    routing : Routing
+        Counts gates.
+    end : int
+        The token that ends a hypothesis.
+    """
+
+    def __init__(self, steps: Steps, routing: Routing, end: int) -> None:
+        self.steps, self.routing, self.end, self.vocab_size = steps, routing, end, steps.vocab_size
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens [batch, n]; return the scores of the next one, [batch, 1 or n, vocabulary]."""
+        self.routing.real["decoder"] = (tokens != self.end).sum(dim=1)
+        return self.steps.step(tokens)
 
 
 class CLSRWhisper(Whisper):
@@ -94,6 +117,10 @@ class CLSRWhisper(Whisper):
         counts = self.routing.counts
         encoded.notes = {f"{side}.{i}": count for (side, i), count in counts.items() if side == "encoder"}
         return encoded
+
+    def decoder(self, encoded: Encoded, room: int) -> Steps:
+        """Return the decoder for encoder states; gates count the tokens of each hypothesis up to its end."""
+        return CountedSteps(super().decoder(encoded, room), self.routing, self.labels.end)
 
     def predict(
         self, encoded: Encoded, tokens: torch.Tensor, token_lengths: torch.Tensor | None = None
