@@ -34,7 +34,8 @@ FAST="encoder_padding=silence_cache;quantise=decoder-int8"
     "whisper-base, silence cache, int8 decoder=$MODELS/whisper-base;$FAST" \
     "whisper-base, assistant: student=$MODELS/whisper-base;assistant=$OUT/student/model" \
     --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl
-# ABLATIONS=1: those of the paper, half an hour each (the free encoder two hours). Of these, not_filtered and free_encoder were not run yet.
+# ABLATIONS=1: those of the paper, half an hour each. A free encoder computes its whole window at every step, an hour an epoch; it is
+# trained for one epoch, and so is a frozen one beside it.
 if [ -n "${ABLATIONS:-}" ]; then
     distil labels_only --kl_weight 0.0
     distil divergence_only --ce_weight 0.0
@@ -47,13 +48,19 @@ if [ -n "${ABLATIONS:-}" ]; then
             --max_repetition null
     done
     distil not_filtered --data_folder output/real_labels_all --prepared_folder data/real_distil_whisper_all
-    distil free_encoder --freeze_encoder False --encoder_states_folder null
+    EPOCHS=1 distil frozen_one_epoch --ce_weight 0.0
+    EPOCHS=1 distil free_one_epoch --ce_weight 0.0 --freeze_encoder False --encoder_states_folder null
     FAST="$FAST;max_tokens_per_s=8" # students repeat themselves: at most 10 tokens plus 8 per second of audio
     systems=("whisper-base=$MODELS/whisper-base;$FAST")
-    for name in student labels_only divergence_only not_filtered free_encoder; do
+    for name in student labels_only divergence_only not_filtered frozen_one_epoch free_one_epoch; do
         systems+=("${name//_/ }=$OUT/$name/model;$FAST")
     done
     "$PYTHON" -m efficient_asr compare "${systems[@]}" --language en --timed 0 --out results/compared/distil_ablations.json \
         --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl data/real_distil_whisper_filtered_packed/arctic_en.jsonl
+    "$PYTHON" -c 'import sys; from pathlib import Path; from efficient_asr.corpora import prepare_corpus
+prepare_corpus("jsonl", sys.argv[1], Path("data/long_english"), {"manifests": {"long_english": ["longform/manifest.jsonl#language=en"]}})' \
+        "$EFFICIENT_ASR_DATA"
+    "$PYTHON" -m efficient_asr compare "whisper-base=$MODELS/whisper-base;$FAST" "divergence only=$OUT/divergence_only/model;$FAST" \
+        --language en --timed 0 --out results/compared/distil_long.json --manifest data/long_english/long_english.jsonl
 fi
 report
