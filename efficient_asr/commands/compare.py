@@ -2,7 +2,7 @@
 
     efficient-asr compare base=WHISPER "fast=WHISPER;encoder_padding=silence_cache;quantise=decoder-int8" --language en \\
         --manifest a.jsonl b.jsonl --out compared.json
-    efficient-asr compare full=CTC_MODEL early=EARLY_EXIT_MODEL --manifest test.jsonl --normaliser plain --out compared.json
+    efficient-asr compare full=CTC_MODEL early=EARLY_EXIT_MODEL --manifest test.jsonl --out compared.json
 
 A system is NAME=MODEL, with options of `load_transcriber` behind semicolons. Every utterance is transcribed once, alone, for
 the WER. MACs are counted on the first `--timed` utterances of each manifest, and these are timed at batch 1 and 8, one system
@@ -20,6 +20,8 @@ from typing import Any
 
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.comparison import compare
+from efficient_asr.models.hub import model_source
+from efficient_asr.models.loading import local_config
 from efficient_asr.reporting.comparisons import draw_comparison, table_of
 from efficient_asr.settings.command_line import read_value
 from efficient_asr.settings.options import at_least, parse_columns
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--normaliser",
         choices=sorted(NORMALISERS),
-        help="of references and hypotheses (default: Whisper's own, by language)",
+        help="of references and hypotheses (default: plain for CTC models alone, otherwise Whisper's own, by language)",
     )
     parser.add_argument(
         "--timed",
@@ -66,9 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     if len({*names}) < len(names):
         raise UserError("NAME=MODEL: two systems have the same name")
     check_writable(args.out.absolute().parent, "--out")
+    kinds = {str(local_config(model_source(model)).get("kind")) for _, (model, _) in args.systems}
+    normaliser = args.normaliser or ("plain" if all(kind.startswith("ctc") for kind in kinds) else None)
     benchmarks = [
         Benchmark.from_manifest(
-            path, normaliser=args.normaliser, language=args.language, columns=parse_columns(args.columns), skip_bad=None
+            path, normaliser=normaliser, language=args.language, columns=parse_columns(args.columns), skip_bad=None
         )
         for path in args.manifest
     ]

@@ -372,7 +372,7 @@ def test_models_are_compared_on_the_same_recordings(
     torch.nn.init.normal_(tiny_ctc.head.linear.weight, std=2.0)
     tiny_ctc.save(tmp_path / "other")
     monkeypatch.chdir(tmp_path)
-    options = ("--manifest", corpus / "test.jsonl", "--normaliser", "plain", "--timed", 2, "--rounds", 2)
+    options = ("--manifest", corpus / "test.jsonl", "--timed", 2, "--rounds", 2)
     assert run("compare", f"a={model}", f"b={tmp_path}/other", f"again={model}", *options, "--out", "x.json") == 0
     result = json.loads((tmp_path / "x.json").read_text())
     a, b, again = (result["systems"][name]["corpora"]["all"] for name in ("a", "b", "again"))
