@@ -19,7 +19,7 @@ import ruamel.yaml
 import torch
 from speechbrain.utils.run_opts import RunOptions
 
-from efficient_asr.utils.devices import choose_device
+from efficient_asr.utils.devices import choose_device, named_device
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 _OBJECTS = ("!new:", "!name:", "!apply:", "!ref ", "!copy ")
@@ -51,8 +51,10 @@ class Overrides(dict[str, Any]):
         self.text: dict[str, str | None] = {}
 
 
-def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, Overrides]:
+def parse_command_line(argv: list[str], here: bool = True) -> tuple[Path, RunOptions, Overrides]:
     """Return the YAML file, SpeechBrain's run options, and overrides of YAML keys.
+
+    `here` says whether this machine must have the device.
 
     Raises
     ------
@@ -92,7 +94,10 @@ def parse_command_line(argv: list[str]) -> tuple[Path, RunOptions, Overrides]:
             overrides[key] = True if given is None else read_value(given)
             overrides.text[key] = given
     run_opts = _run_options(options)
-    choose_device(run_opts.device)
+    if here:
+        choose_device(run_opts.device)
+    elif run_opts.device is not None:
+        named_device(run_opts.device)
     if "distributed_backend" not in run_opts.overridden_args and (
         run_opts.device == "cpu" or not torch.cuda.is_available()
     ):

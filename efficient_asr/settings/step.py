@@ -27,16 +27,27 @@ class Step:
         All keys with their values or objects.
     plain : dict
         All keys with plain values.
-    device : str
-        `cpu`, `cuda` or `cuda:1`.
+    asked : str or None
+        Device of the command line.
     text : str
         The YAML file with its includes and the values of the command line.
     """
 
     hparams: dict[str, Any]
     plain: dict[str, Any]
-    device: str
+    asked: str | None
     text: str
+
+    @property
+    def device(self) -> str:
+        """The device to run on: `cpu`, `cuda` or `cuda:1`.
+
+        Raises
+        ------
+        UserError
+            If this machine does not have it.
+        """
+        return choose_device(self.asked)
 
     def keep(self, name: str) -> Path:
         """Write copies of the settings into the output folder: `<name>.yaml`, and `<name>.json` with plain values; return it."""
@@ -69,7 +80,7 @@ def read_step(script: str, recipe: str, argv: list[str] | None = None) -> Step |
         path = Path(argv[0]) if argv[0].endswith((".yaml", ".yml")) else None
         print(recipe_help(path, recipe, "", script))
         return None
-    path, run_opts, overrides = parse_command_line([argument for argument in argv if argument != "--print_yaml"])
+    path, run_opts, overrides = parse_command_line([word for word in argv if word != "--print_yaml"], here=False)
     for key in run_opts.overridden_args:
         if key not in ("device", "distributed_backend"):
             raise UserError(f"--{key}: {script} trains nothing and has no such option")
@@ -82,4 +93,4 @@ def read_step(script: str, recipe: str, argv: list[str] | None = None) -> Step |
         raise UserError(f"{path} belongs to recipes/{hparams['recipe']}, not to recipes/{recipe}")
     if "language" in hparams:
         hparams["language"] = normalise_or_keep(hparams["language"])
-    return Step(hparams, plain, choose_device(run_opts.device), text)
+    return Step(hparams, plain, run_opts.device, text)

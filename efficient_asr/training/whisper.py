@@ -131,6 +131,7 @@ class WhisperBrain(RecipeBrain):
     @staticmethod
     def check_valid_rows(model: Whisper, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
         """Like `check_rows`, at the original speed."""
+        _check_languages(hparams["language"], rows, "validation")
         return fitting_rows(model, rows, 1.0, hparams["skip_bad"], skipped_file)
 
     @staticmethod
@@ -199,7 +200,7 @@ class WhisperBrain(RecipeBrain):
         return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
 
 
-def _check_languages(language: str | None, rows: Rows) -> None:
+def _check_languages(language: str | None, rows: Rows, what: str = "training") -> None:
     """Reject a language other than those of the utterances: they would be trained in theirs, and tested in this one.
 
     Raises
@@ -213,7 +214,7 @@ def _check_languages(language: str | None, rows: Rows) -> None:
     others = ", ".join(f"{name} ({count} utterances)" for name, count in found.most_common() if name != language)
     if others:
         raise UserError(
-            f"language: it is {language}, but the training manifest says {others}; set it to manifest, for that of each line"
+            f"language: it is {language}, but the {what} manifest says {others}; set it to manifest, for that of each line"
         )
 
 

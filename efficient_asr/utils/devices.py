@@ -20,17 +20,29 @@ def choose_device(name: str | None = None, option: str = "--device") -> str:
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    device = named_device(name, option)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{option}: no usable GPU; use {option} cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{option}: there is no GPU {device.index}; this machine has {torch.cuda.device_count()}")
+    return name
+
+
+def named_device(name: str, option: str = "--device") -> torch.device:
+    """Return a device by its name, whether or not this machine has it.
+
+    Raises
+    ------
+    UserError
+        If the name is invalid, naming the option.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"{option}: invalid device '{name}'; use 'cpu' or 'cuda'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{option}: no usable GPU; use {option} cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"{option}: there is no GPU {device.index}; this machine has {torch.cuda.device_count()}")
-    return name
+    return device
 
 
 def devices_to_time(wanted: str | Sequence[str] | None, device: str, option: str = "runtime_devices") -> list[str]:

@@ -28,6 +28,7 @@ def main() -> None:
     if step is None:
         return
     hparams = step.hparams
+    device = step.asked if hparams["ray_address"] else step.device  # the GPUs of a cluster need not be here
     if hparams["normaliser"] is not None:
         get_normaliser(hparams["normaliser"])
     folder = Path(hparams["output_folder"])
@@ -45,7 +46,7 @@ def main() -> None:
         raise UserError(
             f"columns: no utterance has a column {hparams['columns']['text']!r}; leave it out if there are no texts"
         )
-    out = write_labels(rows, hparams, folder, step.device, on_start=lambda: step.keep("label"))
+    out = write_labels(rows, hparams, folder, device, on_start=lambda: step.keep("label"))
     print(f"labels: {out}")
 
 

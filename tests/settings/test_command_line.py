@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from efficient_asr.settings.command_line import parse_command_line, read_value
+from efficient_asr.settings.step import read_step
 from efficient_asr.settings.yaml import load_hparams, training_settings
 from efficient_asr.utils.errors import UserError
 
@@ -137,3 +139,16 @@ def test_scripts_take_no_abbreviations(script: Path) -> None:
         "ArgumentParser(\n        allow_abbrev=False"
     )
     assert sys.version_info >= (3, 10)
+
+
+def test_the_device_of_a_step_may_be_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that starts workers on a cluster with GPUs need not have one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = str(ROOT / "hparams" / "mini" / "pseudo_labelling.yaml")
+    step = read_step("label.py", "pseudo_labelling", [path, "--device", "cuda"])
+    assert step.asked == "cuda"
+    with pytest.raises(UserError, match="no usable GPU"):
+        _ = step.device
+    assert read_step("label.py", "pseudo_labelling", [path]).device == "cpu"
+    with pytest.raises(UserError, match="invalid device 'gpu'"):
+        read_step("label.py", "pseudo_labelling", [path, "--device", "gpu"])

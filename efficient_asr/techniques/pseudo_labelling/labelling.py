@@ -55,7 +55,7 @@ def teacher_options(hparams: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def write_labels(
-    rows: Rows, hparams: dict[str, Any], folder: Path, device: str, on_start: Callable[[], Any] | None = None
+    rows: Rows, hparams: dict[str, Any], folder: Path, device: str | None, on_start: Callable[[], Any] | None = None
 ) -> Path:
     """Label all utterances and write `<folder>/labels.jsonl`, in the order of `rows`; a rerun continues.
 
@@ -69,8 +69,8 @@ def write_labels(
         Values of the YAML file.
     folder : Path
         Folder for the output.
-    device : str
-        Device for the teacher.
+    device : str or None
+        Device for the teacher; None for the GPUs of a Ray cluster, if it has any.
     on_start : callable, optional
         Called when it is known that the folder belongs to these settings.
 

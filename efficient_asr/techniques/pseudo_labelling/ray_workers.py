@@ -87,11 +87,9 @@ def label_batches(
     ray = _connect(address)
     import torch
 
-    # the machine that starts the work need not have a GPU
-    on_gpu = arguments["device"].startswith("cuda") or (
-        address is not None and ray.cluster_resources().get("GPU", 0) > 0
-    )
-    arguments = arguments | ({"device": "cuda"} if on_gpu else {})  # each worker sees one GPU only
+    asked = arguments["device"]  # not that of this machine, if there is an address
+    on_gpu = ray.cluster_resources().get("GPU", 0) > 0 if asked is None else asked.startswith("cuda")
+    arguments = arguments | {"device": "cuda" if on_gpu else "cpu"}  # each worker sees one GPU only
     count = workers or max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)))
     # An actor that asks for a whole core would leave none to the tasks that read and collect.
     needs = {"num_gpus": 1, "num_cpus": 0.5} if on_gpu else {"num_cpus": 0.5}
