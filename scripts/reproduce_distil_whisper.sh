@@ -42,7 +42,7 @@ if [ -n "${ABLATIONS:-}" ]; then
     for part in "librispeech_unlabelled " "arctic_en #train/3"; do # all labels, packed like the others
         from=output/real_labels_small/${part%% *} all=output/real_labels_all/${part%% *}
         mkdir -p "$all"
-        cp "$from"/label{s.jsonl,.yaml} "$all"
+        cp "$from"/labels.jsonl "$from"/label.* "$all"
         "$PYTHON" recipes/pseudo_labelling/filter.py hparams/real/pseudo_labelling.yaml --part "${part%% *}" --rows "${part#* }" \
             --output_folder "$all" --pack_s 30 --max_error_percent null --min_avg_logprob null --max_no_speech_prob null \
             --max_repetition null

@@ -60,7 +60,10 @@ def prepare_corpus(name: str, data_folder: str | None, out_folder: Path, options
                 f"corpus_options: '{key}' is not an option of corpus '{name}' (options: {', '.join(known) or 'none'})."
                 + did_you_mean(key, known)
             )
-    types = get_type_hints(prepare)
+    try:
+        types = get_type_hints(prepare)
+    except (NameError, TypeError):  # of somebody's own corpus
+        types = {}
     checked = {key: _checked(key, value, types.get(key, Any)) for key, value in options.items()}
     return prepare(data_folder, Path(out_folder), **checked)
 
@@ -82,7 +85,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return value
     if any(isinstance(value, kind) for kind in kinds - {int, float}):
         return value
-    if not isinstance(value, bool) and ((isinstance(value, int) and kinds & {int, float}) or type(value) in kinds):
+    numbers = (int, float) if float in kinds else (int,) if int in kinds else ()
+    if isinstance(value, numbers) and not isinstance(value, bool):
         return value
     if list in kinds and isinstance(value, str):
         return [value]

@@ -246,7 +246,11 @@ def _read_split(
         | ({"ids": hashlib.sha256(str(ids).encode()).hexdigest()} if ids is not None else {}),
     )
     before = json.loads(about.read_text(encoding="utf-8")) if manifest.is_file() and about.is_file() else {}
-    if before.get("made_of") == made_of:
+    known = before.get("made_of")
+    if isinstance(known, dict) and "size" in known:  # of a former version
+        known = {name: value for name, value in known.items() if name != "size"}
+        known["state"] = made_of["state"] if before["made_of"]["size"] == source.stat().st_size else None
+    if known == made_of:
         if BROKEN not in manifest.read_text(encoding="utf-8"):  # broken clips may have been repaired since
             return manifest, before["rows"]
     lines = list(table_rows(source, "\t"))

@@ -86,7 +86,8 @@ class FeatureStore:
                 found = file.metadata() or {}
         except (SafetensorError, OSError):
             return False
-        return all(found.get(key) == value for key, value in about.items())
+        before = {"part": about.get("part")}  # files of former versions do not say it
+        return all((before | found).get(key) == value for key, value in about.items())
 
     def missing(self, rows: Rows, name: Callable[[Row], str]) -> Rows:
         """Return the utterances without an intact file that was computed from the audio file as it is now.

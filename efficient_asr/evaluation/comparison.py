@@ -148,7 +148,7 @@ def compare(
         transcribers[name] = load_transcriber(source, **{"language": language} | options)
         about = f"{fingerprint(source)} {with_contents(options)} {language} {transcribers[name].settings}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
-        with FolderLock(PARTS, wait=True):  # another comparison may have the same system
+        with FolderLock(Path(f"{stem}.lock"), wait=True):  # another comparison may have the same system
             own = [
                 list(score(transcribers[name], benchmark, None, False, Path(f"{stem}-{part}"), about, "cpu"))
                 for benchmark, part in zip(benchmarks, parts, strict=True)

@@ -80,9 +80,10 @@ def write_transcripts(
     if parts.places:
         print(f"{len(parts.places)} of {len(rows)} utterances are transcribed already")
     order = BatchOrder(rows.durations, "descending", batch_size, None, repeat=False)
-    todo = unfinished(rows, order, parts.places)
+    done = {*parts.places}  # before the file is opened, which reads all of its records again
+    todo = unfinished(rows, order, done)
     with parts.open() as file:
-        pass_over(rows, todo, {*parts.places}, work, file.append, "transcribing", skip_bad)
+        pass_over(rows, todo, done, work, file.append, "transcribing", skip_bad)
     bad = 0
     with atomic_write(out) as partial, open(partial, "w", encoding="utf-8") as lines:
         for row, record in zip(rows, parts.merge(row["id"] for row in rows), strict=True):

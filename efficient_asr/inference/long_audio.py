@@ -267,8 +267,8 @@ def _segments_of(part: Transcript, start: int, end: int) -> list[dict[str, Any]]
 
 
 def text_of(segments: list[dict[str, Any]]) -> str:
-    """Return the texts of segments, joined."""
-    return " ".join(" ".join(segment["text"].split()) for segment in segments if segment["text"].strip())
+    """Return the texts of segments, joined: with spaces, but in scripts that have none."""
+    return "".join(spaced(" ".join(segment["text"].split())) for segment in segments).strip()
 
 
 def _seams(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:

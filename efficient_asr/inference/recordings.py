@@ -66,16 +66,18 @@ def find_audio(patterns: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, P
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder and in those below it, also through links; no folder is read twice."""
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield from (Path(root, name) for name in files)
+    """Yield all files in a folder and in those below it, then those behind links to other folders; no folder is read twice."""
+    seen: set[str] = set()
+    waiting = [os.fspath(folder)]
+    while waiting:
+        top = waiting.pop(0)
+        for root, folders, files in os.walk(top):  # does not follow links
+            if os.path.realpath(root) in seen:
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(root))
+            waiting += sorted(path for name in folders if os.path.islink(path := os.path.join(root, name)))
+            yield from (Path(root, name) for name in files)
 
 
 def transcribe_timed(transcriber: Transcriber, wav: torch.Tensor, batch_size: int | None = None) -> Transcript:

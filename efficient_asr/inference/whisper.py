@@ -292,7 +292,8 @@ class WhisperTranscriber(Transcriber):
         if self.model.encoder_padding is None:
             return self.model.summary(records)
         records = list(records)
-        parts = [part for record in records for part in record.get("segments", ()) or [record] if "encoder_s" in part]
+        own_parts = ([record] if "encoder_s" in record else record.get("segments", ()) for record in records)
+        parts = [part for each in own_parts for part in each if "encoder_s" in part]
         again = sum(bool(part.get("encoded_again")) for part in parts)
         own = {
             "encoder_s": sum(part["encoder_s"] for part in parts) / max(1, len(parts)),
@@ -315,11 +316,9 @@ class WhisperTranscriber(Transcriber):
         padding = self.model.encoder_padding
         no = None
         if padding is not None and padding.padding_s < self.model.window_samples / SAMPLE_RATE:
-            no = f"encodes whole windows, and this model {padding.label}: pass encoder_padding 30"
+            no = f"encodes whole windows, and this model has '{padding.label}': pass encoder_padding 30"
         elif not self.model.sequential:
             no = "is done by the model alone: leave out the assistant"
-        elif self.options.max_tokens_per_s is not None:
-            no = "has no limit of tokens: set max_tokens_per_s to null"
         elif not self.options.suppress:
             no = "suppresses what the model's configuration bans: set suppress to True"
         elif self.options.task == "translate" and not self.model.labels.languages:
@@ -348,8 +347,11 @@ class WhisperTranscriber(Transcriber):
         chosen: dict[str, Any] = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
         if self.model.labels.languages:
             chosen |= {"language": language, "task": options.task}
-        if options.max_new_tokens is not None:
-            chosen["max_new_tokens"] = options.max_new_tokens
+        limits = [options.max_new_tokens] if options.max_new_tokens is not None else []
+        if options.max_tokens_per_s is not None:
+            limits.append(10 + math.ceil(options.max_tokens_per_s * self.window_s))
+        if limits:
+            chosen["max_new_tokens"] = min(limits)  # of each window
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(0)  # temperature fallback samples tokens

@@ -200,7 +200,8 @@ class SpeculativeWhisper(Whisper):
     def summary(self, records: Any) -> dict[str, Any]:
         """Return the mean number of tokens per pass over utterances and pieces of long recordings."""
         records = list(records)
-        parts = itertools.chain.from_iterable(record.get("segments") or [record] for record in records)
+        own = ([record] if "tokens_per_pass" in record else record.get("segments", ()) for record in records)
+        parts = itertools.chain.from_iterable(own)
         rates = [part["tokens_per_pass"] for part in parts if "tokens_per_pass" in part]
         return super().summary(records) | ({"tokens_per_pass": sum(rates) / len(rates)} if rates else {})
 

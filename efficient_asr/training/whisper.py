@@ -39,7 +39,7 @@ class WhisperBrain(RecipeBrain):
     """
 
     starts_from: tuple[type[Whisper], ...] = (Whisper,)  # exact model types that training may start from
-    validates_by = ("test_normaliser", "max_new_tokens", "test_batch_size")
+    validates_by = ("test_normaliser", "max_new_tokens")
     checkpoints_activations = True
 
     @classmethod
@@ -136,8 +136,23 @@ class WhisperBrain(RecipeBrain):
 
     @staticmethod
     def check_benchmark(model: Whisper, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
-        """Reject utterances in a language that the model does not support."""
+        """Reject, before training, utterances and settings that the evaluation would reject."""
         WhisperTranscriber(model, hparams["language"]).check_rows(benchmark.rows, benchmark.split)
+        if hparams.get("long_audio") == "sequential":
+            padding = hparams["encoder_padding"]
+            if (
+                isinstance(padding, str)
+                or (padding or 30) < 30
+                or (model.encoder_padding is not None and padding is None)
+            ):
+                raise UserError(
+                    "long_audio: sequential decoding encodes whole windows; set encoder_padding to 30, or use pauses"
+                )
+            if hparams["assistant"] or not hparams["suppress"]:
+                raise UserError(
+                    "long_audio: sequential decoding has no assistant, and suppresses what the model's configuration bans; set "
+                    "assistant to null and suppress to True, or use pauses"
+                )
 
     @staticmethod
     def baseline_source(hparams: dict[str, Any]) -> str | None:

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from efficient_asr.settings.step import Step, read_step
 from efficient_asr.techniques.pseudo_labelling.filtering import Rules, read_labels, write_filtered
 from efficient_asr.techniques.pseudo_labelling.packing import write_packed
@@ -25,9 +27,14 @@ def check_same_manifest(step: Step, folder: Path) -> None:
     UserError
         Naming both.
     """
-    path = folder / "label.json"  # not label.yaml: files among the data are not executed
+    path, former = folder / "label.json", folder / "label.yaml"
     asked = step.plain["manifest"]
-    labelled = json.loads(path.read_text(encoding="utf-8"))["manifest"] if path.is_file() else asked
+    labelled = asked
+    if path.is_file():
+        labelled = json.loads(path.read_text(encoding="utf-8"))["manifest"]
+    elif former.is_file():  # of a former version; files among the data are not executed
+        named = YAML().load(former.read_text(encoding="utf-8")).get("manifest")
+        labelled = named if isinstance(named, str) and "<" not in named and "$" not in named else asked
     if labelled != asked:
         raise UserError(f"manifest: it is {asked}, but the labels in {folder} are of {labelled}; set output_folder")
 

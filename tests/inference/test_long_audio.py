@@ -103,6 +103,26 @@ def test_every_word_is_heard_once(length: float) -> None:
     assert found.details["long_audio"] == "overlap" and found.details["windows"] == len(found.details["segments"])
 
 
+class Signs(Transcriber):
+    """Writes a sign of a script without spaces for every quarter second."""
+
+    window_s, batched = 3.0, True
+
+    def transcribe(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[Transcript]:
+        lengths = (wav_lens * wavs.shape[1]).round().long()
+        return [
+            Transcript("".join(chr(0x4E00 + int(s)) for s in wav[: n : RATE // 4]))
+            for wav, n in zip(wavs, lengths, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("length", [3.5, 7.0, 20.0])
+def test_every_sign_is_written_once(length: float) -> None:
+    (found,) = LongAudio(Signs(), "overlap").transcribe(seconds(length)[None], torch.ones(1))
+    assert found.text == "".join(chr(0x4E00 + i) for i in range(int(4 * length)))
+    assert "".join(segment["text"] for segment in found.details["segments"]) == found.text
+
+
 def test_short_audio_passes_untouched() -> None:
     batch = pad_wavs([seconds(2.0), seconds(9.0), seconds(3.0)])
     found = LongAudio(Counter()).transcribe(*batch)
@@ -173,7 +193,7 @@ def test_mistakes_are_explained(tiny_whispers: dict[str, str]) -> None:
         LongAudio(Counter(), "sequential")
     for options, message in (
         ({"encoder_padding": 0.1}, "encodes whole windows"), ({"encoder_padding": "silence_cache"}, "encodes whole windows"),
-        ({"max_tokens_per_s": 8}, "has no limit of tokens"), ({"suppress": False}, "suppresses what"),
+        ({"suppress": False}, "suppresses what"),
         ({"assistant": tiny_whispers["small"]}, "leave out the assistant"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):

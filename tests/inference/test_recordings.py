@@ -141,6 +141,13 @@ def test_find_audio(tmp_path: Path) -> None:
     assert [path.name for path, _ in find_audio([f"{tmp_path}/*/t*.*"])] == ["two.flac", "three.mp3"]
     assert len(find_audio([tmp_path, tmp_path / "b" / "one.WAV"])) == 3
     assert find_audio([tmp_path / "missing.wav"])[0][0] == tmp_path / "missing.wav"  # reported when it is read
+    (tmp_path / "a_latest").symlink_to(tmp_path / "b")  # the files stand under the folder's own name
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "d").symlink_to(tmp_path.parent / "outside", target_is_directory=True)
+    (tmp_path.parent / "outside").mkdir(exist_ok=True)
+    (tmp_path.parent / "outside" / "four.wav").touch()
+    expected = ["b/one.WAV", "b/two.flac", "c/three.mp3", "d/four.wav"]
+    assert [str(relative) for _, relative in find_audio([tmp_path])] == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no audio files"):
         find_audio([tmp_path / "empty"])

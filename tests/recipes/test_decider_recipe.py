@@ -174,6 +174,10 @@ def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: d
         len(u["router_scores"]) == 1 for u in utterances
     )
     model = tmp_path / "output" / "model"
+    again = train(place, tiny_whispers, tmp_path, "--test_only", "True", *options[:2])  # with the threshold that it has
+    assert again.returncode == 0, again.stderr
+    other = train(place, tiny_whispers, tmp_path, "--test_only", "True", *options[:2], "--calibrate_wer_percent", "50")
+    assert other.returncode == 2 and "calibrate_wer_percent: the threshold of" in other.stderr
     spoken = run_script("scripts/transcribe.py", str(model), str(place / "test0.wav"), "--language", "en")
     assert json.loads(spoken.stdout)["route"] in ("small", "large")
     out = tmp_path / "compared.json"

@@ -56,7 +56,10 @@ def test_the_tables_name_the_assistant(tiny_whispers: dict[str, str]) -> None:
     both = load_transcriber(tiny_whispers["large"], language="en", assistant=tiny_whispers["small"])
     assert both.changes == ["assistant with 1 decoder layers"] and both.label == both.changes[0]
     assert both.technique == "speculative_decoding" and both.batch_size == 1
-    records = [{"tokens_per_pass": 2.0}, {"segments": [{"tokens_per_pass": 3.0}, {"tokens_per_pass": 4.0}, {}]}]
+    records = [
+        {"tokens_per_pass": 2.0, "segments": [{"text": "timed"}]},
+        {"segments": [{"tokens_per_pass": 3.0}, {"tokens_per_pass": 4.0}, {}]},
+    ]
     assert both.summary(records)["tokens_per_pass"] == 3.0
 
 

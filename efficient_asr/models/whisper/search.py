@@ -58,12 +58,12 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
             silence = logits.softmax(dim=1)[:, labels.no_speech].tolist()
     out = search(model, encoded, languages, options, options.schedule[0])
     again: dict[int, Encoded] = {}  # whole windows, by row
+    first_s: dict[int, float] = {}  # what was encoded before
     for i in range(len(out)):
         shortened = encoded.own is not None and int(encoded.own[i]) < model.network.config.max_source_positions
         if shortened and encoded.whole is not None and _needs_whole(out[i], options):
-            again[i], first_s = encoded.whole(i), out[i].encoder_s
+            again[i], first_s[i] = encoded.whole(i), out[i].encoder_s
             out[i] = search(model, again[i], languages[i : i + 1], options, options.schedule[0])[0]
-            out[i].encoder_s += first_s
     for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
         unsure = hypothesis.avg_logprob < options.logprob_threshold
         silent = probability is not None and probability > options.no_speech_threshold and unsure
@@ -71,6 +71,7 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
             states, row = (again[i], 0) if i in again else (encoded, i)
             out[i] = _fall_back(model, hypothesis, states, row, languages[i], options)
         out[i].no_speech_prob, out[i].encoded_again = probability, i in again
+        out[i].encoder_s += first_s.get(i, 0.0)
         if silent:
             out[i].text, out[i].segments = "", []
     return out

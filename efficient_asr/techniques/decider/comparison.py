@@ -57,11 +57,12 @@ class Comparison:
             If there are several, or it is not here: encoders and routers are timed on the same one.
         """
         files = [self.args.labels / f"{name}-{split}.jsonl" for name in self.args.pair for split in self.splits]
-        devices = {about_labels(file).get("device", "cpu"): file for file in files}
+        noted = {file: about_labels(file).get("device") for file in files}
+        devices = {device: file for file, device in noted.items() if device is not None}  # former versions noted none
         if len(devices) > 1:
             (first, a), (second, b) = list(devices.items())[:2]
             raise UserError(f"times of {a} are of {first}, those of {b} of {second}; label all with the same --device")
-        return choose_device(next(iter(devices)))
+        return choose_device(next(iter(devices), "cpu"))
 
     def read_rows(self, split: str) -> Rows:
         """Return the utterances of the records, in their order; a manifest may have others too.

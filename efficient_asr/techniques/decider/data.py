@@ -23,7 +23,7 @@ from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import load_config
 from efficient_asr.models.log_mel import encoder_frames
-from efficient_asr.models.sources import fingerprint
+from efficient_asr.models.sources import fingerprint, read_config
 from efficient_asr.techniques.decider.analysis import (
     CALIBRATIONS,
     HOW,
@@ -92,13 +92,11 @@ def check_settings(hparams: dict[str, Any]) -> None:
         raise UserError(f"target: '{hparams['target']}' is not {' or '.join(TARGETS)}")
     for side in ("small", "large"):
         source = model_source(hparams[side])
-        if not os.path.isdir(source):
-            continue  # a hub id
-        model = fingerprint(source)
+        model = fingerprint(source) if os.path.isdir(source) else None  # a hub id may have been labelled from a folder
         for split in (hparams["train_split"], hparams["valid_split"]):
             labels = Path(hparams["labels_folder"]) / f"{hparams[f'{side}_name']}-{split}.jsonl"
             about = about_labels(labels)
-            if about.get("model", model) != model:
+            if model is not None and about.get("model", model) != model:
                 raise UserError(f"{side}: {labels} was written with another model than {source}")
             limit = about.get("decoding", {}).get("max_tokens_per_s")
             if "decoding" in about and limit != hparams["max_tokens_per_s"]:
@@ -115,13 +113,15 @@ def about_labels(labels: Path) -> dict[str, Any]:
 
 
 def labels_of_training(hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, str]:
-    """Return a checksum of what a training uses of both models' records (`made_of`); times and MACs may be counted again."""
+    """Return a checksum of what a training uses of both models' records (`made_of`)."""
     digest = hashlib.sha256()
+    unused = {"time_s", "macs_g", "hypothesis", "reference"}
     for split in (hparams["train_split"], hparams["valid_split"]):
         pair = read_pair(hparams, split)
-        for records in (pair.small, pair.large):
+        for side, records in (("small", pair.small), ("large", pair.large)):
+            heard = side == "small" and hparams["router_input"] in AFTER_SMALL
             for record in records:
-                used = {key: value for key, value in record.items() if key not in ("time_s", "macs_g")}
+                used = {key: record[key] for key in ({*record} - unused if heard else ("id", "errors"))}
                 digest.update(json.dumps(used, sort_keys=True).encode())
     return {"labels": digest.hexdigest()[:16]}
 
@@ -134,15 +134,14 @@ def load_evaluated(source: str, hparams: dict[str, Any]) -> Transcriber:
     UserError
         If one of `calibrate_*` is not what the model folder was calibrated for; only training sets thresholds.
     """
-    path = Path(source) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     wished = {key: hparams[key] for key in CALIBRATIONS if hparams[key] is not None}
-    done = config.get("history", {}).get("decider", {}).get("calibration", wished)
-    if done != wished:
-        key = next(iter(wished or done))
+    history = read_config(source).get("history") if (Path(source) / "config.json").is_file() else None
+    about = history.get("decider") if isinstance(history, dict) else None
+    done = about.get("calibration", wished) if isinstance(about, dict) else wished
+    if wished and done != wished:
         raise UserError(
-            f"{key}: the threshold of {source} was set for {done or 'no target'}; run the command without test_only, which "
-            "sets it anew without training again"
+            f"{next(iter(wished))}: the threshold of {source} was set for {done or 'no target'}; run the command without "
+            "test_only, which sets it anew (from the checkpoints, if they were kept)"
         )
     return load_transcriber(source, language=hparams["language"])
 

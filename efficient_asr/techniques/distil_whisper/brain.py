@@ -218,6 +218,8 @@ def _check(hparams: dict[str, Any]) -> None:
         raise UserError("ce_weight, kl_weight, teacher: without a teacher or weights there is nothing to learn")
     if hparams["hidden_weight"] and (hparams["teacher_cache"] or not hparams["teacher"]):
         raise UserError("hidden_weight: a cache has no hidden states; set teacher, and teacher_cache to null")
+    if hparams["hidden_weight"] and hparams["activation_checkpointing"]:
+        raise UserError("activation_checkpointing: not with hidden_weight, whose states are kept; set it to False")
     if hparams["sigma"] is not None or hparams["learn_sigma"]:
         raise UserError("sigma, learn_sigma: the weights are ce_weight and kl_weight here")
     if hparams["teacher"] == hparams["source"] and _made_before(hparams["source"]):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.data import ORIGIN, BatchOrder, Rows, check_columns
+from efficient_asr.data import ORIGIN, BatchOrder, Rows, audio_digest, check_columns
 from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
 from efficient_asr.inference.transcriber import MANIFEST
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import local_config
-from efficient_asr.models.sources import fingerprint
+from efficient_asr.models.sources import fingerprint, with_contents
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.techniques.pseudo_labelling.ray_workers import label_batches
@@ -93,7 +93,11 @@ def write_labels(
         complete = _is_complete(out, json.loads(json.dumps(key)), len(rows))
         if on_start is not None:
             on_start()
-        parts = PartFiles(folder / "labels", json.dumps(key, sort_keys=True))
+        content = {
+            "audio": audio_digest(rows),
+            "options": with_contents(options),
+        }  # what an interrupted run depends on too
+        parts = PartFiles(folder / "labels", json.dumps(key | content, sort_keys=True, default=str))
         if complete:
             print(f"{len(rows)} utterances are labelled already")
             parts.discard()  # killed just before that
