@@ -9,6 +9,11 @@ from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
 from speechbrain.processing.signal_processing import reverberate
 
 from efficient_asr.data import SAMPLE_RATE, absolute_lengths, load_row, read_manifest, zero_padding
+from efficient_asr.utils.errors import UserError
+
+
+def _is_speed(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 50 <= value <= 200
 
 
 class Augment(torch.nn.Module):
@@ -38,7 +43,10 @@ class Augment(torch.nn.Module):
         probability: float = 0.5,
     ) -> None:
         super().__init__()
-        self.speeds_percent = speeds = [100] if speeds_percent is None else list(speeds_percent)
+        speeds = [100] if speeds_percent is None else speeds_percent
+        if not isinstance(speeds, (list, tuple)) or not speeds or not all(map(_is_speed, speeds)):
+            raise UserError(f"speeds_percent: expected a list of integers from 50 to 200, got {speeds!r}")
+        self.speeds_percent = speeds = list(speeds)
         self.fastest, self.slowest = max(speeds) / 100, min(speeds) / 100
         self.speed = SpeedPerturb(SAMPLE_RATE, speeds) if speeds != [100] else None
         self.probability = probability

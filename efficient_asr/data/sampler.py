@@ -120,7 +120,7 @@ class BatchOrder(Sampler[list[int]]):
         parts = (
             [order] if self.groups is None else [order[self.groups[order] == group] for group in np.unique(self.groups)]
         )
-        batches = [batch for part in parts for batch in self._cut(part)]
+        batches = [batch for part in parts if len(part) for batch in self._cut(part)]
         groups = [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
         if self.repeat and len(groups[-1]) < self.world_size:
             groups[-1] = [*groups[-1], *(batches * self.world_size)[: self.world_size - len(groups[-1])]]

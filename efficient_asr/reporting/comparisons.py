@@ -106,5 +106,8 @@ def draw_comparison(result: dict[str, Any], path: Path) -> Path | None:
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     about = result["systems"][names[0]]["corpora"]["all"]
     kind = "synthetic" if result.get("synthetic") else "real"
-    figure.suptitle(f"{about['utterances']} utterances of {kind} speech; {timing['cpu']}, {timing['threads']} threads")
+    figure.suptitle(
+        f"{kind} speech: WER of {about['utterances']} utterances, speed on {timing['utterances']} of them; {timing['cpu']}, "
+        f"{timing['threads']} threads"
+    )
     return save_figure(figure, path)

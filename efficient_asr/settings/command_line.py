@@ -37,6 +37,13 @@ _SYNONYMS = {
 }
 
 
+_REFUSED = {  # options of SpeechBrain's that would do nothing here, or not what the Result says
+    "auto_mix_prec": "use --precision fp16",
+    "bfloat16_mix_prec": "use --precision bf16",
+    "remove_vector_weight_decay": "not supported; set weight_decay in the YAML file",
+}
+
+
 class Overrides(dict[str, Any]):
     """Values of YAML keys given on the command line.
 
@@ -72,6 +79,8 @@ def parse_command_line(argv: list[str], here: bool = True) -> tuple[Path, RunOpt
         if not name.startswith("--") or len(name) < 3:
             raise UserError(f"command line: cannot parse {name!r}; use --key value pairs after the YAML file")
         key = name[2:]
+        if key in _REFUSED:
+            raise UserError(f"{name}: {_REFUSED[key]}")
         if key in _LISTS:
             options.append(name)
             while rest and not rest[0].startswith("--"):

@@ -27,7 +27,7 @@ _TEXT = (
 _NUMBERS: dict[str, Key] = {
     key.name: key
     for key in (
-        Key("batch_size", 1), Key("test_batch_size", 1), Key("num_workers", 0),
+        Key("seed", 0), Key("batch_size", 1), Key("test_batch_size", 1), Key("num_workers", 0),
         Key("number_of_epochs", 1), Key("grad_accumulation_factor", 1), Key("max_grad_norm", 1e-9),
         Key("nonfinite_patience", 0), Key("ckpt_interval_minutes", 0.0),
         Key("round_lengths_s", 1e-3, former="null"), Key("max_batch_length_s", 1e-3),

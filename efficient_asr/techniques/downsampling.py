@@ -83,6 +83,8 @@ class Downsampler(Part):
         if convolution_init not in ("random", "lowpass"):
             raise UserError(f"convolution_init: expected random or lowpass, got '{convolution_init}'")
         self.method = "none" if factor == 1 else technique
+        if self.method == "signal" and kernel_size is not None:
+            raise UserError("downsampling_kernel: 'signal' has none of its own; leave it at null")
         self.ratio = Fraction(1 if technique == "none" else factor).limit_denominator(1000)
         self.kernel_size = kernel_size
         self.convolution_init = convolution_init
@@ -148,6 +150,11 @@ class Downsampler(Part):
         lengths = self.output_lengths(lengths)
         mask = torch.arange(wavs.shape[1], device=wavs.device) < lengths[:, None]
         return wavs * mask, lengths
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Downsampler:
+        """Build the part with random weights; former versions stored a kernel for `signal`, which has none."""
+        return cls(**config | ({"kernel_size": None} if config.get("technique") == "signal" else {}))
 
     def to_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

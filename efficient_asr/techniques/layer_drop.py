@@ -31,7 +31,7 @@ TECHNIQUE = Technique(
     name="layer_drop",
     parts={"layer_drop": ":LayerDrop"},
     former_names={"techniques.layer_drop.LayerDrop": "layer_drop"},
-    keys=(Key("test_layerdrop", eval_only=True), Key("test_layerdrop_seed", least=0, eval_only=True)),
+    keys=(Key("test_layerdrop", 0.0, 0.99, eval_only=True), Key("test_layerdrop_seed", least=0, eval_only=True)),
 )
 
 

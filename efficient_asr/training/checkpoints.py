@@ -326,7 +326,7 @@ def _free(folder: Path) -> str:
 
 
 # entries of `RecipeBrain.made_of` and `validates_by` that checkpoints of former versions do not have
-NOTED_LATER = ("labels", "max_new_tokens of the validation")
+NOTED_LATER = ("labels", "stored states", "max_new_tokens of the validation")
 
 
 def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_changed_settings: bool) -> None:

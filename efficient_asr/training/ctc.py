@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from efficient_asr.data import SAMPLE_RATE, Rows
+from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.models.ctc import CTCModel, greedy_texts
 from efficient_asr.models.encoders.base import Encoder
 from efficient_asr.models.hub import model_source
@@ -24,6 +25,18 @@ from efficient_asr.models.interchange.speechbrain import (
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.training.brain import RecipeBrain, leave_out
 from efficient_asr.training.frozen_layers import FrozenLayers, check_frozen_layers
+from efficient_asr.utils.errors import UserError
+
+_SHORTER = "Pass --skip_bad True to leave them out, or reduce max_duration_s."
+
+
+def _too_long(model: CTCModel, rows: Rows) -> list[int]:
+    """Return the indices of utterances whose audio, after a front end, is longer than the encoder's window."""
+    if not len(rows):
+        return []
+    samples = torch.from_numpy((rows.durations * SAMPLE_RATE).astype(np.int64))
+    encoded_s = model.encoder_lengths(samples) / SAMPLE_RATE
+    return (encoded_s > model.encoder.longest_s).nonzero().flatten().tolist()
 
 
 class CTCBrain(RecipeBrain):
@@ -116,6 +129,30 @@ class CTCBrain(RecipeBrain):
         )
         return leave_out(rows, bad, skip_bad, skipped_file, advice)
 
+    @staticmethod
+    def check_valid_rows(model: CTCModel, rows: Rows, hparams: dict[str, Any], skipped_file: Path) -> Rows:
+        """Find the utterances that are longer than the encoder's window."""
+        bad = {
+            i: f"{rows[i]['duration']:.2f} s are more than the {model.encoder.longest_s:g} s of this encoder"
+            for i in _too_long(model, rows)
+        }
+        return leave_out(rows, bad, skip_bad=hparams["skip_bad"], skipped_file=skipped_file, advice=_SHORTER)
+
+    @staticmethod
+    def check_benchmark(model: CTCModel, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
+        """Reject utterances that are longer than the encoder's window, which is not split."""
+        for i in _too_long(model, benchmark.rows)[:1]:
+            row = benchmark.rows[i]
+            raise UserError(
+                f"{benchmark.split}: '{row['id']}' has {row['duration']:.2f} s, more than the "
+                f"{model.encoder.longest_s:g} s of this encoder; split it, or test on another split"
+            )
+
+    @classmethod
+    def made_of(cls, hparams: dict[str, Any], rows: dict[str, Rows]) -> dict[str, str]:
+        """Return whether states of frozen layers come from the disk, where they are in half precision."""
+        return {"stored states": str(bool(hparams["layer_states_folder"]))} if hparams["freeze_layers"] else {}
+
     def train(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
         """Compute the states of the frozen layers that are missing, then train."""
         self.frozen = None
@@ -127,9 +164,10 @@ class CTCBrain(RecipeBrain):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters of the encoder (if any) and of all other modules."""
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "head": []}
-        for name, parameter in self.model.named_parameters():
+        encoder = {id(parameter) for parameter in self.model.encoder.parameters()}  # whatever --compile calls them
+        for parameter in self.model.parameters():
             if parameter.requires_grad:
-                groups["encoder" if name.startswith("encoder.") else "head"].append(parameter)
+                groups["encoder" if id(parameter) in encoder else "head"].append(parameter)
         return groups
 
     def compute_forward(self, batch: Any, stage: sb.Stage, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:

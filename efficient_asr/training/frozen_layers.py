@@ -47,7 +47,7 @@ def check_frozen_layers(model: CTCModel, hparams: dict[str, Any]) -> None:
         raise UserError(
             "freeze_layers: the filterbanks' projection below the layers has to be trained first; set it to 0"
         )
-    if not isinstance(model.frontend, nn.Identity):
+    if not (isinstance(model.frontend, nn.Identity) or getattr(model.frontend, "is_identity", False)):
         raise UserError("freeze_layers: the front end changes the input of all layers; set it to 0")
     lowest = getattr(model.head, "layers", [total])[0]
     if lowest < count:

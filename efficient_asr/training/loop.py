@@ -101,6 +101,7 @@ class Loop(sb.Brain):
             "step": step,
             "train_losses": self.train_losses,
             "optimizer_step": self.optimizer_step,
+            "steps": [self.steps_tried, self.steps_taken],
             "nonfinite": self.bad_batches.nonfinite,
             "logs": self.logs.sizes(),
         }
@@ -109,6 +110,7 @@ class Loop(sb.Brain):
         """Restore the position and truncate the logs to their sizes at that point."""
         self.position.restore(state["epochs_done"], state["step"])
         self.bad_batches.nonfinite, self.optimizer_step = state["nonfinite"], state["optimizer_step"]
+        self.steps_tried, self.steps_taken = state.get("steps", [0, 0])  # of the current epoch
         losses = state["train_losses"]
         self.avg_train_loss = losses[min(distributed.rank(), len(losses) - 1)]
         self.logs.cut_to(state["logs"])
@@ -210,7 +212,8 @@ class Loop(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.position.phase, self.spoiled, self.group_ids = "training", False, []
             self.bad_batches.nonfinite = self.bad_batches.nonfinite if self.step else 0
-            self.steps_tried = self.steps_taken = 0
+            if not self.step:
+                self.steps_tried = self.steps_taken = 0
             self.throughput = Throughput()
         self.valid_counts = ValidationCounts(self.outputs)
 

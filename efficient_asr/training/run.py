@@ -42,7 +42,7 @@ from efficient_asr.settings.yaml import complete_yaml, load_hparams, training_se
 from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.training import estimate
 from efficient_asr.training.brain import RecipeBrain
-from efficient_asr.training.checkpoints import Checkpointer
+from efficient_asr.training.checkpoints import Checkpointer, check_settings
 from efficient_asr.training.data import (
     digest_of,
     language_groups,
@@ -264,9 +264,8 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
     check_writable(output_folder if this.test_only else output_folder / "save", "output_folder")
     lock = FolderLock(output_folder) if distributed.if_main_process() else contextlib.nullcontext()
     with lock, _log_file(output_folder):
-        if distributed.if_main_process():
-            settings_file = output_folder / SETTINGS_FILE
-            atomic_write_text(settings_file, complete_yaml(this.path, this.overrides, this.run_opts))
+        if this.test_only and not (output_folder / SETTINGS_FILE).is_file():
+            _write_settings(this)
         splits = prepare_splits(hparams)
         benchmarks = read_benchmarks(hparams, splits, output_folder)
         limit_convolution_cache(max(len(benchmark.rows) for benchmark in benchmarks))
@@ -399,6 +398,12 @@ def _log_file(output_folder: Path) -> Iterator[None]:
         handler.close()
 
 
+def _write_settings(this: Run) -> None:
+    """Write the merged YAML, which reproduces the run, beside its output."""
+    if distributed.if_main_process():
+        atomic_write_text(this.output_folder / SETTINGS_FILE, complete_yaml(this.path, this.overrides, this.run_opts))
+
+
 def _train_and_save(
     this: Run, brain_class: type[RecipeBrain], splits: dict[str, Path], benchmarks: list[Benchmark]
 ) -> None:
@@ -416,6 +421,16 @@ def _train_and_save(
         model, rows["valid_split"], hparams, output_folder / "skipped_validation.jsonl"
     )
     checkpointer = Checkpointer(output_folder / "save", model, _settings_of_training(this, brain_class, model, rows))
+    newest = checkpointer.newest()
+    if newest is not None:
+        check_settings(newest, checkpointer.settings, hparams["allow_changed_settings"])
+        done = newest.meta["position"][0]
+        if done > hparams["number_of_epochs"]:
+            raise UserError(
+                f"number_of_epochs: it is {hparams['number_of_epochs']}, but {done} are done in {newest.path}; choose another "
+                "--output_folder"
+            )
+    _write_settings(this)
     brain = make_brain(brain_class, hparams, this.run_opts, model, checkpointer)
     orders = _batch_orders(hparams, rows)
     brain.train(*(brain_class.loader(model, rows[key], hparams, orders[key], key) for key in orders))

@@ -33,6 +33,7 @@ class LinearSchedule:
             raise UserError(f"warmup_ratio: {warmup_ratio} is not between 0 and 1")
         self.lr, self.warmup_ratio, self.warmup_steps = lr, warmup_ratio, warmup_steps
         self.step, self.total_steps = 0, 1
+        self.planned: int | None = None  # the total of the run that wrote the checkpoint
 
     @property
     def value(self) -> float:
@@ -43,8 +44,10 @@ class LinearSchedule:
         return self.lr * max(0, self.total_steps - self.step) / max(1, self.total_steps - warm_up)
 
     def start(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
-        """Set the total number of steps and the learning rate of the next step."""
-        self.total_steps = total_steps
+        """Set the total number of steps and the learning rate of the next step; a change of the total is reported."""
+        if self.planned not in (None, total_steps):
+            print(f"the learning rate now falls until step {total_steps}, not {self.planned}: it changes at once")
+        self.total_steps = self.planned = total_steps
         update_learning_rate(optimizer, self.value)
 
     def on_batch_end(self, optimizer: torch.optim.Optimizer) -> None:
@@ -57,9 +60,9 @@ class LinearSchedule:
         return self.value, self.value
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current step and the peak learning rate."""
-        return {"step": self.step, "lr": self.lr}
+        """Return the current step, the peak learning rate and the total number of steps."""
+        return {"step": self.step, "lr": self.lr, "total_steps": self.total_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the current step and the peak learning rate."""
-        self.step, self.lr = state["step"], state["lr"]
+        self.step, self.lr, self.planned = state["step"], state["lr"], state.get("total_steps")

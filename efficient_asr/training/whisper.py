@@ -18,6 +18,7 @@ from efficient_asr.data import SAMPLE_RATE, BatchOrder, Rows, absolute_lengths, 
 from efficient_asr.data.shards import Place, Shards, StoredUtterances
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.inference.load import load_transcriber, whisper_keys
+from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.hub import model_source
@@ -137,7 +138,10 @@ class WhisperBrain(RecipeBrain):
     @staticmethod
     def check_benchmark(model: Whisper, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
         """Reject, before training, utterances and settings that the evaluation would reject."""
-        WhisperTranscriber(model, hparams["language"]).check_rows(benchmark.rows, benchmark.split)
+        transcriber = WhisperTranscriber(model, hparams["language"], decoding_options(hparams))
+        transcriber.check_rows(benchmark.rows, benchmark.split)
+        if hparams.get("long_audio") is not None:
+            LongAudio(transcriber, hparams["long_audio"])
         if hparams.get("long_audio") == "sequential":
             padding = hparams["encoder_padding"]
             if (
@@ -148,10 +152,9 @@ class WhisperBrain(RecipeBrain):
                 raise UserError(
                     "long_audio: sequential decoding encodes whole windows; set encoder_padding to 30, or use pauses"
                 )
-            if hparams["assistant"] or not hparams["suppress"]:
+            if hparams["assistant"]:
                 raise UserError(
-                    "long_audio: sequential decoding has no assistant, and suppresses what the model's configuration bans; set "
-                    "assistant to null and suppress to True, or use pauses"
+                    "long_audio: sequential decoding has no assistant; set assistant to null, or use pauses"
                 )
 
     @staticmethod
@@ -162,7 +165,7 @@ class WhisperBrain(RecipeBrain):
     @staticmethod
     def load(source: str, hparams: dict[str, Any]) -> Transcriber:
         """Load a model folder with the decoding options of the YAML file."""
-        options = {f.name: hparams[f.name] for f in dataclasses.fields(DecodingOptions) if f.name in hparams}
+        options = {key: value for key, value in hparams.items() if key in DECODING}
         return load_transcriber(source, language=hparams["language"], **whisper_keys(hparams), **options)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> torch.Tensor:
@@ -213,6 +216,14 @@ class WhisperBrain(RecipeBrain):
             self.count(*([normalise(pair[side], pair[2]) or " " for pair in pairs] for side in (0, 1)))
         smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
         return nn.functional.cross_entropy(predictions.transpose(1, 2), targets, label_smoothing=smoothing)
+
+
+DECODING = frozenset(field.name for field in dataclasses.fields(DecodingOptions))
+
+
+def decoding_options(hparams: dict[str, Any]) -> DecodingOptions:
+    """Return the decoding options of a YAML file."""
+    return DecodingOptions.of({key: value for key, value in hparams.items() if key in DECODING})
 
 
 def _check_languages(language: str | None, rows: Rows, what: str = "training") -> None:

@@ -65,6 +65,12 @@ def check_writable(folder: Path, what: str) -> None:
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE)
 
 
+def _message(error: UserError) -> str:
+    """Return the message of an error; torch wraps those of the processes that load data into a traceback."""
+    text = str(error)
+    return text.rpartition("UserError: ")[2].strip() if "\nOriginal Traceback" in text else text
+
+
 def exit_code(main: Callable[[], None]) -> int:
     """Run `main` and return the exit code of the command.
 
@@ -84,7 +90,7 @@ def exit_code(main: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
-        print(f"{who}error: {error}", file=sys.stderr)
+        print(f"{who}error: {_message(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in _MENDABLE:

@@ -27,7 +27,7 @@ class DownsamplingBrain(CTCBrain):
     ) -> dict[str, Any]:
         """Return technique, factor and the effective sample rate at the encoder."""
         downsampler = model.frontend
-        return {
+        return CTCBrain.result_details(model, hparams, benchmark, records) | {
             "downsampling_technique": downsampler.method,
             "downsampling_factor": float(downsampler.ratio),
             "effective_sample_rate_hz": SAMPLE_RATE / float(downsampler.ratio),

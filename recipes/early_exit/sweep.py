@@ -28,6 +28,7 @@ from efficient_asr.techniques.early_exit.heads import NEVER, RULES
 from efficient_asr.techniques.early_exit.sweep import Sweep, exit_heads, sweep
 from efficient_asr.utils.devices import choose_device, devices_to_time
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
+from efficient_asr.utils.files import atomic_write_text
 
 
 def parse() -> argparse.Namespace:
@@ -93,8 +94,8 @@ def main() -> None:
     for result in results:
         result.save(args.out)
     stem = args.out / f"{args.experiment}_{args.rule}-{benchmark.split}"
-    stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-    draw(results, args.rule, stem.with_suffix(".png"))
+    atomic_write_text(Path(f"{stem}.md"), table + "\n")
+    draw(results, args.rule, Path(f"{stem}.png"))
     print(f"results, table and plot: {args.out}, {stem}.md, {stem}.png")
 
 

@@ -145,6 +145,17 @@ def test_batches_by_length_hold_every_utterance_once_within_the_limit_and_waste_
     assert waste_percent < 10
 
 
+def test_files_that_lack_a_language_give_no_empty_batch() -> None:
+    durations, shards = np.full(12, 2.0), np.arange(12)
+    groups = np.array([0] * 8 + [1] * 4)  # some of the files that are drawn together have one language only
+    order = data.BatchOrder(durations, "random", 2, 6.0, 5, groups=groups, shards=shards)
+    for epoch in range(1, 9):
+        order.set_epoch(epoch)
+        batches = list(order)
+        assert min(map(len, batches)) > 0 and sorted(int(i) for batch in batches for i in batch) == list(range(12))
+        assert 0 <= order.padding_percent() < 100
+
+
 def test_an_utterance_longer_than_the_limit_stands_alone() -> None:
     batches = list(data.BatchOrder(np.array([1.0, 2.0, 90.0]), "ascending", 8, 10.0))
     assert batches == [[0, 1], [2]]

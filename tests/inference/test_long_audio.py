@@ -198,6 +198,12 @@ def test_mistakes_are_explained(tiny_whispers: dict[str, str]) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             load_transcriber(tiny_whispers["small"], language="en", long_audio="sequential", **options)
+    for options, message in (
+        ({"temperatures": 0.2}, "temperatures: expected a list"), ({"temperatures": ["a"]}, "expected a list of numbers"),
+        ({"max_tokens_per_s": "abc"}, "max_tokens_per_s: expected a number"), ({"num_beams": True}, "expected a number"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load_transcriber(tiny_whispers["small"], language="en", **options)
     english = load_transcriber(tiny_whispers["small"], language="en", task="translate", long_audio=None)
     english.model.labels.languages = {}
     with pytest.raises(UserError, match="is English-only"):

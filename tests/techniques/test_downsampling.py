@@ -101,6 +101,7 @@ def test_configuration_round_trip() -> None:
         (("average", 1.5), "needs a whole number"),
         (("convolutional", 2, None, "zeros"), "expected random or lowpass"),
         (("average", 2, 3), "downsampling_kernel: 3 is less than 4"),
+        (("signal", 2, 81), "downsampling_kernel: 'signal' has none"),
         (("convolutional", 2, 2, "lowpass"), "downsampling_kernel: a lowpass needs 3 taps"),
     ],
 )

@@ -134,6 +134,16 @@ def test_audio_that_a_slow_speed_makes_too_long_is_named(
     tiny_yaml.write_text(tiny_yaml.read_text() + f"frontend: {downsampler}\n")
     more = ["--output_folder", str(tmp_path / "halved")]
     assert run(CTCBrain, [str(tiny_yaml), *options, "[95, 100]", *more]) == 0  # the encoder sees half of it
+    soundfile.write(corpus / "longer.wav", np.tile(chirp(1.0, 100, 400), 61), 16000)
+    for split, message in (
+        ("dev", "longer: 61.00 s are more than the 30 s of this encoder"),
+        ("test", "test: 'longer' has 61.00 s, more than the 30 s of this encoder"),
+    ):  # found before the training
+        with open(corpus / f"{split}.jsonl", "a") as file:
+            file.write(json.dumps({"id": "longer", "audio": "longer.wav", "text": "nine"}) + "\n")
+        where = ["--output_folder", str(tmp_path / split), "--valid_split", "dev" if split == "dev" else "train"]
+        assert run(CTCBrain, [str(tiny_yaml), *options, "[100]", *where, "--max_duration_s", "100"]) == 2
+        assert message in capsys.readouterr().err and not list((tmp_path / split).glob("save/CKPT*"))
 
 
 def test_several_test_splits_give_several_results(tiny_yaml: Path, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from efficient_asr.models.ctc import CTCModel
 from efficient_asr.settings.yaml import load_hparams, merge_includes
 from efficient_asr.training.ctc import CTCBrain
 from efficient_asr.training.run import run
+from efficient_asr.training.schedules import LinearSchedule
 
 FAST = ["--device", "cpu", "--measure_runtime", "False"]
 
@@ -140,3 +142,66 @@ def test_defaults_that_were_hidden_are_keys(tiny_yaml: Path) -> None:
         "length_jitter", "overlap_s", "long_audio_batch", "max_new_tokens", "suppress", "logprob_threshold",
         "compression_ratio_threshold", "channels", "transcript_width", "train_layerdrop",
     }  # fmt: skip
+
+
+def test_what_a_run_keeps_is_what_it_was_trained_with(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A command that is refused, and one that only measures, leave the settings of the training alone."""
+    common = [str(tiny_yaml), *FAST, "--train_only", "True"]
+    assert run(CTCBrain, [*common, "--number_of_epochs", "2"]) == 0
+    kept = (tmp_path / "output" / "hyperparams.yaml").read_text()
+    assert "number_of_epochs: 2" in kept
+    assert run(CTCBrain, [*common, "--number_of_epochs", "2", "--lr_head", "0.5"]) == 2
+    assert "settings have changed" in capsys.readouterr().err
+    assert run(CTCBrain, [*common, "--number_of_epochs", "1"]) == 2
+    assert "number_of_epochs: it is 1, but 2 are done in" in capsys.readouterr().err
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, "--test_only", "True"]) == 0
+    assert (tmp_path / "output" / "hyperparams.yaml").read_text() == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "seed: expected an integer >= 0"),
+        (["--speeds_percent", "[0.95, 1.0]"], "speeds_percent: expected a list of integers from 50 to 200"),
+        (["--speeds_percent", "[]"], "speeds_percent: expected a list of integers from 50 to 200"),
+        (["--bfloat16_mix_prec"], "--bfloat16_mix_prec: use --precision bf16"),
+        (["--remove_vector_weight_decay"], "--remove_vector_weight_decay: not supported"),
+    ],
+)
+def test_values_that_would_fail_late_or_do_nothing(
+    options: list[str], message: str, tiny_yaml: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(CTCBrain, [str(tiny_yaml), *FAST, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_longer_schedule_is_reported(capsys: pytest.CaptureFixture) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    first = LinearSchedule(1.0)
+    first.start(optimizer, 100)
+    first.step = 60
+    for total, reported in ((100, False), (200, True)):
+        resumed = LinearSchedule(1.0)
+        resumed.load_state_dict(first.state_dict())
+        resumed.start(optimizer, total)
+        assert ("falls until step 200, not 100" in capsys.readouterr().out) == reported
+        assert resumed.value == pytest.approx((total - 60) / (total - total // 10))
+
+
+def test_the_parameters_of_the_encoder_are_found_under_any_name(tiny_ctc: CTCModel) -> None:
+    class Compiled(torch.nn.Module):  # as torch.compile wraps a model
+        def __init__(self, model: CTCModel) -> None:
+            super().__init__()
+            self._orig_mod, self.encoder = model, model.encoder
+
+        def named_parameters(self, *arguments: object, **more: object) -> object:
+            return ((f"_orig_mod.{name}", value) for name, value in self._orig_mod.named_parameters())
+
+    class Holder:
+        model = Compiled(tiny_ctc)
+
+    groups = CTCBrain.parameter_groups(Holder())
+    assert {id(p) for p in groups["encoder"]} == {id(p) for p in tiny_ctc.encoder.parameters() if p.requires_grad}
+    assert groups["encoder"] and groups["head"]

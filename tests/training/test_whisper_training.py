@@ -102,6 +102,25 @@ def test_what_cannot_be_learned_from_is_named(change: dict, message: str, corpus
         assert "does not know 'nl'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperatures", "0.2"], "temperatures: expected a list of numbers, got 0.2"),
+        (["--long_audio", "pause"], "long audio: invalid method 'pause'"),
+        (
+            ["--long_audio", "sequential", "--encoder_padding", "silence_cache"],
+            "long_audio: sequential decoding encodes",
+        ),
+        (["--long_audio", "sequential", "--suppress", "False"], "long_audio: sequential decoding suppresses"),
+    ],
+)
+def test_what_the_evaluation_would_refuse_is_refused_before_the_training(
+    options: list[str], message: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train(corpus, tmp_path / "a", *options) == 2
+    assert message in capsys.readouterr().err and not list((tmp_path / "a").rglob("CKPT*"))
+
+
 def test_audio_beyond_the_window_is_refused_or_left_out(corpus: Path, tmp_path: Path, capsys) -> None:
     architecture = "{d_model: 32, encoder_layers: 1, heads: 2, window_s: 1.2, max_tokens: 32}"
     assert train(corpus, tmp_path / "a", "--architecture", architecture) == 2

@@ -107,9 +107,22 @@ class DecodingOptions:
         for key in options:
             if key not in known:
                 raise UserError(f"'{key}' is not a decoding option of Whisper.{did_you_mean(key, known)}")
+        for key in _NUMBERS:
+            value = options.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise UserError(f"{key}: expected a number, got {value!r}")
         if options.get("temperatures") is not None:
-            options = options | {"temperatures": tuple(float(t) for t in options["temperatures"])}
+            try:
+                options = options | {"temperatures": tuple(float(t) for t in options["temperatures"])}
+            except (TypeError, ValueError):
+                raise UserError(f"temperatures: expected a list of numbers, got {options['temperatures']!r}") from None
         return cls(**options)
+
+
+_NUMBERS = (
+    "num_beams", "length_penalty", "max_new_tokens", "max_tokens_per_s", "compression_ratio_threshold", "logprob_threshold",
+    "no_speech_threshold",
+)  # fmt: skip
 
 
 @dataclass
