@@ -30,12 +30,16 @@ from efficient_asr.utils.errors import UserError
 _SHORTER = "Pass --skip_bad True to leave them out, or reduce max_duration_s."
 
 
-def _too_long(model: CTCModel, rows: Rows) -> list[int]:
+def _samples(rows: Rows, speed: float = 1.0) -> torch.Tensor:
+    """Return the number of samples of each utterance at a speed, [utterances]."""
+    return torch.from_numpy((rows.durations * SAMPLE_RATE / speed).astype(np.int64))
+
+
+def _too_long(model: CTCModel, rows: Rows, speed: float = 1.0) -> list[int]:
     """Return the indices of utterances whose audio, after a front end, is longer than the encoder's window."""
     if not len(rows):
         return []
-    samples = torch.from_numpy((rows.durations * SAMPLE_RATE).astype(np.int64))
-    encoded_s = model.encoder_lengths(samples) / SAMPLE_RATE
+    encoded_s = model.encoder_lengths(_samples(rows, speed)) / SAMPLE_RATE
     return (encoded_s > model.encoder.longest_s).nonzero().flatten().tolist()
 
 
@@ -102,18 +106,13 @@ class CTCBrain(RecipeBrain):
         """
         skip_bad, fastest, slowest = hparams["skip_bad"], hparams["augment"].fastest, hparams["augment"].slowest
         longest_s = model.encoder.longest_s
-
-        def samples(speed: float) -> torch.Tensor:
-            return torch.from_numpy((rows.durations * SAMPLE_RATE / speed).astype(np.int64))
-
-        frames = model.frame_lengths(samples(fastest)).tolist()
-        encoded_s = (model.encoder_lengths(samples(slowest)) / SAMPLE_RATE).tolist()  # after a front end
+        frames, too_long = model.frame_lengths(_samples(rows, fastest)).tolist(), {*_too_long(model, rows, slowest)}
         bad = {}
         for i, (row, available) in enumerate(zip(rows, frames, strict=True)):
             unknown = model.labels.unknown(row["text"])
             tokens = model.labels.encode(row["text"])
             needed = len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
-            if encoded_s[i] > longest_s:
+            if i in too_long:
                 at_speed = f" at {100 * slowest:g} % speed" if slowest < 1 else ""
                 bad[i] = f"{row['duration']:.2f} s{at_speed} are more than the {longest_s:g} s of this encoder"
             elif unknown:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from efficient_asr.training.bad_batches import BadBatches
-from efficient_asr.training.checkpoints import WORKER_DIED, StateAdapter, check_settings, worker_died
+from efficient_asr.training.checkpoints import WORKER_DIED, StateAdapter, worker_died
 from efficient_asr.training.interrupts import StopRequest
 from efficient_asr.training.logs import Logs, Throughput
 from efficient_asr.training.position import Position
@@ -77,7 +77,7 @@ class Loop(sb.Brain):
         return self.position.progress
 
     def on_fit_start(self) -> None:
-        """Wrap the model, create the optimisers, and resume from the last checkpoint."""
+        """Wrap the model, create the optimisers, and resume from the last checkpoint, whose settings `run` has compared."""
         self._compile()
         self._wrap_distributed()
         self.init_optimizers()
@@ -86,7 +86,6 @@ class Loop(sb.Brain):
             self.checkpointer.add_recoverable(f"{name}_scheduler", _recoverable(self.schedulers[name], optimizer))
         newest = self.checkpointer.newest()
         if newest is not None:
-            check_settings(newest, self.checkpointer.settings, self.hparams.allow_changed_settings)
             self.checkpointer.recover(newest)
             print(f"resuming from {newest.path}: {self.position.epoch} epochs and {self.step} batches are done")
         for name, scheduler in self.schedulers.items():

@@ -144,11 +144,8 @@ class WhisperBrain(RecipeBrain):
             LongAudio(transcriber, hparams["long_audio"])
         if hparams.get("long_audio") == "sequential":
             padding = hparams["encoder_padding"]
-            if (
-                isinstance(padding, str)
-                or (padding or 30) < 30
-                or (model.encoder_padding is not None and padding is None)
-            ):
+            whole = model.encoder_padding is None if padding is None else not isinstance(padding, str) and padding >= 30
+            if not whole:
                 raise UserError(
                     "long_audio: sequential decoding encodes whole windows; set encoder_padding to 30, or use pauses"
                 )

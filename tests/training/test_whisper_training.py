@@ -111,6 +111,7 @@ def test_what_cannot_be_learned_from_is_named(change: dict, message: str, corpus
             ["--long_audio", "sequential", "--encoder_padding", "silence_cache"],
             "long_audio: sequential decoding encodes",
         ),
+        (["--long_audio", "sequential", "--encoder_padding", "0"], "long_audio: sequential decoding encodes"),
         (["--long_audio", "sequential", "--suppress", "False"], "long_audio: sequential decoding suppresses"),
     ],
 )

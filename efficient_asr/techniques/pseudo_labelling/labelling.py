@@ -93,10 +93,8 @@ def write_labels(
         complete = _is_complete(out, json.loads(json.dumps(key)), len(rows))
         if on_start is not None:
             on_start()
-        content = {
-            "audio": audio_digest(rows),
-            "options": with_contents(options),
-        }  # what an interrupted run depends on too
+        # what an interrupted run depends on too
+        content = {"audio": audio_digest(rows), "options": with_contents(options)}
         parts = PartFiles(folder / "labels", json.dumps(key | content, sort_keys=True, default=str))
         if complete:
             print(f"{len(rows)} utterances are labelled already")
