@@ -43,6 +43,8 @@ class FeatureStore:
         What the features depend on, for writing; must match the metadata of an existing store. None opens for reading.
     what : str
         Name of the features, or the option that sets the folder; used in messages.
+    added : tuple of str
+        Keys of `meta` that were not always recorded: a store without them is accepted.
 
     Raises
     ------
@@ -50,12 +52,20 @@ class FeatureStore:
         If there is no store, or its metadata differs from `meta`.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any] | None = None, what: str = "features") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        meta: dict[str, Any] | None = None,
+        what: str = "features",
+        added: tuple[str, ...] = (),
+    ) -> None:
         self.folder, self.what = Path(folder), what
         path = next((p for name in (META, FORMER_META) if (p := self.folder / name).is_file()), None)
         found = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
         if found is not None:
             found = {key: current_value(key, value) for key, value in found.items()}
+            if meta is not None:
+                meta = {key: value for key, value in meta.items() if key in found or key not in added}
         if found is None and meta is None:
             raise UserError(f"{what}: no feature store at {folder}")
         if found is not None and meta is not None and found != meta:

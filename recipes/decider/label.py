@@ -24,7 +24,6 @@ import torch
 
 from efficient_asr import load_transcriber
 from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows
-from efficient_asr.data.feature_store import FORMER_META, META
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.evaluation.wer import count_errors
@@ -207,12 +206,9 @@ def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) ->
     states, dim, window = transcriber.encoder_shape()
     changes = {name: getattr(args, name) for name in CHANGES_STATES}
     changes["quantise"] = None if args.quantise == "decoder-int8" else args.quantise
-    since = {name: value for name, value in changes.items() if value is not None} | {"audio": digest_of_audio(rows)}
-    noted = next(
-        (json.loads(path.read_text()) for name in (META, FORMER_META) if (path := args.states / name).is_file()), None
-    )
-    about = {"states": states, "dim": dim, "model": model, "frames": args.frames}
-    store = open_states(args.states, about | {k: v for k, v in since.items() if noted is None or k in noted})
+    about = {"states": states, "dim": dim, "model": model, "frames": args.frames, "audio": digest_of_audio(rows)}
+    about |= {name: value for name, value in changes.items() if value is not None}
+    store = open_states(args.states, about)
     long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]
     if long:
         raise UserError(

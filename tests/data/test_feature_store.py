@@ -53,6 +53,16 @@ def test_a_file_counts_for_what_it_was_written_for_and_while_it_is_intact(tmp_pa
         store.read("a")
 
 
+def test_a_key_added_later_is_compared_where_it_is_recorded(tmp_path: Path) -> None:
+    FeatureStore(tmp_path / "former", META)
+    assert FeatureStore(tmp_path / "former", META | {"audio": "1"}, added=("audio",)).meta == META
+    with pytest.raises(UserError, match="differs in quantise"):
+        FeatureStore(tmp_path / "former", META | {"quantise": "int8"}, added=("audio",))
+    FeatureStore(tmp_path / "new", META | {"audio": "1"}, added=("audio",))
+    with pytest.raises(UserError, match="differs in audio"):
+        FeatureStore(tmp_path / "new", META | {"audio": "2"}, added=("audio",))
+
+
 def test_mistakes_are_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="encoder states: no feature store at"):
         FeatureStore(tmp_path, what="encoder states")

@@ -113,6 +113,10 @@ def test_a_pass_goes_on_and_refuses_another_model(place: Path, tiny_whispers: di
     shutil.copy(place / "test0.wav", tmp_path / "copy" / "test0.wav")
     other = label(tmp_path / "copy", "small", tiny_whispers["large"], "test")
     assert other.returncode == 2 and "was created with a different model" in other.stderr
+    for each in (path, path.with_suffix(".meta.json")):
+        each.unlink()
+    int8 = label(tmp_path / "copy", "small", tiny_whispers["small"], "test", "--quantise", "int8")
+    assert int8.returncode == 2 and "small-test differs in quantise" in int8.stderr
 
 
 def test_macs_are_counted_when_they_are_needed(place: Path, tiny_whispers: dict[str, str], tmp_path: Path) -> None:

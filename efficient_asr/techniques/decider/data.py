@@ -266,7 +266,7 @@ def open_states(folder: Path, meta: dict[str, Any] | None = None) -> FeatureStor
         If there is no store, or it belongs to another model.
     """
     try:
-        return FeatureStore(folder, meta, "encoder states")
+        return FeatureStore(folder, meta, "encoder states", added=("audio",))
     except UserError as error:
         hint = "" if meta is not None else f"; run recipes/decider/label.py with --states {folder} to write them"
         raise UserError(f"{error}{hint}") from None
