@@ -120,9 +120,15 @@ def _run_options(arguments: list[str]) -> RunOptions:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return RunOptions.from_command_line_args(arguments)[1]
+            options = RunOptions.from_command_line_args(arguments)[1]
     except SystemExit:
         raise UserError(f"command line: {said.getvalue().strip().rpartition('error: ')[2]}") from None
+    limit = options.optimizer_step_limit  # SpeechBrain leaves it a string, and compares it with a number
+    if limit is None:
+        return options
+    if not limit.isdecimal() or int(limit) < 1:
+        raise UserError(f"--optimizer_step_limit: {limit!r} is not a whole number of at least 1")
+    return dataclasses.replace(options, optimizer_step_limit=int(limit))
 
 
 def read_value(text: str) -> Any:

@@ -91,6 +91,8 @@ class Loop(sb.Brain):
         for name, scheduler in self.schedulers.items():
             if hasattr(scheduler, "start"):  # its learning rates depend on the total number of steps
                 scheduler.start(self.optimizers_dict[name], self.position.total_steps)
+        if self._optimizer_step_limit_exceeded and not self.step:  # SpeechBrain looks at the limit only after an epoch
+            self.hparams.epoch_counter.limit = self.position.epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training and the sizes of the logs."""

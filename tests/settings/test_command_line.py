@@ -106,6 +106,8 @@ def test_a_date_in_the_yaml_file_is_a_name(yaml: Path) -> None:
         (["--number_of_epochs", "null"], "expected int for number_of_epochs, got null"),
         (["--number_of_epochs"], "needs a value"),
         (["--device"], "needs a value"),
+        (["--optimizer_step_limit", "0"], "optimizer_step_limit: '0' is not a whole number of at least 1"),
+        (["--optimizer_step_limit=2.5"], "optimizer_step_limit: '2.5' is not a whole number of at least 1"),
         (["--splits", "[a"], "check for an unclosed bracket"),
         (["stray"], "cannot parse 'stray'"),
         (["--precision", "fp8"], "invalid choice"),

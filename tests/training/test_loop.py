@@ -196,6 +196,26 @@ def test_a_signal_after_the_last_step_is_not_forgotten(tiny_yaml: Path, capsys: 
     assert run(CTCBrain, arguments) == 0
 
 
+def test_a_limit_of_steps_ends_the_training_for_good(tiny_yaml: Path, tmp_path: Path) -> None:
+    arguments = [
+        str(tiny_yaml),
+        *QUICK,
+        "--number_of_epochs",
+        "3",
+        "--optimizer_step_limit",
+        "6",
+    ]  # four steps an epoch
+    assert run(CTCBrain, arguments) == 0
+    log, weights = tmp_path / "output/train_log.txt", tmp_path / "output/model/model.safetensors"
+    before = log.read_text(), load_file(weights)
+    assert len(before[0].splitlines()) == 2
+    weights.unlink()  # as if the run had been killed before it saved the model
+    assert run(CTCBrain, arguments) == 0
+    assert log.read_text() == before[0]
+    after = load_file(weights)
+    assert all(torch.equal(after[name], value) for name, value in before[1].items())
+
+
 @pytest.mark.parametrize(("factor", "per_epoch"), [(8, [4]), (3, [3, 1]), (2, [2, 2]), (1, [1] * 4)])
 def test_the_last_batches_of_an_epoch_take_a_step_too(
     factor: int, per_epoch: list[int], tiny_yaml: Path, tmp_path: Path
