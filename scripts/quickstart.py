@@ -8,6 +8,7 @@ skipped.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -154,6 +155,7 @@ def label(threads: int) -> None:
 
 def main() -> None:
     """Run everything that is not done yet."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.chdir(ROOT)
     for folder in (LOGS, RUNS):
         folder.mkdir(parents=True, exist_ok=True)

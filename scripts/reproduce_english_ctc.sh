@@ -2,7 +2,8 @@
 # A CTC baseline with thousands of updates, and early exit from there: Whisper base's encoder on 127 minutes of
 # English. Needs EFFICIENT_ASR_DATA (arctic_en, librispeech_unlabelled, ljspeech, librispeech_test_other, lm; beside it
 # models/whisper_base_ctc, from which the training continues). About two hours on 2 CPU cores. Restartable. FAMILIES=1 adds layer removal
-# and downsampling, for another hour, and times all rows; do that on a quiet machine.
+# and downsampling, for another hour, and times all rows; do that on a quiet machine. MIXED=1 adds early exit, and its competitors, on easy
+# and hard utterances (fsdd: spoken digits), in another hour and a half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
@@ -15,10 +16,9 @@ trained() { # trained <experiment> <recipe> <yaml> [--key value ...]
     [ -f "output/$experiment/1986/model/config.json" ] ||
         "$PYTHON" "recipes/$recipe/train.py" "hparams/real/$yaml.yaml" --train_only True --device cpu "$@"
 }
-exits() { # exits <rule> <threshold>: the early-exit model with this rule
-    [ -d "output/english_early_exit/$1_$2" ] ||
-        "$PYTHON" recipes/early_exit/set_rule.py output/english_early_exit/1986/model --rule "$1" --threshold "$2" \
-            --out "output/english_early_exit/$1_$2"
+exits() { # exits <experiment> <rule> [<threshold>]: its early-exit model with this rule
+    [ -d "output/$1/$2${3:+_$3}" ] || "$PYTHON" recipes/early_exit/set_rule.py "output/$1/1986/model" --rule "$2" ${3:+--threshold "$3"} \
+        --out "output/$1/$2${3:+_$3}"
 }
 
 run english_ctc finetune_ctc real/english_ctc --lm_path "$LM" --runtime_repeats 1
@@ -34,9 +34,23 @@ if [ -n "${FAMILIES:-}" ]; then
 fi
 # Of the validation split (recipes/early_exit/sweep.py): 0.3 points of WER at most (similarity has no such threshold); mean layers 5.5 and 5.
 for pair in entropy:0.1586 entropy:0.2274 entropy:0.2855 similarity:0.8859; do
-    exits "${pair%%:*}" "${pair##*:}"
+    exits english_early_exit "${pair%%:*}" "${pair##*:}"
     systems+=("early exit, ${pair/:/ }=output/english_early_exit/${pair%%:*}_${pair##*:}")
 done
 "$PYTHON" -m efficient_asr compare "${systems[@]}" --timed $TIMED --out results/compared/english_ctc.json \
     --manifest data/real/{arctic_en,ljspeech,librispeech_test_other}.jsonl
+if [ -n "${MIXED:-}" ]; then
+    DIGITS=$PWD/data/digit_strings
+    for part in "train --seed 1" "dev --seed 2 --count 40" "test --seed 3"; do # strings of 3 to 8 digits; no speaker is in two of them
+        [ -f "$DIGITS/${part%% *}/manifest.jsonl" ] || "$PYTHON" scripts/join_utterances.py "$EFFICIENT_ASR_DATA/fsdd/manifest.jsonl" \
+            --split $part --out "$DIGITS/${part%% *}"
+    done
+    trained mixed_ctc finetune_ctc mixed_ctc --digit_strings "$DIGITS"
+    trained mixed_early_exit early_exit mixed_early_exit --digit_strings "$DIGITS"
+    systems=("full=output/mixed_ctc/1986/model")
+    for kept in first_3 first_5; do
+        trained "mixed_layer_removal_$kept" layer_removal mixed_layer_removal --digit_strings "$DIGITS" --kept_layers "$kept"
+        systems+=("${kept/_/ } layers=output/mixed_layer_removal_$kept/1986/model")
+    done
+fi
 report

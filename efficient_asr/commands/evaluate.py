@@ -76,11 +76,11 @@ def main(argv: list[str] | None = None) -> None:
     limit_convolution_cache(len(benchmark.rows))
     with_lm = load_transcriber(source, **lm_given) if lm_given else None
     about = _about(source)
-    lm_config = with_lm.language_model.config if with_lm else None
+    lm = with_lm.language_model.identity if with_lm else None
     changed = transcriber.changes
     records = score(
         transcriber, benchmark, with_lm, not args.no_macs, args.out.with_suffix(""),
-        f"{fingerprint(source)} {with_contents(whisper_options(args))} {lm_config}", device,
+        f"{fingerprint(source)} {with_contents(whisper_options(args))} {lm}", device,
     )  # fmt: skip
     result = evaluate(
         transcriber,
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         technique=transcriber.technique if changed else about.get("technique", "none"),
         variant=" + ".join([about.get("variant", args.model), *changed]),
         details=about.get("details"),
-        lm=lm_config,
+        lm=with_lm.language_model.config if with_lm else None,
         records=records,
         devices=devices,
         hparams={key: str(value) for key, value in vars(args).items()},

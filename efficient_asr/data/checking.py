@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from efficient_asr.utils.files import LineStore, file_state
 
 PARALLEL_FROM = 1000  # utterances; for fewer, starting processes takes longer than checking
 CHUNK, _REMEMBERED = 250, 20000
+ROUNDING_S = 0.008  # a duration may be that much shorter than the audio; models with a window cut off up to 0.01 s
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _note(found: AudioCheck, chunk: range, reports: list[AudioReport], durations
     for i, (duration_s, problem, silent, clipped, cancelled) in zip(chunk, reports, strict=True):
         if problem is not None:
             found.problems[i] = problem
-        elif math.isnan(durations[i]):
+        elif not duration_s <= durations[i] + ROUNDING_S:  # not known, or rounded down
             found.durations[i] = duration_s
         found.silent += [i] * silent
         found.clipped += [i] * clipped

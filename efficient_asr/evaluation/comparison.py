@@ -31,7 +31,16 @@ from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.locks import FolderLock
 
+COMPUTES = "data evaluation inference models techniques text utils".split()  # subpackages that transcripts depend on
 BATCHES, PARTS = (1, 8), Path("output/compare")
+
+
+def code_digest() -> str:
+    """Return a checksum of the code that transcripts may depend on."""
+    package, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(path for name in COMPUTES for path in (package / name).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def errors_of(records: list[dict[str, Any]]) -> list[Any]:
@@ -143,10 +152,11 @@ def compare(
             raise UserError(f"--manifest: no word is left in the texts of {corpus}; a WER needs some")
     parts = [f"{benchmark.hash}-{audio_digest(benchmark.rows)[:16]}" for benchmark in benchmarks]
     rows = [row for benchmark in benchmarks for row in benchmark.rows[:timed]]
+    made_by = f"{code_digest()} {provenance(None)['versions']}"  # transcripts of an earlier comparison are kept
     for name, (model, options) in systems.items():
         source = model_source(model)
         transcribers[name] = load_transcriber(source, **{"language": language} | options)
-        about = f"{fingerprint(source)} {with_contents(options)} {language} {transcribers[name].settings}"
+        about = f"{fingerprint(source)} {with_contents(options)} {language} {transcribers[name].settings} {made_by}"
         stem = PARTS / hashlib.sha256(about.encode()).hexdigest()[:16]
         with FolderLock(Path(f"{stem}.lock"), wait=True):  # another comparison may have the same system
             own = [

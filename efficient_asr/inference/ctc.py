@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from efficient_asr.data import absolute_lengths, check_wavs
+from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs
 from efficient_asr.inference.language_model import LanguageModel
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
@@ -32,6 +33,23 @@ class CTCTranscriber(Transcriber):
     def __init__(self, model: CTCModel, language_model: LanguageModel | None = None) -> None:
         self.model, self.language_model = model.eval(), language_model
         self.device = "cpu"
+
+    def check_rows(self, rows: Iterable[Row], split: str) -> None:
+        """Reject utterances that are longer than the encoder's window, before the first one is transcribed.
+
+        Raises
+        ------
+        UserError
+            Naming the first such utterance.
+        """
+        longest_s = self.model.encoder.longest_s if isinstance(self.model, CTCModel) else math.inf
+        for row in rows if longest_s < math.inf else ():
+            samples = torch.tensor([int(row["duration"] * SAMPLE_RATE)])
+            if float(self.model.encoder_lengths(samples)) / SAMPLE_RATE > longest_s:
+                raise UserError(
+                    f"utterance '{row['id']}' of '{split}' has {row['duration']:.2f} s, more than the {longest_s:g} s of this "
+                    "encoder; split it, or leave it out"
+                )
 
     def transcribe(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None

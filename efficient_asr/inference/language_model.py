@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import file_state
 
 MOST_WORDS = 50_000  # of a language model that are checked
 NEEDED, GOOD = 0.5, 0.9  # minimum and recommended share of its words that the alphabet can spell
@@ -150,6 +151,7 @@ class LanguageModel:
         # Maps the searcher's output back to the model's own characters.
         self._back = {ord(a): b for a, b in zip(written, labels, strict=True) if len(a) == 1 and a != b}
         self.config = {"path": Path(path).name, "alpha": alpha, "beta": beta, "beam_size": beam_size}
+        self.identity = f"{self.config} {case} {file_state(path)}"  # of the transcripts that depend on it
 
     def decode(self, log_probs: torch.Tensor, frame_lengths: torch.Tensor) -> list[str]:
         """Return the best text for each utterance of `log_probs` [batch, frames, labels] with `frame_lengths` [batch]."""

@@ -102,7 +102,12 @@ class CTCHead(Part):
     def forward(self, states: torch.Tensor, frame_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [batch, frames * m, labels] and their lengths [batch] for states [batch, frames, dim]."""
         if isinstance(self.block, LSTM):
-            states, _ = self.block(states, lengths=frame_lengths.clamp(min=1) / states.shape[1])
+            frames = states.shape[
+                1
+            ]  # SpeechBrain multiplies by them again, truncates, and returns those of the longest
+            relative = (frame_lengths.clamp(min=1) + 0.5) / frames
+            states, _ = self.block(states, lengths=relative.clamp(max=1))
+            states = nn.functional.pad(states, (0, 0, 0, frames - states.shape[1]))
         else:
             states = self.block(states)
         logits = self.linear(states)
@@ -172,7 +177,8 @@ class CTCModel(nn.Module):
     def apply_frontend(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the encoder's input: samples [batch, time] and lengths [batch]."""
         lengths = absolute_lengths(wavs, wav_lens.to(wavs.device))
-        return self.frontend((zero_padding(wavs, lengths), lengths))
+        with torch.autocast(wavs.device.type, enabled=False):  # in half precision, samples would have eight bits
+            return self.frontend((zero_padding(wavs, lengths), lengths))
 
     def recognise(
         self,
@@ -322,6 +328,12 @@ class CTCModel(nn.Module):
         if trained.labels.characters != self.labels.characters:
             raise UserError(
                 f"pretrained_model: {folder} has a different alphabet ({''.join(trained.labels.characters)!r})"
+            )
+        before, now = (getattr(model.frontend, "label", "none") for model in (trained, self))
+        if not getattr(trained.frontend, "is_identity", True) and before != now:
+            raise UserError(
+                f"pretrained_model: the encoder of {folder} was trained behind '{before}', and this one has '{now}'; set the "
+                "keys of the front end as they were there"
             )
         other = {key: value for key, value in trained.state_dict().items() if not key.startswith("head.")}
         other |= {f"head.{key}": value for key, value in self.head.init_from(trained.head).items()}

@@ -75,6 +75,11 @@ class LayerDrop(Encoder):
         return f"layerdrop {self.probability:g}"
 
     @property
+    def longest_s(self) -> float:
+        """Longest audio that the encoder takes, in seconds."""
+        return self.encoder.longest_s
+
+    @property
     def layers(self) -> torch.nn.ModuleList:
         """The transformer layers."""
         return self.encoder.layers

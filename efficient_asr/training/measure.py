@@ -58,7 +58,7 @@ def measure(
     network = transcriber if transcriber.model is None else transcriber.model
     lm = read_language_model(hparams, network.labels.vocabulary) if hparams["lm_path"] else None
     lm_transcriber = CTCTranscriber(network, lm) if lm else None
-    key = f"{fingerprint(model)} {transcriber.settings} {lm.config if lm else None}"
+    key = f"{fingerprint(model)} {transcriber.settings} {lm.identity if lm else None}"
     scored = [
         score(
             transcriber, benchmark, lm_transcriber, hparams["measure_macs"],

@@ -50,6 +50,7 @@ def main() -> None:
     if not isinstance(model.head, ExitHeads):
         raise UserError(f"{args.model} is no early-exit model; train one with recipes/early_exit/train.py")
     model.head.set_rule(args.rule, args.threshold, args.patience)
+    model.head.check_patience()
     about = read_config(source).get("about")
     model.save(args.out, _about_with_rule(about, model) if isinstance(about, dict) else None)
     print(f"model that exits by {model.head.label}: {args.out}")

@@ -57,14 +57,17 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     calibrating = args.calibrate_mean_layer is not None or args.calibrate_wer_loss_percent is not None
-    if bool(args.thresholds) == calibrating:
+    both = args.calibrate_mean_layer is not None and args.calibrate_wer_loss_percent is not None
+    if both or bool(args.thresholds) == calibrating:
         raise UserError("give either --thresholds or one of --calibrate_mean_layer and --calibrate_wer_loss_percent")
     check_writable(args.out, "--out")
     device = choose_device(args.device)
     args.runtime_devices = devices_to_time(args.runtime_devices, device, "--runtime_devices")
     transcriber = load_transcriber(args.model)
     heads = exit_heads(transcriber.model if isinstance(transcriber, CTCTranscriber) else None)
-    heads.set_rule(args.rule, NEVER[args.rule], args.patience)
+    for threshold in args.thresholds or [NEVER[args.rule]]:
+        heads.set_rule(args.rule, threshold, args.patience)
+    heads.check_patience()
     columns = parse_columns(args.columns)
     benchmark = Benchmark.from_manifest(
         args.manifest,

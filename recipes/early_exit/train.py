@@ -38,6 +38,7 @@ class EarlyExitBrain(CTCBrain):
         heads = ExitHeads([hparams["head"](encoder.hidden_size, n_labels) for _ in layers], layers)
         heads.check(encoder)
         heads.set_rule(hparams["exit_rule"], hparams["exit_threshold"], hparams["exit_patience"])
+        heads.check_patience()
         return heads
 
     def on_fit_start(self) -> None:
@@ -95,6 +96,7 @@ class EarlyExitBrain(CTCBrain):
         heads, rule, patience = transcriber.model.head, hparams["exit_rule"], hparams["exit_patience"]
         if hparams["exit_threshold"] is not None or rule == "none":
             heads.set_rule(rule, hparams["exit_threshold"], patience)
+            heads.check_patience()
         elif (rule, patience) != (heads.rule, heads.patience):
             raise UserError(
                 f"exit_threshold: the model has one for {heads.rule} (patience {heads.patience}), but not for {rule} (patience "

@@ -33,9 +33,7 @@ class LayerRemovalBrain(CTCBrain):
         model = super().build(hparams, rows)
         count = min(len(rows), hparams["calibration_utterances"])
         some = rows.select(np.linspace(0, len(rows) - 1, count).astype(int))
-        batches = (
-            model.apply_frontend(wavs, wav_lens) for _, wavs, wav_lens in iterate_batches(some, hparams["batch_size"])
-        )
+        batches = (model.apply_frontend(wavs, wav_lens) for _, wavs, wav_lens in iterate_batches(some, 1))
         kept = choose_layers(model.encoder, hparams["kept_layers"], batches)
         if len(kept) < model.encoder.num_layers:
             before = model.history.get("layer_removal", {})

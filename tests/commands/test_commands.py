@@ -16,7 +16,7 @@ from conftest import TEXTS, chirp, make_corpus
 from efficient_asr import commands, load_transcriber
 from efficient_asr.commands import evaluate, report, time, transcribe
 from efficient_asr.data import batches, inspect_audio, load_audio, load_channels
-from efficient_asr.evaluation import manifest_transcripts, runtime
+from efficient_asr.evaluation import comparison, manifest_transcripts, runtime
 from efficient_asr.evaluation.result import Result
 from efficient_asr.inference import manifest_pass
 from efficient_asr.inference.ctc import CTCTranscriber
@@ -422,6 +422,14 @@ def test_the_same_texts_with_other_audio_are_another_corpus(
     alone = json.loads((tmp_path / "x.json").read_text())["systems"]["a"]["corpora"]["all"]
     found = {name: entry["wer_percent"] for name, entry in both.items()}
     assert alone["wer_percent"] == found["coded"] != found["clean"], found
+    # transcripts are kept, but not those of other code or other versions of an engine
+    monkeypatch.setattr(CTCTranscriber, "transcribe", lambda self, wavs, wav_lens=None: [Transcript("")])
+    for changes, expected in ((False, found["coded"]), (True, 100.0)):
+        if changes:
+            monkeypatch.setattr(comparison, "code_digest", lambda: "other")
+        assert run("compare", f"a={model}", "--manifest", manifests[1], *common) == 0
+        alone = json.loads((tmp_path / "x.json").read_text())["systems"]["a"]["corpora"]["all"]
+        assert alone["wer_percent"] == expected
 
 
 def test_a_comparison_says_what_is_wrong(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -70,6 +70,15 @@ def test_every_bad_line_is_reported_with_its_number(corpus: Path) -> None:
     assert [json.loads(x)["line"] for x in skipped.read_text().splitlines()] == sorted(expected)
 
 
+def test_a_duration_that_was_rounded_down_is_that_of_the_audio(tmp_path: Path) -> None:
+    """Checks of the window would pass, and the training would end in the middle of an epoch."""
+    soundfile.write(tmp_path / "a.wav", chirp(1.04, 200, 400), 16000)
+    rows = [{"id": str(s), "audio": "a.wav", "duration": s, "text": "a"} for s in (1.0, 1.04, 1.035, 1.06)]
+    path = write_lines(tmp_path / "test.jsonl", rows)
+    for check in ("header", "samples"):
+        assert data.read_manifest(path, check_audio=check).durations.tolist() == [1.04, 1.04, 1.035, 1.06]
+
+
 def test_columns_are_mapped_and_extra_fields_kept(corpus: Path) -> None:
     lines = [{"path": "u0.wav", "sentence": "one", "mood": "glad"}, {"path": "u1.wav", "machine": "two"}]
     path = write_lines(corpus / "own.jsonl", lines)

@@ -211,6 +211,11 @@ def test_mistakes_are_explained(tiny_whispers: dict[str, str]) -> None:
     refusing = load_transcriber(tiny_whispers["small"], language="en", long_audio=None)
     with pytest.raises(UserError, match="this Whisper takes at most 2 s; split the audio"):
         refusing.transcribe(torch.randn(1, 3 * RATE), torch.ones(1))
+    window = torch.randn(1, 2 * RATE)  # a duration of 2.0 s in a manifest may be rounded
+    more = torch.nn.functional.pad(window, (0, 100), value=0.5)
+    assert refusing.transcribe(more, torch.ones(1)) == refusing.transcribe(window, torch.ones(1))
+    with pytest.raises(UserError, match="split the audio"):
+        refusing.transcribe(torch.randn(1, 2 * RATE + 160), torch.ones(1))
 
 
 def test_a_model_without_timestamps_refuses_what_needs_them(tiny_whispers: dict[str, str]) -> None:

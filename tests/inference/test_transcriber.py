@@ -68,7 +68,7 @@ def test_very_short_audio_gives_a_text(samples: int, tmp_path: Path, tiny_ctc: C
     assert transcriber.transcribe(batch, lens)[0].text == "" or samples >= 160
 
 
-def test_language_model_corrects_what_greedy_mishears() -> None:
+def test_language_model_corrects_what_greedy_mishears(tmp_path: Path) -> None:
     pytest.importorskip("kenlm")
     labels = CharacterLabels(list(" abcdefghijklmnopqrstuvwxyz"))
     heard = "turn on the kitchen lipht"
@@ -79,6 +79,10 @@ def test_language_model_corrects_what_greedy_mishears() -> None:
     with pytest.raises(UserError, match="--lm_case lower"):  # no word of this model is written so
         LanguageModel(str(ARPA), labels.vocabulary, case="upper")
     upper = LanguageModel(str(ARPA), labels.vocabulary, case="upper", check=False)
+    copy = tmp_path / ARPA.name
+    copy.write_text(ARPA.read_text() + "\n")
+    others = [LanguageModel(str(ARPA), labels.vocabulary), LanguageModel(str(copy), labels.vocabulary), upper]
+    assert len({each.identity for each in others}) == 3  # interrupted scores are continued with the same one only
     assert upper.decode(log_probs, lengths) == [heard]
 
 

@@ -39,6 +39,19 @@ def test_log_probs_do_not_depend_on_batch_mates(
     assert model.frame_lengths(torch.tensor([len(wav) for wav in wavs])).tolist() == lengths.tolist()
 
 
+@pytest.mark.parametrize("lengths", [[100, 53, 59], [99, 56, 62], [7, 1, 0]])
+def test_a_recurrent_head_reads_whole_utterances(lengths: list[int]) -> None:
+    """Relative lengths times the frames of the batch are not always whole numbers again."""
+    torch.manual_seed(0)
+    head, states = CTCHead(4, 3, "bilstm", 8).eval(), torch.randn(3, 100, 4)
+    with torch.no_grad():
+        together, found = head(states, torch.tensor(lengths))
+        assert together.shape[1] == 100 and found.tolist() == lengths
+        for i, length in enumerate(lengths):
+            alone, _ = head(states[i : i + 1, : max(1, length)], torch.tensor([length]))
+            torch.testing.assert_close(together[i, :length], alone[0, :length], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["wavlm-base", "wav2vec2-large", "distilhubert"])
 def test_saved_folder_gives_the_same_log_probs(
     kind: str, tmp_path: Path, wavs: list[torch.Tensor], ssl_sources: dict[str, str]
@@ -135,6 +148,34 @@ def test_a_head_that_emits_more_frames_starts_with_the_same_texts(
     assert two[1].tolist() == [2 * n for n in one[1].tolist()]
     texts = greedy_texts(*one, tiny_ctc.labels)
     assert texts == greedy_texts(*two, tiny_ctc.labels) and any(texts)
+
+
+def test_an_encoder_that_was_trained_behind_a_front_end_keeps_it(tmp_path: Path, tiny_ctc: CTCModel) -> None:
+    trained = CTCModel(Downsampler("average", 2), tiny_ctc.encoder, tiny_ctc.head, tiny_ctc.labels)
+    trained.save(tmp_path)
+    same = CTCModel(Downsampler("average", 2), tiny_ctc.encoder, tiny_ctc.head, tiny_ctc.labels)
+    assert same.start_from(tmp_path) == []
+    for frontend in (torch.nn.Identity(), Downsampler("average", 3)):
+        other = CTCModel(frontend, tiny_ctc.encoder, tiny_ctc.head, tiny_ctc.labels)
+        with pytest.raises(UserError, match="was trained behind 'average x2'"):
+            other.start_from(tmp_path)
+
+
+def test_a_front_end_filters_in_full_precision(tiny_ctc: CTCModel, wavs: list[torch.Tensor]) -> None:
+    model = CTCModel(Downsampler("signal", 2), tiny_ctc.encoder, tiny_ctc.head, tiny_ctc.labels)
+    expected, _ = model.apply_frontend(*pad_wavs(wavs))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = model.apply_frontend(*pad_wavs(wavs))
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_audio_beyond_the_window_is_named_before_the_first_utterance(tiny_ctc: CTCModel) -> None:
+    rows = [{"id": "a", "duration": 30.0}, {"id": "b", "duration": 30.2}]
+    CTCTranscriber(tiny_ctc).check_rows(rows[:1], "test")
+    with pytest.raises(UserError, match=r"utterance 'b' of 'test' has 30.20 s, more than the 30 s"):
+        CTCTranscriber(tiny_ctc).check_rows(rows, "test")
+    half = CTCModel(Downsampler("average", 2), tiny_ctc.encoder, tiny_ctc.head, tiny_ctc.labels)
+    CTCTranscriber(half).check_rows(rows, "test")
 
 
 def test_encoder_of_a_trained_model_is_a_source(tmp_path: Path, tiny_ctc: CTCModel) -> None:

@@ -100,6 +100,12 @@ def test_spec_augment_masks_in_training_only(ssl_sources: dict[str, str], wavs: 
     assert not torch.equal(clean, encoder.train().begin(wavs[0][None], lengths_of(wavs[:1])).states)
 
 
+def test_batches_shorter_than_a_mask_are_not_masked(ssl_sources: dict[str, str]) -> None:
+    encoder = load_encoder(ssl_sources["wav2vec2-large"], spec_augment=True).train()
+    encoder.model.config.mask_time_prob, encoder.model.config.mask_time_length = 0.5, 10
+    assert encoder.begin(torch.randn(1, 1600), torch.tensor([1600])).states.shape[1] < 10
+
+
 def test_whisper_refuses_audio_beyond_its_positions() -> None:
     encoder = new_whisper_encoder(32, 1, 2)
     with pytest.raises(UserError, match=r"31\.0 s of audio, but this Whisper encoder has positions for 30 s"):

@@ -154,12 +154,18 @@ def test_a_student_that_was_made_before_is_known(
     model.save(tmp_path / "student", {"technique": None, "details": model.history})
     keep = ("--decoder_layers", "-1", "--train_only", "True", "--number_of_epochs", "1")
     assert train(corpus, tmp_path / "a", str(tmp_path / "student"), *keep) == 2
-    assert "teacher: the source is an untrained student" in capsys.readouterr().err
+    assert "teacher: the source is a student itself" in capsys.readouterr().err
     assert _made_before(str(tmp_path / "student")) == {"kept_decoder_layers": [1, 2]} and _made_before(teacher) == {}
     # the second layer was kept: the first answers for itself, the second for the rest
     assert matched_layers(model, Whisper.from_source(teacher), [1, 2]) == [1, 3]
     options = ("--teacher", teacher, "--hidden_weight", "1.0")
     assert train(corpus, tmp_path / "b", str(tmp_path / "student"), *keep, *options) == 0
+    trained = str(tmp_path / "b" / "output" / "model")  # trained on: not against itself
+    capsys.readouterr()
+    assert train(corpus, tmp_path / "c", trained, *keep) == 2
+    assert "teacher: the source is a student itself" in capsys.readouterr().err
+    with pytest.raises(UserError, match="hidden_weight: 3 layers of width 16 cannot be matched with 2"):
+        matched_layers(Whisper.from_source(teacher), Whisper.from_source(trained), -1)
 
     prune(model, 2, -1)
     model.save(tmp_path / "cut", {"technique": None, "details": model.history})

@@ -73,6 +73,12 @@ def test_weights_of_the_sum() -> None:
     value.backward()
     # d/d log sigma of x / (2 sigma^2) + log sigma
     np.testing.assert_allclose(learned.log_sigma.grad.numpy(), [1 - 3 / 1.41**2, 1 - 0.5 / 4], rtol=1e-5)
+    # a checkpoint holds learned weights; those of the YAML file may have been changed since it was written
+    changed, again = DistillationLoss(sigma=[2.0, 3.0]), DistillationLoss(sigma=[9.0, 9.0], learn_sigma=True)
+    changed.load_state_dict(fixed.state_dict())
+    again.load_state_dict(learned.state_dict())
+    np.testing.assert_allclose(changed.log_sigma.numpy(), np.log([2.0, 3.0]), rtol=1e-6)
+    assert torch.equal(again.log_sigma, learned.log_sigma)
     warm = DistillationLoss(sigma=[1.0, 1.0], warm_up=0.5)
     assert warm(supervised, divergence, 0.0).item() == pytest.approx(1.5)
     assert warm(supervised, divergence, 0.25).item() == pytest.approx(0.5 * (3 + 0.25))

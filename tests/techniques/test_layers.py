@@ -366,6 +366,21 @@ def test_mistakes(arguments: tuple, message: str) -> None:
         ExitHeads([CTCHead(8, 4, "none") for _ in layers], layers, *rest)
 
 
+@pytest.mark.parametrize(("rule", "patience", "allowed"), [
+    ("entropy", 2, True), ("entropy", 3, False), ("agreement", 1, True), ("agreement", 2, False), ("none", 9, True),
+])  # fmt: skip
+def test_a_patience_that_cannot_be_met_is_refused(rule: str, patience: int, allowed: bool) -> None:
+    heads = ExitHeads([CTCHead(8, 4, "none") for _ in range(3)], [1, 2, 3], rule, None, patience)
+    if allowed:
+        heads.check_patience()
+    else:
+        with pytest.raises(
+            UserError, match=f"exit_patience: {patience} heads in a row are needed, but {rule} can score"
+        ):
+            heads.check_patience()
+    ExitHeads([CTCHead(8, 4, "none")], [3], rule).check_patience()  # the identity: one head
+
+
 def test_the_last_layer_must_have_a_head() -> None:
     encoder = new_whisper_encoder(d_model=16, layers=3, heads=2)
     with pytest.raises(UserError, match="must be the encoder's last layer, 3"):

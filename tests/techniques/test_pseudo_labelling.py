@@ -228,6 +228,9 @@ def test_a_file_that_cannot_be_read_costs_no_label(
     first = out.stat().st_mtime_ns
     write_labels(rows, hparams | {"skip_bad": True}, tmp_path / "out", "cpu")
     assert out.stat().st_mtime_ns == first  # it is complete
+    (tmp_path / "in/3.wav").write_bytes(content)
+    write_labels(rows, hparams, tmp_path / "out", "cpu")
+    assert [json.loads(line) for line in out.read_text().splitlines()] == whole and not unreadable.exists()
 
 
 def test_a_language_that_the_teacher_lacks_is_named_before_the_start(tmp_path: Path) -> None:

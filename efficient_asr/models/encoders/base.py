@@ -187,6 +187,7 @@ class Continued(Encoder):
         self.encoder, self.state, self.layers_done = encoder, state, layers_done
         self.train(encoder.training)
         self.output_norm, self.layerdrop, self.layers = encoder.output_norm, encoder.layerdrop, encoder.layers
+        self.longest_s = encoder.longest_s
         self.first_droppable_layer = max(encoder.first_droppable_layer, layers_done)
 
     def begin(self, wavs: torch.Tensor, lengths: torch.Tensor) -> EncoderState:

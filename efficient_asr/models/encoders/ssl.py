@@ -162,7 +162,8 @@ class SSLEncoder(Encoder):
         states = states[0] if isinstance(states, tuple) else states
         frame_lengths = self.frame_lengths(lengths)
         padding_mask = frame_mask(frame_lengths, states.shape[1])
-        states = model._mask_hidden_states(states, attention_mask=padding_mask)
+        if states.shape[1] >= model.config.mask_time_length:  # transformers refuses to mask shorter batches
+            states = model._mask_hidden_states(states, attention_mask=padding_mask)
         states = zero_padding(states, frame_lengths.clamp(min=1))
         states = states + encoder.pos_conv_embed(states)
         if not model.config.do_stable_layer_norm:

@@ -350,7 +350,7 @@ class Whisper(nn.Module):
         the audio; by default those of the window.
         """
         window = self.window_samples
-        if int(lengths.max()) > window:
+        if int(lengths.max()) >= window + HOP:  # less than a frame more is cut off
             raise UserError(
                 f"an utterance has {int(lengths.max()) / SAMPLE_RATE:.1f} s of audio; this Whisper takes at most "
                 f"{window / SAMPLE_RATE:.0f} s; split the audio"

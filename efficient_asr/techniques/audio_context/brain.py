@@ -143,7 +143,8 @@ def _check(hparams: dict[str, Any]) -> None:
             f"{did_you_mean(str(hparams['trained_layers']), TRAINED)}"
         )
     bounds = hparams["training_padding_s"]
-    if not isinstance(bounds, list) or len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+    numbers = isinstance(bounds, list) and all(type(bound) in (int, float) for bound in bounds)
+    if not numbers or len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
         raise UserError(f"training_padding_s: {bounds!r} is not a range of seconds such as [0.0, 1.0]")
     if not any(hparams[key] for key in ("encoder_weight", "decoder_weight", "logits_weight")):
         raise UserError("encoder_weight, decoder_weight, logits_weight: all are 0, so there is nothing to learn")

@@ -98,8 +98,7 @@ class StudentBrain(DistillingBrain):
                 f"the teacher {'shares the encoder of the student' if self.shares_encoder else 'runs its own encoder'}"
             )
         if self.hparams.hidden_weight:
-            kept = _made_before(self.hparams.source).get("kept_decoder_layers", -1)
-            wanted = kept if self.hparams.decoder_layers == -1 else self.hparams.decoder_layers
+            wanted = _made_before(self.hparams.source).get("kept_decoder_layers", self.hparams.decoder_layers)
             self.matched = matched_layers(self.model, self.teacher.model, wanted)
 
     def compute_forward(self, batch: Any, stage: sb.Stage) -> Any:
@@ -183,7 +182,7 @@ def matched_layers(student: Whisper, teacher: Whisper, decoder_layers: int | lis
         If their layers do not correspond.
     """
     own, count = (len(model.network.model.decoder.layers) for model in (student, teacher))
-    kept = kept_layers(own if decoder_layers == -1 else decoder_layers, count, "decoder_layers")
+    kept = [] if own > count else kept_layers(own if decoder_layers == -1 else decoder_layers, count, "decoder_layers")
     widths = [model.network.config.d_model for model in (student, teacher)]
     if len(kept) != own or widths[0] != widths[1]:
         raise UserError(
@@ -193,10 +192,16 @@ def matched_layers(student: Whisper, teacher: Whisper, decoder_layers: int | lis
     return [*kept[1:], count]
 
 
+def _about(source: str) -> dict[str, Any]:
+    """Return what a model folder says about its training; an empty dictionary if it says nothing."""
+    about = local_config(model_source(source)).get("about")
+    return about if isinstance(about, dict) else {}
+
+
 def _made_before(source: str) -> dict[str, Any]:
     """Return which layers an untrained student kept (make_student.py); an empty dictionary for any other model."""
-    about = local_config(model_source(source)).get("about")
-    if not isinstance(about, dict) or about.get("technique") not in (None, "none"):
+    about = _about(source)
+    if about.get("technique") not in (None, "none"):
         return {}
     details = about.get("details")
     return details.get("pruning", {}) if isinstance(details, dict) else {}
@@ -222,8 +227,9 @@ def _check(hparams: dict[str, Any]) -> None:
         raise UserError("activation_checkpointing: not with hidden_weight, whose states are kept; set it to False")
     if hparams["sigma"] is not None or hparams["learn_sigma"]:
         raise UserError("sigma, learn_sigma: the weights are ce_weight and kl_weight here")
-    if hparams["teacher"] == hparams["source"] and _made_before(hparams["source"]):
-        raise UserError("teacher: the source is an untrained student; set teacher to the Whisper that it was made of")
+    student = _about(hparams["source"]).get("technique") == "distil_whisper" or _made_before(hparams["source"])
+    if hparams["teacher"] == hparams["source"] and student:
+        raise UserError("teacher: the source is a student itself; set teacher to the Whisper that it was made of")
     if hparams["train_normaliser"] != "none" and hparams["timestamp_probability"]:
         raise UserError("train_normaliser: timed segments are not normalised; set timestamp_probability to 0")
     if hparams["spec_augment"] and hparams["freeze_encoder"]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,6 +125,12 @@ class DistillationLoss(nn.Module):
             )
         self.kind, self.temperature, self.warm_up = kind, temperature, warm_up
         self.log_sigma = nn.Parameter(torch.tensor(sigma, dtype=torch.float32).log(), requires_grad=learn_sigma)
+
+    def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, *rest: Any) -> None:
+        """Take learned weights from a checkpoint; those of the YAML file may have been changed since."""
+        if not self.log_sigma.requires_grad and f"{prefix}log_sigma" in state:
+            state[f"{prefix}log_sigma"] = self.log_sigma.detach().clone()
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def divergence(self, teacher: TeacherDistribution, logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Return the mean divergence of the student's logits [batch, tokens, vocabulary] over real tokens [batch, tokens]."""

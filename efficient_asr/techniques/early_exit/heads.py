@@ -138,6 +138,21 @@ class ExitHeads(Part):
             raise UserError(f"exit_patience: expected an integer >= 1, got {patience!r}")
         self.rule, self.threshold, self.patience = rule, float(threshold), patience
 
+    def check_patience(self) -> None:
+        """Check that an utterance can exit early at all.
+
+        Raises
+        ------
+        UserError
+            If there are fewer scores before the last head than `patience`.
+        """
+        scores = len(self.layers) - 1 - (self.rule == "agreement")  # which needs two heads for its first one
+        if self.rule != "none" and self.patience > max(1, scores):
+            raise UserError(
+                f"exit_patience: {self.patience} heads in a row are needed, but {self.rule} can score only {scores} before the "
+                "last layer; lower it, or train more heads"
+            )
+
     @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments shared by all heads."""

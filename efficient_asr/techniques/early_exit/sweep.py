@@ -114,6 +114,10 @@ class Sweep:
             raise UserError("exit_rule: 'none' has no threshold to calibrate; choose another rule")
         values = np.unique(self.scores[rule][:, :-1])
         values = values[np.isfinite(values)]
+        if not len(values):
+            raise UserError(
+                f"exit_layers: {len(self.layers)} heads give {rule} no score before the last layer; there is nothing to calibrate"
+            )
         candidates = np.concatenate([values[:1] - 1e-6, (values[1:] + values[:-1]) / 2, values[-1:] + 1e-6])
         if len(candidates) > MOST_CANDIDATES:
             candidates = np.quantile(candidates, np.linspace(0, 1, MOST_CANDIDATES))

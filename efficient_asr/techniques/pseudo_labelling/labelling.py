@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.data import ORIGIN, BatchOrder, Rows, audio_digest, check_columns
+from efficient_asr.data import ORIGIN, BatchOrder, Rows, audio_digest, check_columns, inspect_audio
 from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
@@ -90,7 +90,8 @@ def write_labels(
     }  # fmt: skip
     out = folder / "labels.jsonl"
     with FolderLock(folder):
-        complete = _is_complete(out, json.loads(json.dumps(key)), len(rows))
+        bad = _still_unreadable(out.with_name(UNREADABLE), rows)
+        complete = _is_complete(out, json.loads(json.dumps(key)), len(rows) - len(bad))
         if on_start is not None:
             on_start()
         # what an interrupted run depends on too
@@ -104,7 +105,7 @@ def write_labels(
             rows.durations, "descending", hparams["batch_size"], hparams["max_batch_length_s"], repeat=False
         )
         with parts.open() as file:
-            done = {*parts.places} | _adopt(out, rows, parts.places, file.append)
+            done = {*parts.places} | _adopt(out, rows, bad, parts.places, file.append)
         todo = unfinished(rows, order, done)
         if done:
             print(f"{len(done)} of {len(rows)} utterances are labelled already")
@@ -123,8 +124,26 @@ def write_labels(
     return out
 
 
-def _adopt(out: Path, rows: Rows, done: Container[str], append: Callable[[dict[str, Any]], None]) -> set[str]:
-    """Keep the labels of an output from which lines were deleted; return the ids of those that were not in `done`."""
+def _still_unreadable(path: Path, rows: Rows) -> set[str]:
+    """Return the ids of utterances that could not be read and cannot be read now either."""
+    if not path.is_file():
+        return set()
+    listed = {json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()}
+    found = [row for row in rows if row["id"] in listed]
+    return {
+        row["id"]
+        for row in found
+        if inspect_audio(row["audio"], True, row.get("offset"), row["duration"]).problem is not None
+    }
+
+
+def _adopt(
+    out: Path, rows: Rows, bad: set[str], done: Container[str], append: Callable[[dict[str, Any]], None]
+) -> set[str]:
+    """Keep the labels of an output from which lines were deleted; return the ids of those that were not in `done`.
+
+    Of the utterances that could not be read, those that cannot be read now either (`bad`) are kept.
+    """
     kept: set[str] = set()
     if not out.is_file():
         return kept
@@ -132,7 +151,7 @@ def _adopt(out: Path, rows: Rows, done: Container[str], append: Callable[[dict[s
     for path in (out, out.with_name(UNREADABLE)):
         for line in open(path, encoding="utf-8") if path.is_file() else ():
             record = json.loads(line)
-            if record["id"] in wanted - kept:
+            if record["id"] in wanted - kept and ("text" in record or record["id"] in bad):
                 kept.add(record["id"])
                 append(record)
     return kept
@@ -206,12 +225,8 @@ def _is_complete(out: Path, key: dict[str, Any], count: int) -> bool:
     atomic_write_text(about, json.dumps(key, indent=1) + "\n")
     if not out.is_file():
         return False
-    written = 0
-    for path in (out, out.with_name(UNREADABLE)):
-        if path.is_file():
-            with open(path, "rb") as file:
-                written += sum(1 for _ in file)
-    return written == count
+    with open(out, "rb") as file:
+        return sum(1 for _ in file) == count
 
 
 def _label_with_ray(
