@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from speechbrain.processing.signal_processing import reverberate
 from tqdm import tqdm
 
 import efficient_asr  # noqa: F401
-from efficient_asr.data import SAMPLE_RATE, Row, load_row, read_manifest
+from efficient_asr.data import SAMPLE_RATE, Row, load_row, read_manifest, write_manifest
 from efficient_asr.data.augmentation import add_noise
 from efficient_asr.settings.options import at_least
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
@@ -100,8 +99,8 @@ def main() -> None:
         soundfile.write(args.out / "audio" / name, wav.numpy(), SAMPLE_RATE)
         whole = {key: value for key, value in row.items() if key != "offset"}  # segments are now files of their own
         line = {**whole, "id": f"{row['id']}-noisy", "audio": f"audio/{name}", **about}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    (args.out / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines.append(line)
+    write_manifest(args.out / "manifest.jsonl", lines)
     print(f"{len(rows)} noisy utterances: {args.out / 'manifest.jsonl'}")
 
 

@@ -81,12 +81,13 @@ label_all() {
 
 # compare <small> <large>: label, train deciders of each kind with three seeds, and make the table and the plot.
 compare() {
-    local small=$1 large=$2 deciders=()
+    local small=$1 large=$2 deciders=() part
+    part=$([ "$TRAIN" = train ] || echo "_$TRAIN") # deciders of less data have folders of their own
     label_all "$small" unpadded
     label_all "$large" "$FRAMES"
     for router_input in "${INPUTS[@]}"; do
         for seed in ${SEEDS:-1986 1987 1988}; do
-            local output=output/decider_$TABLE${small}_${large}_$router_input/$seed
+            local output=output/decider_$TABLE${small}_${large}_$router_input$part/$seed
             deciders+=("$output/model")
             [ -f "$output/model/config.json" ] || "$PYTHON" recipes/decider/train.py hparams/real/decider.yaml --seed "$seed" \
                 --router_input "$router_input" --small_name "$small" --large_name "$large" --train_split "$TRAIN" --train_only True \

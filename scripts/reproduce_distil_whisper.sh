@@ -18,9 +18,12 @@ done
 distil() {
     local name=$1
     shift
-    [ -f "$OUT/$name/model/config.json" ] ||
-        "$PYTHON" recipes/distil_whisper/train.py hparams/real/distil_whisper.yaml --device cpu --train_only True \
-            --number_of_epochs "${EPOCHS:-4}" --output_folder "$OUT/$name" "$@"
+    if [ -f "$OUT/$name/model/config.json" ]; then
+        echo "== $name is already trained: delete $OUT/$name to train it again (EPOCHS has no effect)"
+        return
+    fi
+    "$PYTHON" recipes/distil_whisper/train.py hparams/real/distil_whisper.yaml --device cpu --train_only True \
+        --number_of_epochs "${EPOCHS:-4}" --output_folder "$OUT/$name" "$@"
 }
 distil student
 "$PYTHON" recipes/distil_whisper/make_student.py hparams/real/distil_whisper.yaml --output_folder "$OUT/before"

@@ -18,19 +18,19 @@ find_python() {
 }
 
 install_all() {
-    local python=$1 pip="$VENV/bin/python -m pip --disable-pip-version-check"
+    local python=$1 pip=("$VENV/bin/python" -m pip --disable-pip-version-check)
     echo "setting up $VENV (about 1.5 GB; takes some minutes the first time)"
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
     # Without a GPU, install the CPU build if PyTorch's index can be reached; otherwise install the default build.
     local torch
     torch=$(grep '^torch==' "$ROOT/requirements.txt")
     if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 &&
-        $pip install -q --retries 0 --timeout 8 --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null; then
+        "${pip[@]}" install -q --retries 0 --timeout 8 --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null; then
         :
     else
-        $pip install -q "$torch"
+        "${pip[@]}" install -q "$torch"
     fi
-    $pip install -q --no-deps "$(grep '^torchaudio==' "$ROOT/requirements.txt")"
+    "${pip[@]}" install -q --no-deps "$(grep '^torchaudio==' "$ROOT/requirements.txt")"
     # torchaudio is only published as a CUDA build. With a CPU build of torch, its compiled libraries cannot be loaded; they are not
     # used here, so remove them.
     if ! "$VENV/bin/python" -c 'import torchaudio' 2>/dev/null; then
@@ -42,11 +42,11 @@ for library in folder.glob("*.so"):
 PY
         "$VENV/bin/python" -c 'import torchaudio'
     fi
-    $pip install -q -r "$ROOT/requirements.txt"
-    $pip install -q -e "$ROOT[dev]"
-    $pip install -q -e "$ROOT[fast]" ||
+    "${pip[@]}" install -q -r "$ROOT/requirements.txt"
+    "${pip[@]}" install -q -e "$ROOT[dev]"
+    "${pip[@]}" install -q -e "$ROOT[fast]" ||
         echo "ONNX Runtime and CTranslate2 could not be installed: the backends onnx and ctranslate2, and their tests, are skipped"
-    $pip install -q -e "$ROOT[lm]" ||
+    "${pip[@]}" install -q -e "$ROOT[lm]" ||
         echo "kenlm could not be installed (it may need a C++ compiler): decoding with language models is skipped, and its columns stay empty"
 }
 

@@ -8,6 +8,7 @@ timestamps and without fallback. Missing packages raise ImportError.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from efficient_asr.data import SAMPLE_RATE, pad_wavs
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.models.backends import convert
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.models.whisper.model import Whisper
 
@@ -98,7 +100,8 @@ def openai_whisper(source: str, language: str, batch_size: int, work: Path) -> R
 
 def _converted(source: str, work: Path, precision: str) -> str:
     """Return a CTranslate2 folder of a model, converted once."""
-    folder = work / f"{Path(source).name}-ctranslate2-{precision}"
+    digest = hashlib.sha256(fingerprint(source).encode()).hexdigest()[:12]  # folders of recipes have the same name
+    folder = work / f"{Path(source).name}-{digest}-ctranslate2-{precision}"
     if not folder.exists():
         convert(Whisper.from_source(source), folder, "ctranslate2", "int8" if precision == "int8" else None)
     return str(folder)

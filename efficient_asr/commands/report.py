@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
                 raise UserError(f"{path} is out of date; run python scripts/report.py")
             if not args.check:
-                path.write_text(text, encoding="utf-8")
+                atomic_write_text(path, text)
     if args.check:
         return
     plots = ROOT / "results" / "plots" if own else args.runs.parent / "plots"

@@ -132,6 +132,10 @@ def prepare(
     if not data_folder or not Path(data_folder).is_dir():
         raise UserError(f"data_folder: '{data_folder}' is not a folder; give the one that contains your .jsonl files")
     folder, mapping = Path(data_folder), check_columns(columns)
+    if Path(out_folder).resolve() == folder.resolve():
+        raise UserError(
+            f"prepared_folder: {out_folder} is the data_folder, whose files would be overwritten; choose another one"
+        )
     if manifests is not None and not isinstance(manifests, dict):
         raise UserError(f"corpus_options: manifests must map splits to files, not {manifests!r}")
     with ExitStack() as stack:

@@ -9,6 +9,7 @@ libsndfile reads the formats it handles exactly (WAV, FLAC, Ogg, AIFF). FFmpeg's
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -26,6 +27,7 @@ import torchaudio.functional
 from efficient_asr.data.ffmpeg import LONGEST_S, bad_rate, check_chunks, ffmpeg_blocks, packet_duration, reason_of
 from efficient_asr.data.padding import check_wavs
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import file_state
 
 SAMPLE_RATE = 16000
 SILENT_PEAK = 1e-4  # -80 dBFS
@@ -321,8 +323,12 @@ def _skip(file: soundfile.SoundFile, samples: int) -> None:
 
 def _begins_again(path: str, kind: str) -> bool:
     """Return whether the file contains a second recording."""
-    if kind not in _BEGINNINGS:
-        return False
+    return kind in _BEGINNINGS and _finds_second(path, kind, file_state(path))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _finds_second(path: str, kind: str, state: str) -> bool:
+    """Search a file in this `state` for a second recording; once, not for each of its segments."""
     with open(path, "rb") as file:
         content = file.read()
     places = [match.start() for match in _BEGINNINGS[kind].finditer(content)]

@@ -72,7 +72,7 @@ def time_once(transcriber: Transcriber, rows: list[Row], batch_size: int) -> dic
     total = decoding = tokens = 0.0
     for chunk, wavs, wav_lens in iterate_batches(Rows.of(rows), batch_size):
         start = time.perf_counter()
-        short = max(row["duration"] for row in chunk) < 29.5
+        short = max(row["duration"] for row in chunk) < (transcriber.window_s or 30.0) - 0.5
         if short and transcriber.shows_encoder and transcriber.model.backend == "torch":
             languages = [row.get("language") for row in chunk] if transcriber.takes_languages else None
             encoded = transcriber.encode(wavs, wav_lens, languages=languages)
@@ -175,6 +175,7 @@ def compare(
     if rows:
         times = {"threads": torch.get_num_threads(), "cpu": device_name("cpu")}
         result["timing"] = measure_times(transcribers, rows, rounds) | times
+    result |= {"language": language, "benchmarks": {n: b.hash for n, b in zip(names, benchmarks, strict=True)}}
     synthetic = all(row.get("synthetic", False) for benchmark in benchmarks for row in benchmark.rows)
     result["synthetic"] = synthetic
     return result | {"normalisers": sorted({each.normaliser for each in benchmarks}), "provenance": provenance(None)}

@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,9 +167,9 @@ class LanguageModel:
     def _spelling(labels: list[str], case: str) -> list[str]:
         """Return the labels in the language model's case; keep labels that would collide with others or grow longer."""
         changed = [label.upper() if case == "upper" else label.lower() for label in labels]
-        taken = {label for label in labels if label}
+        taken, counts = {label for label in labels if label}, Counter(changed)
         return [
-            new if len(new) == len(old) and (new == old or new not in taken) else old
+            new if len(new) == len(old) and (new == old or (new not in taken and counts[new] == 1)) else old
             for new, old in zip(changed, labels, strict=True)
         ]
 

@@ -87,7 +87,9 @@ def transcribe_timed(transcriber: Transcriber, wav: torch.Tensor, batch_size: in
     """
     timed = transcriber.with_times()
     if timed is not None:
-        return timed.transcribe(wav)[0]
+        found = timed.transcribe(wav)[0]  # a Whisper may predict times behind the end of short audio
+        segments = in_order(found.details["segments"], len(wav) / SAMPLE_RATE)
+        return Transcript(found.text, found.details | {"segments": segments})
     segments = transcribe_turns(transcriber, wav, batch_size)
     return Transcript(text_of(segments), {"segments": segments})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +19,11 @@ from efficient_asr.models.sources import resolve_source
 from efficient_asr.text.normalise import get_normaliser
 from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError, check_writable, listing
+from efficient_asr.utils.files import atomic_write_text
 from efficient_asr.utils.locks import FolderLock
 
 Anything = TypeVar("Anything")
+SOURCE_NOTE = "prepared_from.json"  # in a folder of manifests: the data that they were made of
 
 
 def main_first(work: Callable[[], Anything]) -> Anything:
@@ -33,6 +36,27 @@ def main_first(work: Callable[[], Anything]) -> Anything:
     return value
 
 
+def _folder_for(prepared_folder: Path, hparams: dict[str, Any], data_folder: str | None) -> Path:
+    """Return the folder for the manifests: `prepared_folder`, or one beside it if that holds manifests of other data.
+
+    A run reads its manifests until it ends. Another one with the same YAML file and other data must not replace them.
+    """
+    if data_folder is None:
+        return prepared_folder
+    source = {
+        "corpus": hparams["corpus"],
+        "data_folder": os.path.abspath(data_folder),
+        "options": hparams["corpus_options"] or {},
+    }
+    text, note = json.dumps(source, sort_keys=True, default=str), prepared_folder / SOURCE_NOTE
+    if note.is_file() and note.read_text(encoding="utf-8") != text:
+        other = prepared_folder.with_name(f"{prepared_folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+        print(f"prepared_folder: {prepared_folder} holds manifests of other data; those of this run are in {other}")
+        return other
+    atomic_write_text(note, text)
+    return prepared_folder
+
+
 def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
     """Prepare the corpus on the main process, under a lock; return the manifest path of each split."""
     data_folder = resolve_source(hparams["data_folder"]) if hparams["data_folder"] else None
@@ -40,7 +64,8 @@ def prepare_splits(hparams: dict[str, Any]) -> dict[str, Path]:
     if distributed.if_main_process():
         check_writable(prepared_folder, "prepared_folder")
         with FolderLock(prepared_folder, wait=True):
-            splits = prepare_corpus(hparams["corpus"], data_folder, prepared_folder, hparams["corpus_options"] or {})
+            folder = _folder_for(prepared_folder, hparams, data_folder)
+            splits = prepare_corpus(hparams["corpus"], data_folder, folder, hparams["corpus_options"] or {})
     splits = distributed.ddp_broadcast(splits)
     for key in ("train_split", "valid_split", "test_splits"):
         for name in [hparams[key]] if isinstance(hparams[key], str) else hparams[key] or []:

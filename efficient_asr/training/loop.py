@@ -88,6 +88,8 @@ class Loop(sb.Brain):
         if newest is not None:
             self.checkpointer.recover(newest)
             print(f"resuming from {newest.path}: {self.position.epoch} epochs and {self.step} batches are done")
+        else:
+            self.logs.cut_to({})  # of a run that was killed before its first checkpoint
         for name, scheduler in self.schedulers.items():
             if hasattr(scheduler, "start"):  # its learning rates depend on the total number of steps
                 scheduler.start(self.optimizers_dict[name], self.position.total_steps)
@@ -169,11 +171,15 @@ class Loop(sb.Brain):
         if self.spoiled:
             self.zero_grad(set_to_none=True)
         else:
+            scale = self.scaler.get_scale()
             self.optimizers_step()
-            self.steps_taken += 1
-            for name, optimizer in self.optimizers_dict.items():
-                if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate at every step
-                    self.schedulers[name].on_batch_end(optimizer)
+            if (
+                self.scaler.get_scale() >= scale
+            ):  # with fp16, a step whose gradients overflow is skipped, and the scale reduced
+                self.steps_taken += 1
+                for name, optimizer in self.optimizers_dict.items():
+                    if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate at every step
+                        self.schedulers[name].on_batch_end(optimizer)
         self.spoiled, self.group_ids = False, []
 
     def freeze_optimizers(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:

@@ -430,6 +430,8 @@ def _train_and_save(
                 f"number_of_epochs: it is {hparams['number_of_epochs']}, but {done} are done in {newest.path}; choose another "
                 "--output_folder"
             )
+    if newest is None and _is_finished(this):
+        return
     _write_settings(this)
     brain = make_brain(brain_class, hparams, this.run_opts, model, checkpointer)
     orders = _batch_orders(hparams, rows)
@@ -440,6 +442,29 @@ def _train_and_save(
         brain_class.calibrate(model, hparams, rows["valid_split"])
         brain_class.save(model, hparams, output_folder / "model", _about(model, hparams, brain_class))
     distributed.ddp_barrier()
+
+
+def _is_finished(this: Run) -> bool:
+    """Return whether a training has ended and its checkpoints were removed, so that only the measuring is left.
+
+    Raises
+    ------
+    UserError
+        If its settings have been changed since.
+    """
+    model, settings = this.output_folder / "model", this.output_folder / SETTINGS_FILE
+    if this.hparams["keep_checkpoints"] or not ((model / "config.json").is_file() and settings.is_file()):
+        return False
+    before = training_settings(settings, Overrides(), None)
+    now = training_settings(this.path, this.overrides, this.run_opts)
+    changed = sorted(key for key in now if before.get(key) != now[key])
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: changed since the training in {this.output_folder}, whose checkpoints were removed "
+            "(keep_checkpoints: False); choose another --output_folder, or delete this one to train again"
+        )
+    print(f"the training is finished, and its checkpoints were removed: {model}")
+    return True
 
 
 def _rows_and_model(

@@ -197,6 +197,12 @@ def digest_of_audio(rows: Rows, most: int = 100) -> str:
     return digest.hexdigest()[:16]
 
 
+def digest_of_segments(rows: Rows) -> str:
+    """Return a checksum of the ids of all utterances and of the parts of their audio files."""
+    parts = "\n".join(f"{row['id']}\0{row.get('offset', 0)}\0{row['duration']}" for row in rows)
+    return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
 def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) -> FeatureStore:
     """Open the store of encoder states, check that it fits on the disk, and print its size."""
     if not transcriber.shows_encoder:
@@ -207,6 +213,7 @@ def states_store(args: Any, transcriber: Transcriber, rows: Rows, model: str) ->
     changes = {name: getattr(args, name) for name in CHANGES_STATES}
     changes["quantise"] = None if args.quantise == "decoder-int8" else args.quantise
     about = {"states": states, "dim": dim, "model": model, "frames": args.frames, "audio": digest_of_audio(rows)}
+    about["segments"] = digest_of_segments(rows)
     about |= {name: value for name, value in changes.items() if value is not None}
     store = open_states(args.states, about)
     long = [row["id"] for row in rows if row["duration"] * 50 > window + 1]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from efficient_asr.data import load_row, read_manifest
+from efficient_asr.data import Row, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.log_mel import encoder_frames
@@ -43,6 +43,15 @@ def places_of(samples: int, own: int, window: int) -> dict[str, range]:
     return found
 
 
+def short_rows(args: argparse.Namespace) -> list[Row]:
+    """Return the first utterances of each manifest that leave room for silence in the window."""
+    rows = [row for path in args.manifest for row in list(read_manifest(path))[: args.utterances]]
+    rows = [row for row in rows if row["duration"] < 25]
+    if not rows:
+        raise UserError("--manifest: no utterance of less than 25 s")
+    return rows
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
@@ -56,9 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
-    rows = [
-        row for path in args.manifest for row in list(read_manifest(path))[: args.utterances] if row["duration"] < 25
-    ]
+    rows = short_rows(args)
     transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
     whisper = transcriber.model
     window, sums, kl, same, tokens = whisper.network.config.max_source_positions, {}, 0.0, 0, 0

@@ -143,6 +143,13 @@ def test_librispeech_that_was_unpacked_further_is_read_again(tmp_path: Path) -> 
         assert len(read_manifest(librispeech.prepare(str(root), tmp_path / "out")["dev-clean"])) == unpacked
 
 
+def test_jsonl_does_not_overwrite_its_own_files(corpus: Path) -> None:
+    before = (corpus / "train.jsonl").read_bytes()
+    with pytest.raises(UserError, match="is the data_folder, whose files would be overwritten"):
+        prepare_corpus("jsonl", str(corpus), corpus.parent / "." / corpus.name, {})
+    assert (corpus / "train.jsonl").read_bytes() == before
+
+
 def test_jsonl_survives_foreign_bytes_and_columns(corpus: Path, tmp_path: Path) -> None:
     own = {"audio": "u0.wav", "text": "one", "broken": False, "origin": "youtube"}
     (corpus / "odd.jsonl").write_bytes(json.dumps(own).encode() + b'\n{"audio": "u1.wav", "text": "caf\xe9"}\n')

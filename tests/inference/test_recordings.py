@@ -17,6 +17,7 @@ from efficient_asr.inference.ctc import CTCTranscriber
 from efficient_asr.inference.formats import format_record, format_records, rounded
 from efficient_asr.inference.load import load_transcriber
 from efficient_asr.inference.recordings import find_audio, transcribe_parties, transcribe_timed
+from efficient_asr.inference.transcript import Transcript
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.utils.errors import UserError
 
@@ -96,6 +97,12 @@ def test_a_whisper_predicts_its_times(tiny_whispers: dict[str, str]) -> None:
     transcriber = load_transcriber(tiny_whispers["large"], language="en")
     assert transcriber.with_times() is None or "segments" in transcribe_timed(transcriber, make_wavs()[0]).details
     assert transcribe_timed(transcriber, make_wavs()[0]).details["segments"] is not None
+    if (timed := transcriber.with_times()) is not None:  # times that were predicted behind the end
+        late = {"segments": [{"start_s": 0.1, "end_s": 9.0, "text": "a"}, {"start_s": 9.0, "end_s": 9.5, "text": "b"}]}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(timed), "transcribe", lambda self, wav: [Transcript("a b", late)])
+            found = transcribe_timed(transcriber, torch.zeros(16000)).details["segments"]
+        assert [(each["start_s"], each["end_s"]) for each in found] == [(0.1, 1.0), (1.0, 1.0)]
 
 
 def test_the_parties_of_a_call_are_named_and_in_order(transcriber: CTCTranscriber) -> None:

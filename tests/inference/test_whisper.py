@@ -121,6 +121,19 @@ def test_fallback_raises_the_temperature_only_where_a_text_fails(whisper: Whispe
         assert torch.equal(before, torch.random.get_rng_state())  # training would otherwise not be repeatable
 
 
+def test_sampling_from_the_start_repeats_and_does_not_depend_on_the_batch(
+    whisper: Whisper, wavs: list[torch.Tensor]
+) -> None:
+    padded = torch.nn.utils.rnn.pad_sequence(list(wavs), batch_first=True)
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    options = DecodingOptions(temperatures=(0.8,), max_new_tokens=8)
+    with torch.no_grad():
+        together = decode(whisper, whisper.encode(padded, lengths), ["en"] * len(wavs), options)
+        for i, wav in enumerate(wavs):
+            (alone,) = decode(whisper, whisper.encode(wav[None], lengths[i : i + 1]), ["en"], options)
+            assert alone.tokens == together[i].tokens and alone.temperature == 0.8
+
+
 def test_silence_gives_an_empty_text(whisper: Whisper, wavs: list[torch.Tensor]) -> None:
     encoded = whisper.encode(wavs[0][None], torch.tensor([len(wavs[0])]))
     with torch.no_grad():

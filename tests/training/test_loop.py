@@ -196,6 +196,24 @@ def test_a_signal_after_the_last_step_is_not_forgotten(tiny_yaml: Path, capsys: 
     assert run(CTCBrain, arguments) == 0
 
 
+def test_a_step_that_the_gradient_scaler_skips_is_no_step(tiny_yaml: Path) -> None:
+    """With fp16, gradients that overflow are no fault: the scaler skips the step and reduces its scale."""
+    taken: list[int] = []
+
+    class Scaled(brain_with({"u2"}, "gradient")):
+        def on_fit_start(self) -> None:
+            super().on_fit_start()
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+
+        def on_stage_end(self, stage: Any, stage_loss: float, epoch: int | None = None) -> None:
+            if stage == sb.Stage.TRAIN:
+                taken.append(self.steps_taken)
+            super().on_stage_end(stage, stage_loss, epoch)
+
+    assert run(Scaled, [str(tiny_yaml), *QUICK, "--number_of_epochs", "1", "--train_only", "True"]) == 0
+    assert taken == [3]
+
+
 def test_a_limit_of_steps_ends_the_training_for_good(tiny_yaml: Path, tmp_path: Path) -> None:
     arguments = [
         str(tiny_yaml),
@@ -257,5 +275,12 @@ def test_the_end_says_what_is_kept_and_only_what_was_measured(
     said = capsys.readouterr().out
     assert "--keep_checkpoints False removes them" in said and (tmp_path / "output" / "save").is_dir()
     assert " - " not in said and "with LM" not in said and "GMACs" not in said and "CPU" not in said
-    assert run(CTCBrain, [*arguments, "--keep_checkpoints", "False"]) == 0
+    arguments += ["--keep_checkpoints", "False"]
+    assert run(CTCBrain, arguments) == 0
     assert "checkpoints removed" in capsys.readouterr().out and not (tmp_path / "output" / "save").exists()
+    log = (tmp_path / "output" / "train_log.txt").read_bytes()
+    assert run(CTCBrain, arguments) == 0  # as any rerun: nothing is trained again
+    assert "its checkpoints were removed" in capsys.readouterr().out
+    assert (tmp_path / "output" / "train_log.txt").read_bytes() == log and not (tmp_path / "output" / "save").is_dir()
+    assert run(CTCBrain, [*arguments, "--lr_head", "0.5"]) == 2
+    assert "lr_head: changed since the training" in capsys.readouterr().err

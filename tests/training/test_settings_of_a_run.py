@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_corpus
 from safetensors.torch import load_file
 
 from efficient_asr.models.ctc import CTCModel
@@ -142,6 +142,23 @@ def test_defaults_that_were_hidden_are_keys(tiny_yaml: Path) -> None:
         "length_jitter", "overlap_s", "long_audio_batch", "max_new_tokens", "suppress", "logprob_threshold",
         "compression_ratio_threshold", "channels", "transcript_width", "train_layerdrop",
     }  # fmt: skip
+
+
+def test_another_data_folder_does_not_replace_prepared_manifests(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A run reads its manifests until it ends."""
+    make_corpus(tmp_path / "other")
+    options = [*FAST, "--train_only", "True", "--number_of_epochs", "1"]
+    assert run(CTCBrain, [str(tiny_yaml), *options]) == 0
+    before = (tmp_path / "prepared" / "train.jsonl").read_text()
+    more = ["--data_folder", str(tmp_path / "other"), "--output_folder", str(tmp_path / "b")]
+    for _ in range(2):
+        assert run(CTCBrain, [str(tiny_yaml), *options, *more]) == 0
+        assert "prepared holds manifests of other data" in capsys.readouterr().out
+    assert (tmp_path / "prepared" / "train.jsonl").read_text() == before
+    (folder,) = tmp_path.glob("prepared-*")
+    assert str(tmp_path / "other") in (folder / "train.jsonl").read_text()
 
 
 def test_what_a_run_keeps_is_what_it_was_trained_with(

@@ -165,7 +165,12 @@ class OnnxCTC(nn.Module):
                 own = self.log_mel(own, torch.tensor([own.shape[1]]))
             elif self.normalise:
                 own = _normalised(own)
-            found.append(torch.from_numpy(self.session.run(None, {"features": own.numpy()})[0][0]))
+            try:
+                found.append(torch.from_numpy(self.session.run(None, {"features": own.numpy()})[0][0]))
+            except Exception as error:  # see above; a Whisper encoder has positions for its window only
+                raise UserError(
+                    f"ONNX Runtime cannot transcribe {length / SAMPLE_RATE:.1f} s of audio: {str(error).splitlines()[0]}"
+                ) from None
         lengths = torch.tensor([len(each) for each in found])
         return CTCOutput(nn.utils.rnn.pad_sequence(found, batch_first=True), lengths)
 

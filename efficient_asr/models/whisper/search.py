@@ -56,14 +56,14 @@ def decode(model: Whisper, encoded: Encoded, languages: list[str | None], option
             languages = [a or b for a, b in zip(languages, model.detect_languages(logits), strict=True)]
         if options.no_speech_threshold is not None:
             silence = logits.softmax(dim=1)[:, labels.no_speech].tolist()
-    out = search(model, encoded, languages, options, options.schedule[0])
+    out = _first_try(model, encoded, languages, options)
     again: dict[int, Encoded] = {}  # whole windows, by row
     first_s: dict[int, float] = {}  # what was encoded before
     for i in range(len(out)):
         shortened = encoded.own is not None and int(encoded.own[i]) < model.network.config.max_source_positions
         if shortened and encoded.whole is not None and _needs_whole(out[i], options):
             again[i], first_s[i] = encoded.whole(i), out[i].encoder_s
-            out[i] = search(model, again[i], languages[i : i + 1], options, options.schedule[0])[0]
+            out[i] = _first_try(model, again[i], languages[i : i + 1], options)[0]
     for i, (hypothesis, probability) in enumerate(zip(out, silence, strict=True)):
         unsure = hypothesis.avg_logprob < options.logprob_threshold
         silent = probability is not None and probability > options.no_speech_threshold and unsure
@@ -88,17 +88,34 @@ def _needs_whole(hypothesis: Hypothesis, options: DecodingOptions) -> bool:
 def _fall_back(
     model: Whisper, hypothesis: Hypothesis, encoded: Encoded, row: int, language: str | None, options: DecodingOptions
 ) -> Hypothesis:
-    """Try higher temperatures while a hypothesis fails, alone and with a fixed seed, so that the batch does not matter."""
+    """Try higher temperatures while a hypothesis fails."""
     for temperature in options.schedule[1:]:
         repetitive = compression_ratio(hypothesis.text) > options.compression_ratio_threshold
         if not (repetitive or hypothesis.looped) and hypothesis.avg_logprob >= options.logprob_threshold:
             break
-        rows = torch.tensor([row], device=encoded.states.device)
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(round(1000 * temperature))
-            (hypothesis,) = search(model, encoded.select(rows), [language], options, temperature)
+        hypothesis = _sample(model, encoded, row, language, options, temperature)
     return hypothesis
+
+
+def _first_try(
+    model: Whisper, encoded: Encoded, languages: list[str | None], options: DecodingOptions
+) -> list[Hypothesis]:
+    """Search at the first temperature."""
+    temperature = options.schedule[0]
+    if not temperature:
+        return search(model, encoded, languages, options, temperature)
+    return [_sample(model, encoded, row, language, options, temperature) for row, language in enumerate(languages)]
+
+
+def _sample(
+    model: Whisper, encoded: Encoded, row: int, language: str | None, options: DecodingOptions, temperature: float
+) -> Hypothesis:
+    """Search for one row at a temperature above 0, alone and with a fixed seed, so that the batch does not matter."""
+    rows = torch.tensor([row], device=encoded.states.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(round(1000 * temperature))
+        return search(model, encoded.select(rows), [language], options, temperature)[0]
 
 
 def search(

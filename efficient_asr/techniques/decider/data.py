@@ -18,7 +18,7 @@ from efficient_asr.data import SAMPLE_RATE, FeatureStore, Row, Rows, load_row
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.inference.load import load_transcriber
-from efficient_asr.inference.transcriber import Transcriber
+from efficient_asr.inference.transcriber import MANIFEST, Transcriber
 from efficient_asr.inference.whisper import WhisperTranscriber
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.loading import load_config
@@ -90,6 +90,8 @@ def check_settings(hparams: dict[str, Any]) -> None:
     easy_to_hard_ratio(hparams, hparams["train_split"])
     if hparams["target"] not in TARGETS:
         raise UserError(f"target: '{hparams['target']}' is not {' or '.join(TARGETS)}")
+    if hparams["language"] == MANIFEST:
+        raise UserError("language: 'manifest' is not supported by cascades; use one language, or null to detect it")
     for side in ("small", "large"):
         source = model_source(hparams[side])
         model = fingerprint(source) if os.path.isdir(source) else None  # a hub id may have been labelled from a folder
@@ -266,7 +268,7 @@ def open_states(folder: Path, meta: dict[str, Any] | None = None) -> FeatureStor
         If there is no store, or it belongs to another model.
     """
     try:
-        return FeatureStore(folder, meta, "encoder states", added=("audio",))
+        return FeatureStore(folder, meta, "encoder states", added=("audio", "segments"))
     except UserError as error:
         hint = "" if meta is not None else f"; run recipes/decider/label.py with --states {folder} to write them"
         raise UserError(f"{error}{hint}") from None

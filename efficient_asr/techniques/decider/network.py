@@ -66,6 +66,7 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Normalise [batch, channels, frames]; `mask` [batch, 1, frames] is True for unpadded frames."""
+        x = x.to(self.running_mean.dtype)  # under autocast, convolutions return half precision
         mean, variance, count = self.running_mean, self.running_var, int(mask.sum())
         if self.training and count > 1:
             mean = (x * mask).sum(dim=(0, 2)) / count

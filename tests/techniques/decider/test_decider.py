@@ -87,6 +87,14 @@ def test_own_frames_do_not_see_the_padding(seconds: float) -> None:
     torch.testing.assert_close(both[:1], alone)
 
 
+def test_half_precision_trains() -> None:
+    decider, hidden = Decider(3, 8, [16], [2]).train(), states_of(2, 100, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decider(RouterInput(torch.zeros(2, 0), torch.tensor([32000, 16000]), hidden))
+    found.float().sum().backward()
+    assert found.isfinite().all() and all(p.grad is not None for p in decider.parameters() if p.requires_grad)
+
+
 def test_the_window_is_seen_whole() -> None:
     decider, hidden = Decider(2, 4, [8], [2], frames="padded").eval(), states_of(1, 40, 2, 4)
     whole = decider(RouterInput(torch.zeros(1, 0), torch.tensor([1600]), hidden))
