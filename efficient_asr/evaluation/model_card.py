@@ -60,7 +60,8 @@ def card_text(folder: Path, results: Sequence[Result]) -> str:
         tags=["automatic-speech-recognition", "efficient_asr", *_techniques(about)],
         base_model=_base(results) if is_whisper else None,  # the encoder of a CTC model may be any object of the YAML
         model_name=name,
-        eval_results=[entry for result in results for entry in _eval_results(result)] or None,
+        eval_results=[entry for result in results for entry in _eval_results(result, _variant_of(result, results))]
+        or None,
     )
     parts = ["---", data.to_yaml(), "---", CARD_MARK, "", f"# {name}", "", _description(config, about)]
     parts += ["", "## Results", "", _table(results)] if results else ["", "Nothing was measured."]
@@ -98,7 +99,12 @@ def _languages(result: Result) -> list[str]:
     return [language] if isinstance(language, str) and language not in ("manifest", "None") else []
 
 
-def _eval_results(result: Result) -> list[EvalResult]:
+def _variant_of(result: Result, results: Sequence[Result]) -> str:
+    """Return `, <variant>` if the results are of several forms of the model, such as int8 or other decoding options."""
+    return f", {result.variant}" if len({each.variant for each in results}) > 1 else ""
+
+
+def _eval_results(result: Result, variant: str) -> list[EvalResult]:
     """Return the entries of the `model-index`: WER and CER of a benchmark."""
     kind = "synthetic speech" if result.synthetic else "real speech"
     common = {
@@ -109,7 +115,7 @@ def _eval_results(result: Result) -> list[EvalResult]:
     return [
         EvalResult(
             metric_type=name,
-            metric_name=f"{name.upper()}, %, {result.normaliser}",
+            metric_name=f"{name.upper()}, %, {result.normaliser}{variant}",
             metric_value=round(value, 3),
             **common,
         )
@@ -142,7 +148,8 @@ def _table(results: Sequence[Result]) -> str:
             "–" if timed is None else f"{timed['rtfx']:.1f} ({timed['device_name']}, {timed['threads']} CPU threads)"
         )
         kind = "synthetic" if result.synthetic else "real"
-        lines.append(f"| {result.corpus}/{result.split} | {kind} | {result.utterances} | {wer} | {macs} | {speed} |")
+        benchmark = f"{result.corpus}/{result.split}{_variant_of(result, results)}"
+        lines.append(f"| {benchmark} | {kind} | {result.utterances} | {wer} | {macs} | {speed} |")
     found = results[0].provenance
     lines += [
         "",

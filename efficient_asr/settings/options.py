@@ -19,6 +19,10 @@ _WHISPER_OPTIONS = (
     "compression_ratio_threshold", "logprob_threshold", "suppress", "no_speech_threshold", "overlap_s", "long_audio_batch",
     "encoder_padding", "padding_s", "quantise", "backend", "retry_logprob", "assistant",
 )  # fmt: skip
+_DECODING = (
+    "task", "num_beams", "length_penalty", "max_new_tokens", "max_tokens_per_s", "timestamps", "temperatures", "suppress",
+    "no_speech_threshold",
+)  # fmt: skip
 
 
 def is_selection(mode: object) -> bool:
@@ -190,6 +194,11 @@ def add_whisper_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend", choices=BACKENDS, help="engine that runs a Whisper (default: that of a converted model, or torch)"
     )
+
+
+def decoding_changes(args: argparse.Namespace) -> list[str]:
+    """Return labels of the options that change what a Whisper writes, such as `num_beams 5`, for the names of variants."""
+    return [f"{name} {getattr(args, name)}" for name in _DECODING if getattr(args, name) is not None]
 
 
 def whisper_options(args: argparse.Namespace) -> dict[str, Any]:

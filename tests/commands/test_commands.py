@@ -17,6 +17,7 @@ from efficient_asr import commands, load_transcriber
 from efficient_asr.commands import evaluate, report, time, transcribe
 from efficient_asr.data import batches, inspect_audio, load_audio, load_channels
 from efficient_asr.evaluation import comparison, manifest_transcripts, runtime
+from efficient_asr.evaluation.model_card import card_text
 from efficient_asr.evaluation.result import Result
 from efficient_asr.inference import manifest_pass
 from efficient_asr.inference.ctc import CTCTranscriber
@@ -184,6 +185,20 @@ def place(tmp_path: Path) -> Path:
 def evaluate_into(out: Path, model: str, place: Path, *options: str) -> Result:
     evaluate.main([model, "--manifest", str(place / "test.jsonl"), "--out", str(out), "--device", "cpu", *options])
     return Result.load(out)
+
+
+def test_forms_of_a_model_are_told_apart(tiny_whispers: dict[str, str], place: Path, tmp_path: Path) -> None:
+    """By the variant, in tables and in model cards."""
+    options = ["--repeats", "0", "--no_macs", "--language", "en", "--max_new_tokens", "4"]
+    names = {"a": [], "b": ["--num_beams", "2"], "c": ["--quantise", "int8"]}
+    found = [
+        evaluate_into(tmp_path / f"{n}.json", tiny_whispers["small"], place, *options, *o) for n, o in names.items()
+    ]
+    assert found[1].variant == f"{found[0].variant[: -len(' + max_new_tokens 4')]} + num_beams 2 + max_new_tokens 4"
+    assert len({each.variant for each in found}) == 3
+    text = card_text(Path(tiny_whispers["small"]), found)
+    assert all(f"| test/test, {each.variant} |" in text or f", {each.variant} | real" in text for each in found)
+    assert f", {found[0].variant} |" not in card_text(Path(tiny_whispers["small"]), found[:1])
 
 
 def test_the_normaliser_fits_the_model_and_the_language(
