@@ -155,7 +155,9 @@ def label(threads: int) -> None:
 
 def main() -> None:
     """Run everything that is not done yet."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     os.chdir(ROOT)
     for folder in (LOGS, RUNS):
         folder.mkdir(parents=True, exist_ok=True)

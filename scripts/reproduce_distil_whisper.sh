@@ -66,4 +66,14 @@ prepare_corpus("jsonl", sys.argv[1], Path("data/long_english"), {"manifests": {"
     "$PYTHON" -m efficient_asr compare "whisper-base=$MODELS/whisper-base;$FAST" "divergence only=$OUT/divergence_only/model;$FAST" \
         --language en --timed 0 --out results/compared/distil_long.json --manifest data/long_english/long_english.jsonl
 fi
+# SMALL=1: students of Whisper small, for another two hours; the one that keeps half of the decoder needs few updates.
+if [ -n "${SMALL:-}" ]; then
+    distil small_12_2 --whisper small --ce_weight 0.0 --lr 0.0002
+    EPOCHS=2 distil small_12_6 --whisper small --ce_weight 0.0 --lr 0.0001 --decoder_layers 6
+    FAST="encoder_padding=silence_cache;quantise=decoder-int8;max_tokens_per_s=8"
+    "$PYTHON" -m efficient_asr compare --language en --timed 3 --out results/compared/distil_small.json \
+        "whisper-small=$MODELS/whisper-small;$FAST" "whisper-base=$MODELS/whisper-base;$FAST" \
+        "student 12-2=$OUT/small_12_2/model;$FAST" "student 12-6=$OUT/small_12_6/model;$FAST" \
+        --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl
+fi
 report

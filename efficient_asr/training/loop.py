@@ -173,9 +173,7 @@ class Loop(sb.Brain):
         else:
             scale = self.scaler.get_scale()
             self.optimizers_step()
-            if (
-                self.scaler.get_scale() >= scale
-            ):  # with fp16, a step whose gradients overflow is skipped, and the scale reduced
+            if self.scaler.get_scale() >= scale:  # fp16: a step whose gradients overflow is skipped and reduces it
                 self.steps_taken += 1
                 for name, optimizer in self.optimizers_dict.items():
                     if hasattr(self.schedulers[name], "on_batch_end"):  # changes the learning rate at every step
