@@ -102,9 +102,7 @@ class CTCHead(Part):
     def forward(self, states: torch.Tensor, frame_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [batch, frames * m, labels] and their lengths [batch] for states [batch, frames, dim]."""
         if isinstance(self.block, LSTM):
-            frames = states.shape[
-                1
-            ]  # SpeechBrain multiplies by them again, truncates, and returns those of the longest
+            frames = states.shape[1]  # SpeechBrain multiplies by it again, truncates, and returns the longest utterance
             relative = (frame_lengths.clamp(min=1) + 0.5) / frames
             states, _ = self.block(states, lengths=relative.clamp(max=1))
             states = nn.functional.pad(states, (0, 0, 0, frames - states.shape[1]))
