@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -186,7 +187,7 @@ def main() -> None:
     run("report", "scripts/report.py", ["--runs", str(RUNS)], cores)
     print((LOGS / "report.log").read_text(encoding="utf-8"))
     model, audio = OUT / "quick_baseline" / "model", "data/mini/audio/test-00000.flac"
-    say(f"done. Results: {RUNS}. To try a model: {sys.executable} scripts/transcribe.py {model} {audio}")
+    say(f"done. Results: {RUNS}. To try a model: {shlex.quote(sys.executable)} scripts/transcribe.py {model} {audio}")
 
 
 if __name__ == "__main__":
