@@ -16,9 +16,10 @@ trained() { # trained <experiment> <recipe> <yaml> [--key value ...]
     [ -f "output/$experiment/1986/model/config.json" ] ||
         "$PYTHON" "recipes/$recipe/train.py" "hparams/real/$yaml.yaml" --train_only True --device cpu "$@"
 }
-exits() { # exits <experiment> <rule> [<threshold>]: its early-exit model with this rule
-    [ -d "output/$1/$2${3:+_$3}" ] || "$PYTHON" recipes/early_exit/set_rule.py "output/$1/1986/model" --rule "$2" ${3:+--threshold "$3"} \
-        --out "output/$1/$2${3:+_$3}"
+exits() { # exits <rule> <threshold>: the early-exit model with this rule
+    [ -d "output/english_early_exit/$1_$2" ] ||
+        "$PYTHON" recipes/early_exit/set_rule.py output/english_early_exit/1986/model --rule "$1" --threshold "$2" \
+            --out "output/english_early_exit/$1_$2"
 }
 
 run english_ctc finetune_ctc real/english_ctc --lm_path "$LM" --runtime_repeats 1
@@ -34,7 +35,7 @@ if [ -n "${FAMILIES:-}" ]; then
 fi
 # Of the validation split (recipes/early_exit/sweep.py): 0.3 points of WER at most (similarity has no such threshold); mean layers 5.5 and 5.
 for pair in entropy:0.1586 entropy:0.2274 entropy:0.2855 similarity:0.8859; do
-    exits english_early_exit "${pair%%:*}" "${pair##*:}"
+    exits "${pair%%:*}" "${pair##*:}"
     systems+=("early exit, ${pair/:/ }=output/english_early_exit/${pair%%:*}_${pair##*:}")
 done
 "$PYTHON" -m efficient_asr compare "${systems[@]}" --timed $TIMED --out results/compared/english_ctc.json \

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from efficient_asr.data import SAMPLE_RATE, Row, absolute_lengths, check_wavs
+from efficient_asr.data import Row, absolute_lengths, check_wavs
 from efficient_asr.inference.language_model import LanguageModel
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
@@ -42,14 +42,14 @@ class CTCTranscriber(Transcriber):
         UserError
             Naming the first such utterance.
         """
-        longest_s = self.model.encoder.longest_s if isinstance(self.model, CTCModel) else math.inf
-        for row in rows if longest_s < math.inf else ():
-            samples = torch.tensor([int(row["duration"] * SAMPLE_RATE)])
-            if float(self.model.encoder_lengths(samples)) / SAMPLE_RATE > longest_s:
-                raise UserError(
-                    f"utterance '{row['id']}' of '{split}' has {row['duration']:.2f} s, more than the {longest_s:g} s of this "
-                    "encoder; split it, or leave it out"
-                )
+        if not isinstance(self.model, CTCModel) or math.isinf(self.model.encoder.longest_s):
+            return
+        rows = list(rows)
+        for i in self.model.too_long([row["duration"] for row in rows])[:1]:
+            raise UserError(
+                f"utterance '{rows[i]['id']}' of '{split}' has {rows[i]['duration']:.2f} s, more than the "
+                f"{self.model.encoder.longest_s:g} s of this encoder; split it, or leave it out"
+            )
 
     def transcribe(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, languages: list[str | None] | None = None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from speechbrain.lobes.models.VanillaNN import VanillaNN
 from speechbrain.nnet.RNN import LSTM
 from torch import nn
 
-from efficient_asr.data import absolute_lengths, zero_padding
+from efficient_asr.data import SAMPLE_RATE, absolute_lengths, zero_padding
 from efficient_asr.models.encoders.base import Continued, Encoder, EncoderState
 from efficient_asr.models.parts import Part, build, describe, load_weights, save_folder
 from efficient_asr.models.sources import read_config
@@ -45,6 +46,11 @@ class CTCOutput:
     def log_probs(self) -> torch.Tensor:
         """Log-probabilities in float32, [batch, frames, labels]."""
         return self.logits.float().log_softmax(dim=-1)
+
+
+def samples_of(durations: Sequence[float] | np.ndarray, speed: float = 1.0) -> torch.Tensor:
+    """Return the number of samples of audio with these durations in seconds, played at a speed, [utterances]."""
+    return torch.from_numpy((np.asarray(durations) * SAMPLE_RATE / speed).astype(np.int64))
 
 
 class CTCHead(Part):
@@ -221,6 +227,13 @@ class CTCModel(nn.Module):
     def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return the number of CTC frames for the given numbers of samples; both [batch]."""
         return self.encoder.frame_lengths(self.encoder_lengths(lengths)) * self.head.frames_per_state
+
+    def too_long(self, durations: Sequence[float] | np.ndarray, speed: float = 1.0) -> list[int]:
+        """Return the indices of durations in seconds whose audio, after the front end, is longer than the encoder's window."""
+        if not len(durations):
+            return []
+        encoded_s = self.encoder_lengths(samples_of(durations, speed)) / SAMPLE_RATE
+        return (encoded_s > self.encoder.longest_s).nonzero().flatten().tolist()
 
     @property
     def technique(self) -> str:

@@ -329,6 +329,21 @@ def _free(folder: Path) -> str:
 NOTED_LATER = ("labels", "stored states", "max_new_tokens of the validation")
 
 
+def changed_settings(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Return a line for every setting that differs; keys that did not exist before have their former values."""
+    before, former = current_settings(before), former_values()
+    for key, value in (former | {key: now[key] for key in NOTED_LATER if key in now}).items():
+        if key in now:
+            before.setdefault(key, value)
+    # arguments of objects that refer to a key which did not exist when the checkpoint was written
+    new_arguments = re.compile(rf"\s*\w+: !ref <(?:{'|'.join(former)})>")
+    return [
+        f"{key}: {before.get(key, '(not set)')} before, {now.get(key, '(not set)')} now"
+        for key in sorted(set(before) | set(now))
+        if new_arguments.sub("", before.get(key, "")) != new_arguments.sub("", now.get(key, ""))
+    ]
+
+
 def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_changed_settings: bool) -> None:
     """Compare the settings of a checkpoint with the current ones.
 
@@ -337,17 +352,7 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, str], allow_chang
     UserError
         Naming every difference, unless `allow_changed_settings` is set.
     """
-    before, former = current_settings(checkpoint.meta["settings"]), former_values()
-    for key, value in (former | {key: settings[key] for key in NOTED_LATER if key in settings}).items():
-        if key in settings:
-            before.setdefault(key, value)
-    # arguments of objects that refer to a key which did not exist when the checkpoint was written
-    new_arguments = re.compile(rf"\s*\w+: !ref <(?:{'|'.join(former)})>")
-    changed = [
-        f"{key}: {before.get(key, '(not set)')} before, {settings.get(key, '(not set)')} now"
-        for key in sorted(set(before) | set(settings))
-        if new_arguments.sub("", before.get(key, "")) != new_arguments.sub("", settings.get(key, ""))
-    ]
+    changed = changed_settings(checkpoint.meta["settings"], settings)
     if changed and not allow_changed_settings:
         raise UserError(
             f"the settings have changed since {checkpoint.path} was written:\n{listing(changed)}\n"

@@ -6,15 +6,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import speechbrain as sb
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from efficient_asr.data import SAMPLE_RATE, Rows
+from efficient_asr.data import Rows
 from efficient_asr.evaluation.benchmark import Benchmark
-from efficient_asr.models.ctc import CTCModel, greedy_texts
+from efficient_asr.models.ctc import CTCModel, greedy_texts, samples_of
 from efficient_asr.models.encoders.base import Encoder
 from efficient_asr.models.hub import model_source
 from efficient_asr.models.interchange.speechbrain import (
@@ -28,19 +27,6 @@ from efficient_asr.training.frozen_layers import FrozenLayers, check_frozen_laye
 from efficient_asr.utils.errors import UserError
 
 _SHORTER = "Pass --skip_bad True to leave them out, or reduce max_duration_s."
-
-
-def _samples(rows: Rows, speed: float = 1.0) -> torch.Tensor:
-    """Return the number of samples of each utterance at a speed, [utterances]."""
-    return torch.from_numpy((rows.durations * SAMPLE_RATE / speed).astype(np.int64))
-
-
-def _too_long(model: CTCModel, rows: Rows, speed: float = 1.0) -> list[int]:
-    """Return the indices of utterances whose audio, after a front end, is longer than the encoder's window."""
-    if not len(rows):
-        return []
-    encoded_s = model.encoder_lengths(_samples(rows, speed)) / SAMPLE_RATE
-    return (encoded_s > model.encoder.longest_s).nonzero().flatten().tolist()
 
 
 class CTCBrain(RecipeBrain):
@@ -106,7 +92,10 @@ class CTCBrain(RecipeBrain):
         """
         skip_bad, fastest, slowest = hparams["skip_bad"], hparams["augment"].fastest, hparams["augment"].slowest
         longest_s = model.encoder.longest_s
-        frames, too_long = model.frame_lengths(_samples(rows, fastest)).tolist(), {*_too_long(model, rows, slowest)}
+        frames, too_long = (
+            model.frame_lengths(samples_of(rows.durations, fastest)).tolist(),
+            {*model.too_long(rows.durations, slowest)},
+        )
         bad = {}
         for i, (row, available) in enumerate(zip(rows, frames, strict=True)):
             unknown = model.labels.unknown(row["text"])
@@ -133,14 +122,14 @@ class CTCBrain(RecipeBrain):
         """Find the utterances that are longer than the encoder's window."""
         bad = {
             i: f"{rows[i]['duration']:.2f} s are more than the {model.encoder.longest_s:g} s of this encoder"
-            for i in _too_long(model, rows)
+            for i in model.too_long(rows.durations)
         }
         return leave_out(rows, bad, skip_bad=hparams["skip_bad"], skipped_file=skipped_file, advice=_SHORTER)
 
     @staticmethod
     def check_benchmark(model: CTCModel, benchmark: Benchmark, hparams: dict[str, Any]) -> None:
         """Reject utterances that are longer than the encoder's window, which is not split."""
-        for i in _too_long(model, benchmark.rows)[:1]:
+        for i in model.too_long(benchmark.rows.durations)[:1]:
             row = benchmark.rows[i]
             raise UserError(
                 f"{benchmark.split}: '{row['id']}' has {row['duration']:.2f} s, more than the "

@@ -42,7 +42,7 @@ from efficient_asr.settings.yaml import complete_yaml, load_hparams, training_se
 from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.training import estimate
 from efficient_asr.training.brain import RecipeBrain
-from efficient_asr.training.checkpoints import Checkpointer, check_settings
+from efficient_asr.training.checkpoints import Checkpointer, changed_settings, check_settings
 from efficient_asr.training.data import (
     digest_of,
     language_groups,
@@ -456,11 +456,11 @@ def _is_finished(this: Run) -> bool:
     if this.hparams["keep_checkpoints"] or not ((model / "config.json").is_file() and settings.is_file()):
         return False
     before = training_settings(settings, Overrides(), None)
-    now = training_settings(this.path, this.overrides, this.run_opts)
-    changed = sorted(key for key in now if before.get(key) != now[key])
+    changed = changed_settings(before, training_settings(this.path, this.overrides, this.run_opts))
     if changed:
+        names = ", ".join(line.partition(":")[0] for line in changed)
         raise UserError(
-            f"{', '.join(changed)}: changed since the training in {this.output_folder}, whose checkpoints were removed "
+            f"{names}: changed since the training in {this.output_folder}, whose checkpoints were removed "
             "(keep_checkpoints: False); choose another --output_folder, or delete this one to train again"
         )
     print(f"the training is finished, and its checkpoints were removed: {model}")

@@ -159,12 +159,11 @@ def main() -> None:
     if result["key"] != key:
         raise UserError(f"--out: {args.out} is of another model or other utterances; choose another file")
     silent = [] if args.calibration is None else list(read_manifest(args.calibration, need_text=False))[:16]
-    recordings = [load_row(row) for row in silent]
+    recordings, heard = [load_row(row) for row in silent], [row["id"] for row in silent]
     for name in ("padded", *args.variants, *args.models):
         model = fingerprint(args.models[name]) if name in args.models else None
         if result["variants"].get(name, {}).get("model", model) != model:
             raise UserError(f"--models: {args.out} has results of another model as '{name}'; choose another name")
-        heard = [row["id"] for row in silent]
         if name in ON_RECORDINGS and result["variants"].get(name, {}).get("calibration", heard) != heard:
             raise UserError(f"--calibration: {args.out} has '{name}' with other recordings; choose another file")
         if name in result["variants"] or (name in ON_RECORDINGS and not recordings):
@@ -175,7 +174,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         plain = result["variants"]["padded"]["texts"] if name != "padded" else texts
         about = {"seconds": seconds, "summary": summary, "texts": texts}
-        about |= {"calibration": [row["id"] for row in silent]} if name in ON_RECORDINGS else {}
+        about |= {"calibration": heard} if name in ON_RECORDINGS else {}
         result["variants"][name] = describe(rows, texts, plain) | about
         if model is not None:
             result["variants"][name]["model"] = model

@@ -50,9 +50,7 @@ def is_used(key: str) -> bool:
         key.startswith("__")
         or key in RunOptions().as_dict()
         or f"<{key}>" in YAMLS
-        or re.fullmatch(
-            r"(encoder|head|model|gates)_(optimizer|scheduler)", key
-        )  # getattr(hparams, f"{name}_optimizer")
+        or re.fullmatch(r"(encoder|head|model|gates)_(optimizer|scheduler)", key)  # read by getattr
         or key in DECODING
         or re.search(rf"""["']{key}["']|hparams\.{key}\b""", CODE)
     )
