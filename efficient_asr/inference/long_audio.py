@@ -9,7 +9,8 @@
 
 With every method, a piece that loops or fails Whisper's thresholds is decoded again on its own at higher temperatures. Segments
 are returned in order and without overlap, and their texts joined give the text of the transcript. Audio that fits into the window
-is transcribed directly.
+is transcribed directly. A language that is not given is detected in the first piece in which something was said, as in Whisper's
+own algorithm, and holds for the rest of the recording.
 """
 
 from __future__ import annotations
@@ -244,12 +245,33 @@ def transcribe_spans(
     language: str | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Transcribe parts of a recording [time], given by start and end in samples; return the segments of each part."""
-    parts: list[Transcript] = []
-    for i in range(0, len(spans), batch_size):
-        pieces = [wav[start:end] for start, end in spans[i : i + batch_size]]
-        each = {"languages": [language] * len(pieces)} if language else {}
-        parts += transcriber.transcribe(*pad_wavs(pieces), **each)
-    return [_segments_of(part, start, end) for part, (start, end) in zip(parts, spans, strict=True)]
+    return list(iterate_spans(transcriber, wav, spans, batch_size, language))
+
+
+def iterate_spans(
+    transcriber: Transcriber,
+    wav: torch.Tensor,
+    spans: list[tuple[int, int]],
+    batch_size: int,
+    language: str | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Transcribe parts of a recording [time] as `transcribe_spans` does, and yield the segments of each at once.
+
+    Of several parts, `transcriber` must be one of this recording alone (`for_long_audio`): a language that is not given is
+    detected in one part after the other until something was said, and then set.
+    """
+    detected, place = None, 0
+    while place < len(spans):
+        detects = len(spans) > 1 and transcriber.languages and not (language or transcriber.language)
+        batch = spans[place : place + (1 if detects else batch_size)]
+        each = {"languages": [language] * len(batch)} if language else {}
+        parts = transcriber.transcribe(*pad_wavs([wav[start:end] for start, end in batch]), **each)
+        for part, (start, end) in zip(parts, batch, strict=True):
+            if detects and part.text:
+                transcriber.language = detected = part.details.get("language")
+            known = {"language": detected} if detected else {}
+            yield _segments_of(Transcript(part.text, known | part.details), start, end)
+        place += len(batch)
 
 
 def _segments_of(part: Transcript, start: int, end: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from efficient_asr.data import SAMPLE_RATE
-from efficient_asr.inference.long_audio import in_order, speech_spans, text_of, transcribe_spans
+from efficient_asr.inference.long_audio import in_order, iterate_spans, speech_spans, text_of, transcribe_spans
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.utils.errors import UserError
@@ -109,8 +109,7 @@ def iterate_timed(
     spans = [(0, len(wav))] if fits else speech_spans(wav, round(longest_s * SAMPLE_RATE), PAUSE_S)
     of_pieces, end_s = timed or transcriber, 0.0
     of_pieces = of_pieces if fits else of_pieces.for_long_audio()
-    for span in spans:
-        (segments,) = transcribe_spans(of_pieces, wav, [span], 1, language)
+    for segments in iterate_spans(of_pieces, wav, spans, 1, language):
         found = in_order(segments, len(wav) / SAMPLE_RATE, end_s)
         end_s = found[-1]["end_s"] if found else end_s
         yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -174,8 +175,8 @@ class Transcriber:
         return None
 
     def for_long_audio(self) -> Transcriber:
-        """Return a transcriber of the same model for the pieces of long audio."""
-        return self
+        """Return a transcriber of the same model for the pieces of one recording; setting its language changes no other."""
+        return copy.copy(self)
 
     def to(self, device: str) -> Transcriber:
         """Move to a device and return self."""

@@ -232,6 +232,40 @@ def test_the_language_reaches_the_whisper_inside(tiny_whispers: dict[str, str]) 
     assert "language" not in transcriber.transcribe(torch.randn(1, RATE), torch.ones(1))[0].details
 
 
+class Polyglot(Counter):
+    """Hears English in samples up to 20, then German, and nothing in a piece that begins with 0."""
+
+    languages = ("en", "de")
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def transcribe(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor, languages: list[str] | None = None
+    ) -> list[Transcript]:
+        self.asked.append(len(wavs))
+        found = []
+        for row, wav in enumerate(wavs):
+            given = languages[row] if languages else self.language
+            heard = given or ("de" if wav[0] > 20 else "en")
+            details = {} if given else {"language": heard}
+            found.append(Transcript("" if wav[0] == 0 else f"{heard}{int(wav[0])}", details))
+        return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_language_of_a_recording_is_detected_once_where_something_is_said(batch_size: int) -> None:
+    model = Polyglot()
+    transcriber = LongAudio(model, "overlap", batch_size, overlap_s=0.0)
+    (found,) = transcriber.transcribe(seconds(15.0)[None], torch.ones(1))
+    assert found.text == "en12 en24 en36 en48"
+    assert [segment["language"] for segment in found.details["segments"]] == ["en"] * 4
+    assert model.asked == [1, 1, *([1, 1, 1] if batch_size == 1 else [3])]
+    assert model.language is None and transcriber.transcribe(seconds(1.0)[None] + 40, torch.ones(1))[0].text == "de40"
+    (given,) = transcriber.transcribe(seconds(15.0)[None], torch.ones(1), languages=["de"])
+    assert given.text == "de12 de24 de36 de48"
+
+
 class Clock(Counter):
     """Counts like `Counter`, and bounds every word by timestamps of the window."""
 
