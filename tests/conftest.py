@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.parse
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub client is imported: no test may wait for a network
@@ -19,6 +20,7 @@ from efficient_asr.models.encoders.whisper import new_whisper_encoder
 from efficient_asr.text.labels import CharacterLabels
 
 ROOT = Path(__file__).parent.parent
+ROOT_TAG = urllib.parse.quote(str(ROOT))  # as a part of a YAML tag, which has no spaces
 TEXTS = ["one two", "turn on the light", "nine", "call anna at home"]
 TINY_SSL = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
@@ -71,7 +73,7 @@ runtime_repeats: 1
 
 def write_tiny_yaml(path: Path, corpus: Path, out: Path) -> Path:
     """Write a YAML file that trains a tiny model on a corpus; everything it leaves goes below `out`."""
-    path.write_text(TINY.format(root=ROOT, corpus=corpus, out=out))
+    path.write_text(TINY.format(root=ROOT_TAG, corpus=corpus, out=out))
     return path
 
 

@@ -20,6 +20,7 @@ from efficient_asr.models.parts import Part, build, describe, load_weights, save
 from efficient_asr.models.sources import read_config
 from efficient_asr.text.labels import CharacterLabels
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import atomic_write
 
 FORMAT = {"format": "efficient_asr", "version": 1, "kind": "ctc"}
 
@@ -274,8 +275,12 @@ class CTCModel(nn.Module):
         return {name: describe(getattr(self, name)) for name in ("frontend", "encoder", "head")}
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Write a self-contained model folder: `config.json` (with `about`, for the record) and `model.safetensors`."""
-        save_folder(folder, self.to_config() | {"about": about or {}}, self.state_dict())
+        """Write a self-contained model folder: `config.json` (with `about`, for the record) and `model.safetensors`.
+
+        An existing folder is replaced as a whole.
+        """
+        with atomic_write(Path(folder)) as partial:
+            save_folder(partial, self.to_config() | {"about": about or {}}, self.state_dict())
 
     def to_config(self) -> dict[str, Any]:
         """Return everything but the weights, as plain data."""

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write, atomic_write_text
 from efficient_asr.utils.technique import current_value, find, merged, techniques, unknown_part
 
 CORE_PARTS = {
@@ -158,24 +157,22 @@ def _current(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    """Write `model.safetensors` and then `config.json`, each of them atomically.
+    """Write `model.safetensors` and `config.json` into a folder of `atomic_write`.
 
     Raises
     ------
     UserError
         If the weights cannot be written.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     try:
-        with atomic_write(folder / WEIGHTS) as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk, which safetensors does not report as OSError
         raise UserError(
-            f"the model cannot be written to {folder} ({error}); free some space, then rerun the command"
+            f"the model cannot be written to {folder.parent} ({error}); free some space, then rerun the command"
         ) from None
-    atomic_write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

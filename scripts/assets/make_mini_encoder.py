@@ -11,6 +11,7 @@ from pathlib import Path
 from efficient_asr.models.parts import load_weights, save_folder
 from efficient_asr.models.sources import ASSETS, read_config
 from efficient_asr.utils.errors import exit_code
+from efficient_asr.utils.files import atomic_write
 
 
 def main() -> None:
@@ -18,7 +19,8 @@ def main() -> None:
     name = sys.argv[2] if len(sys.argv) > 2 else "mini_encoder"
     config = read_config(str(folder))
     state = {key: value.half() for key, value in load_weights(folder).items()}
-    save_folder(ASSETS / name, config, state)
+    with atomic_write(ASSETS / name) as partial:
+        save_folder(partial, config, state)
     size = (ASSETS / name / "model.safetensors").stat().st_size
     print(f"{ASSETS / name}: {size / 1e6:.1f} MB")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PLACES, ROOT
+from conftest import PLACES, ROOT, ROOT_TAG
 from runs import run_script
 from safetensors.torch import load_file
 
@@ -307,7 +307,7 @@ def test_training_from_stored_features_is_training_from_audio(
     def train(name: str, *options: str) -> int:
         (tmp_path / name).mkdir()
         path = tmp_path / name / "x.yaml"
-        path.write_text(YAML.format(root=ROOT, corpus=corpus, out=tmp_path / name, source=tiny_whispers["small"]))
+        path.write_text(YAML.format(root=ROOT_TAG, corpus=corpus, out=tmp_path / name, source=tiny_whispers["small"]))
         return run(WhisperBrain, [str(path), "--device", "cpu", *options])
 
     assert train("audio") == 0

@@ -14,6 +14,7 @@ from efficient_asr.data import pad_wavs
 from efficient_asr.inference.ctc import CTCTranscriber
 from efficient_asr.models.ctc import CTCHead, CTCModel, greedy_texts
 from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.encoders.whisper import new_whisper_encoder
 from efficient_asr.models.parts import Part
 from efficient_asr.techniques.downsampling import Downsampler
 from efficient_asr.text.labels import CharacterLabels
@@ -65,6 +66,26 @@ def test_saved_folder_gives_the_same_log_probs(
     assert loaded.labels.characters == labels.characters
     with torch.no_grad():
         assert torch.equal(model(*pad_wavs(wavs))[0], loaded(*pad_wavs(wavs))[0])
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = CharacterLabels.from_texts(TEXTS)
+    first, second = (
+        CTCModel(Downsampler("none", 1), new_whisper_encoder(16, 1, 2), CTCHead(16, len(labels)), labels)
+        for _ in range(2)
+    )
+    first.save(tmp_path / "a" / "model")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", killed)
+        second.save(tmp_path / "a" / "model")
+    assert torch.equal(CTCModel.load(tmp_path / "a" / "model").head.linear.weight, first.head.linear.weight)
+    second.save(tmp_path / "a" / "model")
+    assert torch.equal(CTCModel.load(tmp_path / "a" / "model").head.linear.weight, second.head.linear.weight)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(

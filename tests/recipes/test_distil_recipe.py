@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PLACES, ROOT, multilingual_whisper
+from conftest import PLACES, ROOT, ROOT_TAG, multilingual_whisper
 from runs import run_script
 from safetensors.torch import load_file
 
@@ -101,8 +101,8 @@ def test_going_on_after_a_kill_ends_where_an_uninterrupted_run_ends(corpus: Path
     multilingual_whisper(3, layers=2, max_tokens=40).save(tmp_path / "teacher")
     yaml = tmp_path / "x.yaml"
     yaml.write_text(
-        PLACES.format(root=ROOT, corpus=corpus, out=tmp_path)
-        + f"base: !include:{ROOT}/hparams/_base/distil_whisper.yaml\nexperiment: x\nsource: {tmp_path}/teacher\n"
+        PLACES.format(root=ROOT_TAG, corpus=corpus, out=tmp_path)
+        + f"base: !include:{ROOT_TAG}/hparams/_base/distil_whisper.yaml\nexperiment: x\nsource: {tmp_path}/teacher\n"
         + "decoder_layers: 1\ntest_normaliser: plain\nnumber_of_epochs: 3\nbatch_size: 1\nhidden_weight: 0.5\n"
         + f"encoder_states_folder: {tmp_path}/states\n"
     )

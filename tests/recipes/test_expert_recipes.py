@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import PLACES, ROOT, TEXTS, chirp, multilingual_whisper
+from conftest import PLACES, ROOT, ROOT_TAG, TEXTS, chirp, multilingual_whisper
 from runs import run_script, torchrun
 from safetensors.torch import load_file
 
@@ -70,7 +70,7 @@ def train(places: Path, out: str, *options: str, recipe: str = "clsr", brain: ty
     """Run a recipe, or another brain on its YAML file; returns the exit code."""
     (places / out).mkdir(exist_ok=True)
     kind = {"clsr": "experts", "lora": "lora"}[recipe]
-    text = YAML.format(root=ROOT, corpus=places / "corpus", out=places / out, source=places / "student", kind=kind)
+    text = YAML.format(root=ROOT_TAG, corpus=places / "corpus", out=places / out, source=places / "student", kind=kind)
     (places / out / "x.yaml").write_text(text)
     return run(brain or brain_of(recipe), [str(places / out / "x.yaml"), "--device", "cpu", *options])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_corpus, make_wavs, write_tiny_yaml
+from conftest import ROOT, ROOT_TAG, make_corpus, make_wavs, write_tiny_yaml
 from runs import run_script
 from safetensors.torch import load_file
 
@@ -48,7 +48,7 @@ def three_layers(tiny_yaml: Path) -> Path:
 def with_base(yaml: Path, base: str) -> Path:
     text = yaml.read_text().replace("base: ", "base:\n    - ", 1)
     path = yaml.with_name(f"{base}.yaml")
-    own = f"    - !include:{ROOT}/hparams/_base/{base}.yaml\n"
+    own = f"    - !include:{ROOT_TAG}/hparams/_base/{base}.yaml\n"
     head, rest = text.split("experiment: tiny", 1)
     path.write_text(head + own + "experiment: tiny" + rest.replace("recipe: finetune_ctc", f"recipe: {base}"))
     return path
@@ -308,7 +308,7 @@ def test_sweep_script(trained: Path, corpus: Path, tmp_path: Path) -> None:
 
 def test_stacked_with_downsampling(exits: list[str], tmp_path: Path) -> None:
     yaml = Path(exits[0])
-    own = f"    - !include:{ROOT}/hparams/_base/downsampling.yaml\nexperiment: tiny\nrecipe: early_exit\n"
+    own = f"    - !include:{ROOT_TAG}/hparams/_base/downsampling.yaml\nexperiment: tiny\nrecipe: early_exit\n"
     yaml.write_text(yaml.read_text().replace("experiment: tiny\n", own, 1).replace("recipe: early_exit\n", "", 1))
     options = [
         "--downsampling_technique",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from conftest import ROOT_TAG
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
@@ -139,7 +139,7 @@ def test_training_needs_no_texts_and_its_model_opens_anywhere(
     audio: Path, tmp_path: Path, tiny_whispers: dict[str, str], capsys: pytest.CaptureFixture
 ) -> None:
     yaml = tmp_path / "context.yaml"
-    yaml.write_text(YAML.format(root=ROOT, source=tiny_whispers["large"], corpus=audio, out=tmp_path))
+    yaml.write_text(YAML.format(root=ROOT_TAG, source=tiny_whispers["large"], corpus=audio, out=tmp_path))
     assert run(AudioContextBrain, [str(yaml)], "audio_context") == 0
     assert "ran the teacher on 4 utterances" in capsys.readouterr().out
     result = Result.load(tmp_path / "output" / "results" / "tiny_context.json")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import speechbrain as sb
 import torch
-from conftest import PLACES, ROOT, TEXTS, multilingual_whisper
+from conftest import PLACES, ROOT_TAG, TEXTS, multilingual_whisper
 from runs import torchrun
 from safetensors.torch import load_file
 
@@ -55,7 +55,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train(corpus: Path, out: Path, source: str, *options: str) -> int:
     out.mkdir(exist_ok=True)
-    (out / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=out, source=source))
+    (out / "x.yaml").write_text(YAML.format(root=ROOT_TAG, corpus=corpus, out=out, source=source))
     return run(StudentBrain, [str(out / "x.yaml"), "--device", "cpu", *options])
 
 
@@ -444,7 +444,7 @@ def test_validation_wer_is_that_of_all_words(corpus: Path, tmp_path: Path, teach
 @pytest.mark.slow
 @pytest.mark.parametrize("folders", [False, True])
 def test_two_processes_train_one_student(corpus: Path, tmp_path: Path, teacher: str, folders: bool) -> None:
-    (tmp_path / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=tmp_path, source=teacher))
+    (tmp_path / "x.yaml").write_text(YAML.format(root=ROOT_TAG, corpus=corpus, out=tmp_path, source=teacher))
     options = ["--train_only", "True", "--number_of_epochs", "1"]
     if folders:
         options += ["--encoder_states_folder", str(tmp_path / "states"), "--teacher_cache", str(tmp_path / "cache")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import speechbrain as sb
 import torch
-from conftest import PLACES, ROOT, multilingual_whisper
+from conftest import PLACES, ROOT, ROOT_TAG, multilingual_whisper
 from runs import run_script
 from safetensors.torch import load_file
 
@@ -130,7 +130,7 @@ def test_masks_stay_within_an_utterance() -> None:
 
 def train(corpus: Path, out: Path, source: str, *options: str) -> Path:
     out.mkdir(exist_ok=True)
-    (out / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=out, source=source))
+    (out / "x.yaml").write_text(YAML.format(root=ROOT_TAG, corpus=corpus, out=out, source=source))
     assert run(WhisperBrain, [str(out / "x.yaml"), "--device", "cpu", *options]) == 0
     return out / "output" / "model"
 
@@ -158,7 +158,7 @@ def test_resumed_training_ends_with_the_same_weights(
 
     (tmp_path / "parts").mkdir()
     yaml = tmp_path / "parts" / "x.yaml"
-    yaml.write_text(YAML.format(root=ROOT, corpus=corpus, out=tmp_path / "parts", source=tiny_whispers["small"]))
+    yaml.write_text(YAML.format(root=ROOT_TAG, corpus=corpus, out=tmp_path / "parts", source=tiny_whispers["small"]))
     assert run(StopsEarly, [str(yaml), "--device", "cpu", *options]) == 130
     assert same(whole, train(corpus, tmp_path / "parts", tiny_whispers["small"], *options))
 
@@ -180,7 +180,7 @@ def test_settings_that_adapted_models_have_too(tmp_path: Path, tiny_whispers: di
             return LoraWhisper.adapt(model, 2, 2)
 
     path = tmp_path / "x.yaml"
-    path.write_text(YAML.format(root=ROOT, corpus=tmp_path, out=tmp_path, source=tiny_whispers["small"]))
+    path.write_text(YAML.format(root=ROOT_TAG, corpus=tmp_path, out=tmp_path, source=tiny_whispers["small"]))
     assert Adapting.build(load_hparams(path, {"spec_augment": True})[0], Rows.of([])).spec_augment == (2, 40, 15)
     with pytest.raises(UserError, match="activation_checkpointing: the layers of this technique"):
         Adapting.build(load_hparams(path, {"activation_checkpointing": True})[0], Rows.of([]))
@@ -210,7 +210,7 @@ def test_lora_trains_in_all_layers(
 
 def test_activation_checkpointing_computes_the_layers_again(tmp_path: Path, tiny_whispers: dict[str, str]) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text(YAML.format(root=ROOT, corpus=tmp_path, out=tmp_path, source=tiny_whispers["small"]))
+    path.write_text(YAML.format(root=ROOT_TAG, corpus=tmp_path, out=tmp_path, source=tiny_whispers["small"]))
     calls = {}
     for switch in (False, True):
         hparams, _ = load_hparams(path, {"activation_checkpointing": switch})
@@ -239,7 +239,9 @@ def test_spec_augment_changes_training_only(corpus: Path, tmp_path: Path, tiny_w
 
 @pytest.mark.slow
 def test_the_language_is_that_of_the_training_texts(corpus: Path, tmp_path: Path, multilingual_source: str) -> None:
-    (tmp_path / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=tmp_path, source=multilingual_source))
+    (tmp_path / "x.yaml").write_text(
+        YAML.format(root=ROOT_TAG, corpus=corpus, out=tmp_path, source=multilingual_source)
+    )
     options = ("--number_of_epochs", "1", "--language", "de", "--device", "cpu")
     done = run_script("recipes/finetune_whisper/train.py", tmp_path / "x.yaml", *options)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT_TAG
 from runs import make_yaml, run_script, torchrun
 from safetensors.torch import load_file
 
@@ -188,7 +188,7 @@ def test_two_steps_of_early_exit_train_together(tmp_path: Path) -> None:
     )
     first, rest = text.split("base: ", 1)
     base, rest = rest.split("\n", 1)
-    path.write_text(f"{first}base:\n    - {base}\n    - !include:{ROOT}/hparams/_base/early_exit.yaml\n{rest}")
+    path.write_text(f"{first}base:\n    - {base}\n    - !include:{ROOT_TAG}/hparams/_base/early_exit.yaml\n{rest}")
     options = [
         "--exit_layers",
         "[1, 2, 3]",

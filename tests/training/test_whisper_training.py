@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PLACES, ROOT
+from conftest import PLACES, ROOT_TAG
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
@@ -33,7 +33,7 @@ runtime_repeats: 1
 
 def train(corpus: Path, out: Path, *options: str) -> int:
     out.mkdir(exist_ok=True)
-    (out / "x.yaml").write_text(YAML.format(root=ROOT, corpus=corpus, out=out))
+    (out / "x.yaml").write_text(YAML.format(root=ROOT_TAG, corpus=corpus, out=out))
     return run(WhisperBrain, [str(out / "x.yaml"), "--device", "cpu", *options])
 
 
