@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from efficient_asr.models.loading import hub_options, hub_problem
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write
+from efficient_asr.utils.files import atomic_write, atomic_write_text
 
 # Entries of config.json that only this project writes: what made the model, the engine, the padding.
 OURS = ("about", "backend", "encoder_padding")
@@ -151,7 +151,7 @@ def _name_in_card(folder: Path, target: str) -> None:
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if CARD_MARK in text:
-        path.write_text(re.sub(r'load_transcriber\("[^"]*"\)', f'load_transcriber("{target}")', text), encoding="utf-8")
+        atomic_write_text(path, re.sub(r'load_transcriber\("[^"]*"\)', f'load_transcriber("{target}")', text))
 
 
 def _copy(folder: Path, target: Path, overwrite: bool) -> Path:

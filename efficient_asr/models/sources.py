@@ -72,7 +72,7 @@ def with_contents(options: dict[str, Any]) -> list[tuple[str, Any, str | None]]:
 
 
 def fingerprint(source: str | Path) -> str:
-    """Return a checksum of the files in a model folder; for a hub id, return the id."""
+    """Return a checksum of the files in a model folder, and of the base of a peft adapter; for a hub id, return the id."""
     if not os.path.isdir(source):
         return str(source)
     digest = hashlib.sha256()
@@ -84,4 +84,16 @@ def fingerprint(source: str | Path) -> str:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+    if base := _adapted(Path(source)):
+        digest.update(fingerprint(base).encode())
     return digest.hexdigest()
+
+
+def _adapted(folder: Path) -> str | None:
+    """Return the base of a peft adapter; None for another folder, and for a damaged one, which cannot be loaded either."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) and Path(base).resolve() != folder.resolve() else None

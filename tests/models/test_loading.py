@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import efficient_asr
 from efficient_asr.models.encoders.load import load_encoder
+from efficient_asr.models.sources import fingerprint
 from efficient_asr.models.whisper.model import Whisper
 from efficient_asr.utils.errors import UserError
 
@@ -124,6 +125,22 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path) -> None:
         efficient_asr.load_transcriber(tmp_path / "adapter")
     with pytest.raises(UserError, match="is a peft adapter"):
         load_encoder(str(tmp_path / "adapter"))
+
+
+def test_the_fingerprint_of_an_adapter_has_its_base(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "config.json").write_text("1")
+    alone = fingerprint(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    first = fingerprint(adapter)
+    assert first not in (alone, fingerprint(base)) and first == fingerprint(adapter)
+    (base / "config.json").write_text("2")
+    assert fingerprint(adapter) != first
+    for damaged in ("[1]", "{", '{"base_model_name_or_path": 3}'):
+        (adapter / "adapter_config.json").write_text(damaged)
+        fingerprint(adapter)
 
 
 def test_damaged_folders_are_named(ssl_sources: dict[str, str], tmp_path: Path) -> None:
