@@ -76,4 +76,21 @@ if [ -n "${SMALL:-}" ]; then
         "student 12-2=$OUT/small_12_2/model;$FAST" "student 12-6=$OUT/small_12_6/model;$FAST" \
         --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl
 fi
+# STACK=1: everything at once, beside faster-whisper (pip install faster-whisper): a student of base with four decoder layers, trained to
+# do without the silence behind the audio, with an int8 decoder. Another hour; time it on a quiet machine.
+if [ -n "${STACK:-}" ]; then
+    distil base_6_4 --ce_weight 0.0 --lr 0.0001 --decoder_layers 4 --max_tokens_per_s 8
+    SHORT=output/audio_context_student/1986/model
+    [ -f "$SHORT/config.json" ] ||
+        "$PYTHON" recipes/audio_context/train.py hparams/real/audio_context.yaml --whisper base --source "$OUT/base_6_4/model" \
+            --experiment audio_context_student --targets_folder output/audio_context_targets/student --number_of_epochs 1 \
+            --lora_rank 16 --lr 0.0003 --max_tokens_per_s 8 --train_only True --device cpu
+    "$PYTHON" -m efficient_asr compare --language en --timed 0 --out results/compared/distil_stack.json \
+        "whisper-base=$MODELS/whisper-base" "student 6-4=$OUT/base_6_4/model" "student 6-4, audio context=$SHORT" \
+        "student 6-4, audio context, int8 decoder=$SHORT;quantise=decoder-int8" \
+        --manifest "$EFFICIENT_ASR_DATA"/{librispeech_test_other,ljspeech}/manifest.jsonl
+    "$PYTHON" scripts/benchmark_peers.py "$MODELS/whisper-base" --manifest "$EFFICIENT_ASR_DATA/librispeech_test_other/manifest.jsonl" \
+        --utterances 32 --language en --models "student 6-4, audio context=$SHORT" --out results/peers/base-student.json \
+        --systems ours "ours, silence cache, int8 decoder" "ours, silence cache, int8 decoder, ONNX" "faster-whisper int8"
+fi
 report

@@ -136,7 +136,7 @@ class LineStore:
     Raises
     ------
     UserError
-        If `key_file` contains another key.
+        If `key_file` contains another key; from `append`, if another process has written to the file.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class LineStore:
 
     def _read(self, accept: Callable[[Any, int, int], bool | None] | None) -> int:
         """Return the byte offset of the end of the last valid line."""
-        end, self.count = 0, 0
+        end, self.count, self._size = 0, 0, self._size_now()
         for content, start, size in read_complete_lines(self.path) if self.path.is_file() else ():
             try:
                 if start == 0 and self.key_file is None:
@@ -179,19 +179,27 @@ class LineStore:
             end = start + size
         return end
 
+    def _size_now(self) -> int | None:
+        return self.path.stat().st_size if self.path.is_file() else None
+
     def append(self, content: Any) -> None:
         """Write a line; the first call opens the file and truncates it after the last valid line."""
+        if self._size_now() != self._size:
+            raise UserError(
+                f"{self.path} was changed by another process; let only one write it, then rerun the command to continue"
+            )
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "r+b" if self._end else "wb", buffering=0)
             self._file.truncate(self._end)
             self._file.seek(self._end)
+            self._size = self._end
             if not self._end and self.key_file is None:
                 self._write(self.key)
         self._write(content)
 
     def _write(self, content: Any) -> None:
-        self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        self._end = self._size = self._size + self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

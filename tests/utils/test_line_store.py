@@ -1,0 +1,48 @@
+"""A store of lines: continued after a kill, and never written by two processes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import LineStore, read_complete_lines
+
+
+def contents(path: Path) -> list:
+    return [content for content, _, _ in read_complete_lines(path)]
+
+
+@pytest.mark.parametrize("own_key_file", [False, True])
+def test_it_goes_on_after_the_last_complete_line(own_key_file: bool, tmp_path: Path) -> None:
+    path, key_file = tmp_path / "a.jsonl", tmp_path / "a.key" if own_key_file else None
+    with LineStore(path, {"a": 1}, key_file=key_file) as store:
+        for number in range(3):
+            store.append(number)
+    with open(path, "ab") as file:
+        file.write(b'{"half": ')
+    with LineStore(path, {"a": 1}, key_file=key_file) as store:
+        assert store.count == 3
+        store.append("ä")
+        store.close()
+        store.append(5)
+    assert contents(path)[-5:] == [0, 1, 2, "ä", 5] and len(contents(path)) == (5 if own_key_file else 6)
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+def test_of_two_processes_one_is_stopped_and_the_file_stays_whole(lines: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with LineStore(path, "key") as store:
+        for number in range(lines):
+            store.append(number)
+    first, second = LineStore(path, "key"), LineStore(path, "key")
+    first.append("first")
+    with pytest.raises(UserError, match=r"a\.jsonl was changed by another process"):
+        second.append("second")
+    first.append("on")
+    assert contents(path) == ["key", *range(lines), "first", "on"]
+    path.unlink()
+    with pytest.raises(UserError, match="changed by another process"):
+        first.append("lost")
+    assert not path.exists()
