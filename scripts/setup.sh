@@ -43,6 +43,8 @@ PY
         "$VENV/bin/python" -c 'import torchaudio'
     fi
     "${pip[@]}" install -q -r "$ROOT/requirements.txt"
+    "${pip[@]}" install -q -e "$ROOT[dev,fast,lm]" && return
+    echo "trying again, one after the other"
     "${pip[@]}" install -q -e "$ROOT[dev]"
     "${pip[@]}" install -q -e "$ROOT[fast]" ||
         echo "ONNX Runtime and CTranslate2 could not be installed: the backends onnx and ctranslate2, and their tests, are skipped"
