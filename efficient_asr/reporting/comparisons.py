@@ -99,9 +99,11 @@ def draw_comparison(result: dict[str, Any], path: Path) -> Path | None:
                 timing["audio_s"] / seconds, wer_percent, MARKERS[place % len(MARKERS)], markersize=8, label=name,
                 color=COLOURS[models.index(model) % len(COLOURS)], markerfacecolor="none" if place >= len(MARKERS) else None,
             )  # fmt: skip
-        axis.set(xlabel="seconds of audio per second (rtfx)", title=f"batch {batch}", xlim=(0, None))
+        axis.set(
+            xlabel="seconds of audio per second (rtfx)", title=f"batch {batch}", xlim=(0, 1.05 * axis.dataLim.xmax)
+        )
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="WER %", ylim=(0, None))
+    axes[0].set(ylabel="WER %", ylim=(0, 1.05 * max(axis.dataLim.ymax for axis in axes)))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     about = result["systems"][names[0]]["corpora"]["all"]
