@@ -22,6 +22,15 @@ exits() { # exits <rule> <threshold>: the early-exit model with this rule
             --out "output/english_early_exit/$1_$2"
 }
 
+digits() { # digits <folder> [option]: strings of 3 to 8 digits; no speaker is in two of the splits; the options are those of train
+    local folder=$1 part
+    shift
+    for part in "train --seed 1 $*" "dev --seed 2 --count 40" "test --seed 3"; do
+        [ -f "$folder/${part%% *}/manifest.jsonl" ] || "$PYTHON" scripts/join_utterances.py "$EFFICIENT_ASR_DATA/fsdd/manifest.jsonl" \
+            --split $part --out "$folder/${part%% *}"
+    done
+}
+
 run english_ctc finetune_ctc real/english_ctc --lm_path "$LM" --runtime_repeats 1
 trained english_early_exit early_exit english_early_exit
 systems=("full=output/english_ctc/1986/model" "early exit, full depth=output/english_early_exit/1986/model")
@@ -42,19 +51,13 @@ done
     --manifest data/real/{arctic_en,ljspeech,librispeech_test_other}.jsonl
 if [ -n "${MIXED:-}" ]; then
     DIGITS=$PWD/data/digit_strings
-    for part in "train --seed 1" "dev --seed 2 --count 40" "test --seed 3"; do # strings of 3 to 8 digits; no speaker is in two of them
-        [ -f "$DIGITS/${part%% *}/manifest.jsonl" ] || "$PYTHON" scripts/join_utterances.py "$EFFICIENT_ASR_DATA/fsdd/manifest.jsonl" \
-            --split $part --out "$DIGITS/${part%% *}"
-    done
+    digits "$DIGITS"
     LAST_SPLIT=ljspeech
     run mixed_ctc finetune_ctc real/mixed_ctc --digit_strings "$DIGITS" --measure_runtime False
     run mixed_early_exit early_exit real/mixed_early_exit --digit_strings "$DIGITS" --measure_runtime False
     # All layers learn, with every digit of the training speakers three times; an hour. Then the rules whose thresholds cost nothing on
     # the validation split (recipes/early_exit/sweep.py, --calibrate_wer_loss_percent 0), timed: do that on a quiet machine.
-    for part in "train --seed 1 --passes 3" "dev --seed 2 --count 40" "test --seed 3"; do
-        [ -f "${DIGITS}_3/${part%% *}/manifest.jsonl" ] || "$PYTHON" scripts/join_utterances.py "$EFFICIENT_ASR_DATA/fsdd/manifest.jsonl" \
-            --split $part --out "${DIGITS}_3/${part%% *}"
-    done
+    digits "${DIGITS}_3" --passes 3
     run mixed_free_early_exit early_exit real/mixed_free_early_exit --digit_strings "${DIGITS}_3" --measure_runtime False
     systems=()
     for rule in "full depth:--rule none" "entropy:--rule entropy --threshold 0.0869" \

@@ -225,7 +225,7 @@ class LongAudio(Transcriber):
             spans = list(overlapping(len(wav), self.window, overlap))
         else:
             spans = speech_spans(wav, self.window)
-        pieces = transcribe_spans(transcriber, wav, spans, self.batch_size, language)
+        pieces = list(iterate_spans(transcriber, wav, spans, self.batch_size, language))
         if self.method == "overlap":
             texts = [text_of(segments) for segments in pieces]
             kept = kept_words(texts, [overlap / (end - start) for start, end in spans])
@@ -237,17 +237,6 @@ class LongAudio(Transcriber):
         return Transcript(text_of(segments), {"windows": len(spans), "long_audio": self.method, "segments": segments})
 
 
-def transcribe_spans(
-    transcriber: Transcriber,
-    wav: torch.Tensor,
-    spans: list[tuple[int, int]],
-    batch_size: int,
-    language: str | None = None,
-) -> list[list[dict[str, Any]]]:
-    """Transcribe parts of a recording [time], given by start and end in samples; return the segments of each part."""
-    return list(iterate_spans(transcriber, wav, spans, batch_size, language))
-
-
 def iterate_spans(
     transcriber: Transcriber,
     wav: torch.Tensor,
@@ -255,7 +244,7 @@ def iterate_spans(
     batch_size: int,
     language: str | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Transcribe parts of a recording [time] as `transcribe_spans` does, and yield the segments of each at once.
+    """Transcribe parts of a recording [time], given by start and end in samples; yield the segments of each as soon as possible.
 
     Of several parts, `transcriber` must be one of this recording alone (`for_long_audio`): a language that is not given is
     detected in one part after the other until something was said, and then set.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from efficient_asr.data import SAMPLE_RATE
-from efficient_asr.inference.long_audio import in_order, iterate_spans, speech_spans, text_of, transcribe_spans
+from efficient_asr.inference.long_audio import in_order, iterate_spans, speech_spans, text_of
 from efficient_asr.inference.transcriber import Transcriber
 from efficient_asr.inference.transcript import Transcript
 from efficient_asr.utils.errors import UserError
@@ -125,7 +125,7 @@ def transcribe_turns(
     batch_size = batch_size or getattr(transcriber, "batch_size", 8)
     longest_s = min(LONGEST_PIECE_S, transcriber.window_s or LONGEST_PIECE_S)
     spans = speech_spans(wav, round(longest_s * SAMPLE_RATE), PAUSE_S)
-    pieces = transcribe_spans(transcriber.for_long_audio(), wav, spans, batch_size)
+    pieces = iterate_spans(transcriber.for_long_audio(), wav, spans, batch_size)
     return in_order([segment for piece in pieces for segment in piece], len(wav) / SAMPLE_RATE)
 
 
