@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import sha256_of
+from efficient_asr.utils.files import expanded, sha256_of
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -29,10 +29,7 @@ def resolve_source(source: str | os.PathLike[str]) -> str:
             known = ", ".join(f"efficient_asr:{p.name}" for p in sorted(ASSETS.iterdir()) if p.name != "README.md")
             raise UserError(f"the package has no asset '{source}'; available assets: {known}")
         return str(path)
-    expanded = os.path.expanduser(os.path.expandvars(source))
-    if "$" in expanded:
-        raise UserError(f"'{source}' uses an environment variable that is not set")
-    return expanded
+    return expanded(source)
 
 
 def read_config(source: str) -> dict[str, Any]:

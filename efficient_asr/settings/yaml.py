@@ -24,6 +24,7 @@ from efficient_asr.settings.command_line import Overrides, key_hint
 from efficient_asr.settings.limits import check_limit, key_of, known_keys
 from efficient_asr.settings.renamed import current_key, renamed_keys, with_current_names
 from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.files import expanded
 from efficient_asr.utils.technique import add_technique, current_value
 
 
@@ -161,19 +162,38 @@ def load_hparams(
         For an unknown key (naming the closest), an invalid value, or an error raised by the constructed classes.
     """
     tree = overridden(path, overrides)
+    paths = {key: value for key, value in tree.items() if re.search(r"(^|_)(folder|manifest|path|file)$", key)}
     for key in run_opts.overridden_args if run_opts is not None else ():
         check_limit(key, getattr(run_opts, key))
     for key, value in tree.items():
         if isinstance(value, TaggedScalar) and value.tag.value == "!PLACEHOLDER":
             raise UserError(f"{path}: '{key}' must be given, for example with --{key} VALUE")
         check_limit(key, value)
+    tree.update({key: _expanded(key, value) for key, value in paths.items()})
     try:
         hparams = load_hyperpyyaml(to_text(tree))
     except (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, ruamel.yaml.YAMLError) as error:
         raise UserError(f"{path}: {error}") from error
     plain = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, dict, type(None)))}
     plain |= {k: _words(v) for k, v in tree.items() if k not in plain and not k.startswith("__")}  # objects
+    plain |= {k: _words(v) for k, v in paths.items() if "$" in _words(v)}  # not the paths of this machine
     return hparams, _with_run_options(plain, run_opts)
+
+
+def _expanded(key: str, value: Any) -> Any:
+    """Return the value of a path's key with environment variables and `~` replaced; `!ref` values are copied, not changed."""
+    text = value.value if isinstance(value, TaggedScalar) and _tag(value) == "!ref" else value
+    if not isinstance(text, str) or not ("$" in text or text.startswith("~")):
+        return value
+    try:
+        text = expanded(text)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    if isinstance(value, TaggedScalar):
+        value = copy.copy(value)
+        value.value = text
+        return value
+    return text
 
 
 def training_settings(path: Path, overrides: dict[str, Any], run_opts: RunOptions) -> dict[str, str]:

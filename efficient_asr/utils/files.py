@@ -14,6 +14,20 @@ from typing import Any, BinaryIO
 from efficient_asr.utils.errors import UserError
 
 
+def expanded(path: str) -> str:
+    """Return a path with environment variables and `~` replaced.
+
+    Raises
+    ------
+    UserError
+        If an environment variable is not set.
+    """
+    found = os.path.expanduser(os.path.expandvars(path))
+    if "$" in found:
+        raise UserError(f"'{path}' uses an environment variable that is not set")
+    return found
+
+
 @contextmanager
 def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` to write to; it is renamed to `path` if the block ends without an error.

@@ -1,7 +1,8 @@
-"""Write a copy of an early-exit model with another rule, threshold or patience, to be used like any other model.
+"""Write a copy of an early-exit model with another rule, threshold, patience or choice of heads, to be used like any other model.
 
     python recipes/early_exit/set_rule.py MODEL --rule entropy --threshold 0.15 --out MODEL_fast
     python recipes/early_exit/set_rule.py MODEL --rule none --out MODEL_full_depth
+    python recipes/early_exit/set_rule.py MODEL --rule entropy --threshold 0.15 --layers 2 6 --out MODEL_two_heads
 
 `recipes/early_exit/sweep.py` shows what each threshold costs; the rules are in `efficient_asr/techniques/early_exit/heads.py`.
 """
@@ -40,6 +41,12 @@ def main() -> None:
     parser.add_argument("--rule", choices=RULES, required=True)
     parser.add_argument("--threshold", type=float, help="threshold of the rule; never exits early if not given")
     parser.add_argument("--patience", type=at_least(1), default=1, help="consecutive heads that must agree (default 1)")
+    parser.add_argument(
+        "--layers",
+        type=at_least(1),
+        nargs="+",
+        help="layers whose heads stay (default: all); the last layer's always stays",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
     args = parser.parse_args()
     if args.out.exists():
@@ -49,6 +56,7 @@ def main() -> None:
     model = CTCModel.load(source)
     if not isinstance(model.head, ExitHeads):
         raise UserError(f"{args.model} is no early-exit model; train one with recipes/early_exit/train.py")
+    model.head.keep(args.layers or model.head.layers)
     model.head.set_rule(args.rule, args.threshold, args.patience)
     model.head.check_patience()
     about = read_config(source).get("about")

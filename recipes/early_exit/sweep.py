@@ -39,6 +39,12 @@ def parse() -> argparse.Namespace:
         "--patience", type=at_least(1), default=1, help="consecutive heads that must meet the threshold (patience)"
     )
     parser.add_argument(
+        "--layers",
+        type=at_least(1),
+        nargs="+",
+        help="use only the heads on these layers and the last one (default: all)",
+    )
+    parser.add_argument(
         "--calibrate_mean_layer", type=float, help="choose the threshold that gives this mean exit layer"
     )
     parser.add_argument(
@@ -65,6 +71,7 @@ def main() -> None:
     args.runtime_devices = devices_to_time(args.runtime_devices, device, "--runtime_devices")
     transcriber = load_transcriber(args.model)
     heads = exit_heads(transcriber.model if isinstance(transcriber, CTCTranscriber) else None)
+    heads.keep(args.layers or heads.layers)
     for threshold in args.thresholds or [NEVER[args.rule]]:
         heads.set_rule(args.rule, threshold, args.patience)
     heads.check_patience()

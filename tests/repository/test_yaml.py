@@ -34,6 +34,8 @@ def test_yaml_loads(path: Path, monkeypatch: pytest.MonkeyPatch, ssl_sources: di
     tree = merge_includes(path)
     must = ("data_folder", "manifest", "digit_strings")  # be given by the user
     overrides = {key: str(tmp_path) for key in must if "PLACEHOLDER" in str(getattr(tree.get(key), "tag", ""))}
+    if tree.get("noise_manifest"):
+        overrides["noise_manifest"] = None  # read at once
     if "encoder" in tree and not str(tree["source"]).startswith("efficient_asr:"):
         overrides["source"] = ssl_sources["wavlm-large"]
     hparams, plain = load_hparams(path, overrides)
@@ -83,6 +85,22 @@ def test_includes_merge_and_own_keys_win(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("base:\n  - !include:a.yaml\n  - !include:b.yaml\nx: 5\n")
     hparams, _ = load_hparams(tmp_path / "c.yaml", {"z": 4})
     assert (hparams["x"], hparams["y"], hparams["z"]) == (5, 5, 4)
+
+
+def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "experiment: a$b\nlm_path: ~/lm.arpa\noutput_folder: !ref $SCRATCH/<experiment>_1\nnoise_manifest: $SCRATCH/n.jsonl\n"
+    (tmp_path / "x.yaml").write_text(text)
+    hparams, plain = load_hparams(tmp_path / "x.yaml", {"experiment": "e"})
+    assert hparams["output_folder"] == "/scratch/me/e_1"
+    assert (hparams["noise_manifest"], hparams["lm_path"]) == ("/scratch/me/n.jsonl", "/home/me/lm.arpa")
+    assert plain["noise_manifest"] == "$SCRATCH/n.jsonl"  # a result says what the YAML says
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(
+        UserError, match=r"output_folder: '\$SCRATCH/<experiment>_1' uses an environment variable that is not set"
+    ):
+        load_hparams(tmp_path / "x.yaml", {})
 
 
 @pytest.mark.parametrize(

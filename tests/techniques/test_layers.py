@@ -346,6 +346,16 @@ def test_heads_are_taken_over_by_layer(model: CTCModel) -> None:
             assert torch.equal(head.linear.weight, torch.cat([weight] * copies))
 
 
+def test_heads_that_are_not_kept_change_nothing_else(model: CTCModel, wavs: list[torch.Tensor]) -> None:
+    """With every head but the first, nobody leaves at layer 1, and the rest is as it was."""
+    exits = with_exits(model, [1, 2, 3], "entropy", 100.0)
+    before = exits(*pad_wavs(wavs), only=[2, 3])[0]
+    exits.head.keep([2])
+    assert exits.head.layers == [2, 3] and torch.equal(before, exits(*pad_wavs(wavs), only=[2, 3])[0])
+    with torch.no_grad():
+        assert {d["exit_layer"] for d in exits.recognise(*pad_wavs(wavs)).details} == {2}
+
+
 def test_exits_refuse_an_encoder_that_runs_its_layers_itself(model: CTCModel) -> None:
     heads = with_exits(model, [1, 2, 3]).head
     with pytest.raises(UserError, match="cannot be used with LayerDrop"):
@@ -409,6 +419,11 @@ def test_a_copy_of_a_model_exits_by_another_rule(
     new = {"exit_rule": "entropy", "exit_threshold": 9.0, "exit_patience": 1, "kept": 7}
     known = json.loads((fast / "config.json").read_text())["about"]
     assert known == {"recipe": "early_exit", "variant": "entropy 9", "details": new}
+    assert set_rule(source, "--rule", "none", "--layers", 2, "--out", tmp_path / "last") == 0
+    last = CTCModel.load(tmp_path / "last").head
+    assert last.layers == [2] and torch.equal(last.heads[0].linear.weight, tiny_ctc.head.heads[1].linear.weight)
+    assert set_rule(source, "--rule", "none", "--layers", 3, "--out", tmp_path / "x") == 2
+    assert "heads on layers [1, 2], but not on [3]" in capsys.readouterr().err
     assert set_rule(source, "--rule", "none", "--out", fast) == 2 and "exists" in capsys.readouterr().err
     tiny_ctc.head = CTCHead(32, len(tiny_ctc.labels), "none")
     tiny_ctc.save(tmp_path / "plain")

@@ -138,6 +138,21 @@ class ExitHeads(Part):
             raise UserError(f"exit_patience: expected an integer >= 1, got {patience!r}")
         self.rule, self.threshold, self.patience = rule, float(threshold), patience
 
+    def keep(self, layers: Sequence[int]) -> None:
+        """Keep only the heads on `layers`, in place: heads that are not used cost time and memory. The last layer's stays.
+
+        Raises
+        ------
+        UserError
+            If there is no head on one of the layers.
+        """
+        unknown = sorted(set(layers) - set(self.layers))
+        if unknown:
+            raise UserError(f"layers: the model has heads on layers {self.layers}, but not on {unknown}")
+        kept = sorted({*layers, self.layers[-1]})
+        self.heads = nn.ModuleList([self.heads[self.layers.index(layer)] for layer in kept])
+        self.layers = kept
+
     def check_patience(self) -> None:
         """Check that an utterance can exit early at all.
 
