@@ -54,7 +54,7 @@ from efficient_asr.training.loop import Loop
 from efficient_asr.training.measure import measure
 from efficient_asr.utils import distributed
 from efficient_asr.utils.devices import choose_device, clock, devices_to_time
-from efficient_asr.utils.errors import UserError, check_writable, exit_code
+from efficient_asr.utils.errors import UserError, check_writable, exit_code, listing
 from efficient_asr.utils.files import atomic_write_text, folder_bytes
 from efficient_asr.utils.locks import FolderLock
 from efficient_asr.utils.technique import techniques
@@ -259,6 +259,8 @@ def _execute(this: Run, brain_class: type[RecipeBrain]) -> None:
     hparams, output_folder = this.hparams, this.output_folder
     devices_to_time(hparams["runtime_devices"], "cpu")  # an unavailable device is reported before the training
     model = _model_to_measure(this, brain_class)
+    if this.test_only:
+        _check_test_only(this)
     _check_language_model(this, brain_class)
     check_writable(Path(hparams["results_folder"]), "results_folder")
     check_writable(output_folder if this.test_only else output_folder / "save", "output_folder")
@@ -455,8 +457,7 @@ def _is_finished(this: Run) -> bool:
     model, settings = this.output_folder / "model", this.output_folder / SETTINGS_FILE
     if this.hparams["keep_checkpoints"] or not ((model / "config.json").is_file() and settings.is_file()):
         return False
-    before = training_settings(settings, Overrides(), None)
-    changed = changed_settings(before, training_settings(this.path, this.overrides, this.run_opts))
+    changed = _changed_since_training(this)
     if changed:
         names = ", ".join(line.partition(":")[0] for line in changed)
         raise UserError(
@@ -465,6 +466,33 @@ def _is_finished(this: Run) -> bool:
         )
     print(f"the training is finished, and its checkpoints were removed: {model}")
     return True
+
+
+def _changed_since_training(this: Run) -> list[str]:
+    """Return a line for every training setting that differs from the YAML file beside the trained model."""
+    before = training_settings(this.output_folder / SETTINGS_FILE, Overrides(), None)
+    return changed_settings(before, training_settings(this.path, this.overrides, this.run_opts))
+
+
+def _check_test_only(this: Run) -> None:
+    """Reject training settings that `test_only` would ignore but record with its result.
+
+    Raises
+    ------
+    UserError
+        Naming every difference from the training, unless `allow_changed_settings` is set.
+    """
+    folder = this.output_folder
+    trained_here = (folder / "model" / "config.json").is_file() and (folder / "train_log.txt").is_file()
+    if not trained_here or not (folder / SETTINGS_FILE).is_file() or this.hparams["allow_changed_settings"]:
+        return
+    changed = _changed_since_training(this)
+    if changed:
+        raise UserError(
+            f"test_only: the model in {folder} was trained with other settings:\n{listing(changed)}\n"
+            "They have no effect on its evaluation: restore them, or pass --allow_changed_settings True. For a model with these "
+            "settings, leave out test_only and choose another --output_folder."
+        )
 
 
 def _rows_and_model(

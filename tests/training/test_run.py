@@ -95,6 +95,12 @@ def test_test_only_measures_the_trained_model_again(
     assert run(CTCBrain, [*arguments, "--test_only", "True", "--number_of_epochs", "9"]) == 0
     again = json.loads((tmp_path / "results" / "tiny.json").read_text())
     assert again["wer_percent"] == first["wer_percent"]
+    capsys.readouterr()
+    changed = ["--test_only", "True", "--lr_head", "0.7"]
+    assert run(CTCBrain, [*arguments, *changed]) == 2
+    message = capsys.readouterr().err
+    assert "was trained with other settings" in message and "0.7 now" in message
+    assert run(CTCBrain, [*arguments, *changed, "--allow_changed_settings", "True"]) == 0
     assert (tmp_path / "output" / "model" / "model.safetensors").read_bytes() == weights
 
 
