@@ -178,9 +178,10 @@ def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: d
         len(u["router_scores"]) == 1 for u in utterances
     )
     model = tmp_path / "output" / "model"
-    again = train(place, tiny_whispers, tmp_path, "--test_only", "True", *options[:2])  # with the threshold that it has
+    trained = options[:2] if "--target" not in options else options
+    again = train(place, tiny_whispers, tmp_path, "--test_only", "True", *trained)  # with the threshold that it has
     assert again.returncode == 0, again.stderr
-    other = train(place, tiny_whispers, tmp_path, "--test_only", "True", *options[:2], "--calibrate_wer_percent", "50")
+    other = train(place, tiny_whispers, tmp_path, "--test_only", "True", *trained, "--calibrate_wer_percent", "50")
     assert other.returncode == 2 and "calibrate_wer_percent: the threshold of" in other.stderr
     spoken = run_script("scripts/transcribe.py", str(model), str(place / "test0.wav"), "--language", "en")
     assert json.loads(spoken.stdout)["route"] in ("small", "large")
@@ -209,8 +210,12 @@ def test_new_labels_are_not_mixed_with_old_ones(place: Path, tiny_whispers: dict
     path.write_text("".join(json.dumps(record | {"errors": record["errors"] + 1}) + "\n" for record in records))
     done = train(place, tiny_whispers, tmp_path, *options, "--number_of_epochs", "3")
     assert done.returncode == 2 and "labels: " in done.stderr and "settings have changed" in done.stderr, done.stderr
+    about = tmp_path / "labels" / "small-train.meta.json"
+    decoding = {"language": "en", "max_tokens_per_s": None, "quantise": "decoder-int8"}
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"decoding": decoding}))
     limited = train(place, tiny_whispers, tmp_path / "other", *options, "--max_tokens_per_s", "4")
     assert limited.returncode == 2 and "max_tokens_per_s: it is 4, but " in limited.stderr
+    assert "small-train.jsonl was written with --quantise decoder-int8: run the cascade" in limited.stdout
     (tmp_path / "states" / "small-train" / "meta.json").write_text(
         (tmp_path / "states" / "small-train" / "meta.json").read_text().replace('"model": "', '"model": "0')
     )

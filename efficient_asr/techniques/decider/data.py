@@ -52,6 +52,9 @@ from efficient_asr.techniques.decider.router import (
 )
 from efficient_asr.utils.errors import UserError
 
+# Options of label.py that do not change the text of an utterance shorter than a window, or that are checked on their own.
+SAME_TEXT = ("language", "long_audio", "long_audio_batch", "overlap_s", "assistant", "backend", "max_tokens_per_s")
+
 
 def new_router(hparams: dict[str, Any]) -> Router:
     """Build the decider of a YAML file, sized for the encoder states that it will receive."""
@@ -100,6 +103,9 @@ def check_settings(hparams: dict[str, Any]) -> None:
             about = about_labels(labels)
             if model is not None and about.get("model", model) != model:
                 raise UserError(f"{side}: {labels} was written with another model than {source}")
+            others = [f"--{name} {value}" for name, value in about.get("decoding", {}).items() if name not in SAME_TEXT]
+            if others:
+                print(f"{labels} was written with {' '.join(others)}: run the cascade with the same options")
             limit = about.get("decoding", {}).get("max_tokens_per_s")
             if "decoding" in about and limit != hparams["max_tokens_per_s"]:
                 raise UserError(
