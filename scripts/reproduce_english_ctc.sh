@@ -2,8 +2,7 @@
 # A CTC baseline with thousands of updates, and early exit from there: Whisper base's encoder on 127 minutes of
 # English. Needs EFFICIENT_ASR_DATA (arctic_en, librispeech_unlabelled, ljspeech, librispeech_test_other, lm; beside it
 # models/whisper_base_ctc, from which the training continues). About two hours on 2 CPU cores. Restartable. FAMILIES=1 adds layer removal
-# and downsampling, for another hour, and times all rows; do that on a quiet machine. MIXED=1 adds early exit on easy and hard
-# utterances (fsdd: spoken digits), in another hour.
+# and downsampling, for another hour, and times all rows; do that on a quiet machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
@@ -20,15 +19,6 @@ exits() { # exits <rule> <threshold>: the early-exit model with this rule
     [ -d "output/english_early_exit/$1_$2" ] ||
         "$PYTHON" recipes/early_exit/set_rule.py output/english_early_exit/1986/model --rule "$1" --threshold "$2" \
             --out "output/english_early_exit/$1_$2"
-}
-
-digits() { # digits <folder> [option]: strings of 3 to 8 digits; no speaker is in two of the splits; the options are those of train
-    local folder=$1 part
-    shift
-    for part in "train --seed 1 $*" "dev --seed 2 --count 40" "test --seed 3"; do
-        [ -f "$folder/${part%% *}/manifest.jsonl" ] || "$PYTHON" scripts/join_utterances.py "$EFFICIENT_ASR_DATA/fsdd/manifest.jsonl" \
-            --split $part --out "$folder/${part%% *}"
-    done
 }
 
 run english_ctc finetune_ctc real/english_ctc --lm_path "$LM" --runtime_repeats 1
@@ -49,24 +39,4 @@ for pair in entropy:0.1586 entropy:0.2274 entropy:0.2855 similarity:0.8859; do
 done
 "$PYTHON" -m efficient_asr compare "${systems[@]}" --timed $TIMED --out results/compared/english_ctc.json \
     --manifest data/real/{arctic_en,ljspeech,librispeech_test_other}.jsonl
-if [ -n "${MIXED:-}" ]; then
-    DIGITS=$PWD/data/digit_strings
-    digits "$DIGITS"
-    LAST_SPLIT=ljspeech
-    run mixed_ctc finetune_ctc real/mixed_ctc --digit_strings "$DIGITS" --measure_runtime False
-    run mixed_early_exit early_exit real/mixed_early_exit --digit_strings "$DIGITS" --measure_runtime False
-    # All layers learn, with every digit of the training speakers three times; an hour. Then the rules whose thresholds cost nothing on
-    # the validation split (recipes/early_exit/sweep.py, --calibrate_wer_loss_percent 0), timed: do that on a quiet machine.
-    digits "${DIGITS}_3" --passes 3
-    run mixed_free_early_exit early_exit real/mixed_free_early_exit --digit_strings "${DIGITS}_3" --measure_runtime False
-    systems=()
-    for rule in "full depth:--rule none" "entropy:--rule entropy --threshold 0.0869" \
-        "entropy, two heads:--rule entropy --threshold 0.1258 --patience 2" "agreement:--rule agreement --threshold 0.0308"; do
-        [ -d "output/mixed_free_early_exit/${rule%%:*}" ] ||
-            "$PYTHON" recipes/early_exit/set_rule.py output/mixed_free_early_exit/1986/model ${rule#*:} --out "output/mixed_free_early_exit/${rule%%:*}"
-        systems+=("${rule%%:*}=output/mixed_free_early_exit/${rule%%:*}")
-    done
-    "$PYTHON" -m efficient_asr compare "${systems[@]}" --timed 16 --out results/compared/mixed_early_exit.json \
-        --manifest data/real_mixed_3/{digit_strings,arctic_en,ljspeech}.jsonl
-fi
 report

@@ -72,7 +72,7 @@ def parse_command_line(argv: list[str], here: bool = True) -> tuple[Path, RunOpt
         raise UserError(
             "the first argument must be a YAML file: python recipes/<exp>/train.py hparams/<exp>.yaml [--key VALUE]"
         )
-    overrides, options = Overrides(), [argv[0]]
+    overrides, options, refused = Overrides(), [argv[0]], []
     rest = list(argv[1:])
     while rest:
         name, equals, value = rest.pop(0).partition("=")
@@ -94,7 +94,7 @@ def parse_command_line(argv: list[str], here: bool = True) -> tuple[Path, RunOpt
         if flag:
             if (given or "true").lower() not in ("true", "false"):
                 raise UserError(f"{name}: {given!r} is not True or False")
-            options += [name] if (given or "true").lower() == "true" else []
+            (options if (given or "true").lower() == "true" else refused).append(name)
         elif key in RUN_OPTIONS:
             if given is None:
                 raise UserError(f"{name} needs a value")
@@ -112,6 +112,8 @@ def parse_command_line(argv: list[str], here: bool = True) -> tuple[Path, RunOpt
     ):
         # NCCL, SpeechBrain's default, requires GPUs.
         run_opts = _run_options([*options, "--distributed_backend=gloo"])
+    off = {name[2:]: False for name in refused}  # flags that a YAML file may set
+    run_opts = dataclasses.replace(run_opts, **off, overridden_args={*run_opts.overridden_args, *off})
     return Path(argv[0]), run_opts, overrides
 
 

@@ -82,7 +82,7 @@ def read_step(script: str, recipe: str, argv: list[str] | None = None) -> Step |
         return None
     path, run_opts, overrides = parse_command_line([word for word in argv if word != "--print_yaml"], here=False)
     for key in run_opts.overridden_args:
-        if key not in ("device", "distributed_backend"):
+        if key not in ("device", "distributed_backend") and getattr(run_opts, key) is not False:
             raise UserError(f"--{key}: {script} trains nothing and has no such option")
     text = complete_yaml(path, overrides, run_opts)
     if "--print_yaml" in argv:

@@ -162,7 +162,7 @@ def load_hparams(
         For an unknown key (naming the closest), an invalid value, or an error raised by the constructed classes.
     """
     tree = overridden(path, overrides)
-    paths = {key: value for key, value in tree.items() if re.search(r"(^|_)(folder|manifest|path|file)$", key)}
+    paths = _paths(tree)
     for key in run_opts.overridden_args if run_opts is not None else ():
         check_limit(key, getattr(run_opts, key))
     for key, value in tree.items():
@@ -176,15 +176,33 @@ def load_hparams(
         raise UserError(f"{path}: {error}") from error
     plain = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, dict, type(None)))}
     plain |= {k: _words(v) for k, v in tree.items() if k not in plain and not k.startswith("__")}  # objects
-    plain |= {k: _words(v) for k, v in paths.items() if "$" in _words(v)}  # not the paths of this machine
+    for key, value in paths.items():  # as written: not the paths of this machine
+        if isinstance(plain.get(key), str):
+            plain[key] = re.sub(r"<(\w+)>", lambda name: str(plain.get(name[1], name[0])), _text_of(value))
     return hparams, _with_run_options(plain, run_opts)
 
 
-def _expanded(key: str, value: Any) -> Any:
-    """Return the value of a path's key with environment variables and `~` replaced; `!ref` values are copied, not changed."""
+def _text_of(value: Any) -> str:
+    """Return a string, or the text of a `!ref`; empty for other values."""
     text = value.value if isinstance(value, TaggedScalar) and _tag(value) == "!ref" else value
-    if not isinstance(text, str) or not ("$" in text or text.startswith("~")):
-        return value
+    return str(text) if isinstance(text, str) else ""
+
+
+def _paths(tree: CommentedMap) -> dict[str, Any]:
+    """Return the paths of a YAML file by key, after those that they refer to, as written."""
+    texts = {key: _text_of(value) for key, value in tree.items()}
+    named = {key for key in tree if re.search(r"(^|_)(folder|manifest|path|file|cache|url)$", key)}
+    used = {name for key in named for name in re.findall(r"<(\w+)>", texts[key])} - named
+    used = {name for name in used if texts.get(name, "").startswith(("$", "~"))}
+    found = {key for key in named if "$" in texts[key] or texts[key].startswith("~")} | used
+    found |= {key for key in named if any(f"<{name}>" in texts[key] for name in found)}
+    ordered = sorted((key for key in tree if key in found), key=lambda key: _tag(tree[key]) == "!ref")
+    return {key: tree[key] for key in ordered}
+
+
+def _expanded(key: str, value: Any) -> Any:
+    """Return a path with environment variables and `~` replaced; `!ref` values are copied, not changed."""
+    text = _text_of(value)
     try:
         text = expanded(text)
     except UserError as error:

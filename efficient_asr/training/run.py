@@ -35,10 +35,10 @@ from efficient_asr.evaluation.model_card import write_card
 from efficient_asr.evaluation.runtime import limit_convolution_cache
 from efficient_asr.inference.language_model import WHY_NOT, kenlm_is_here
 from efficient_asr.inference.transcriber import MANIFEST
-from efficient_asr.models.hub import model_source
+from efficient_asr.models.hub import CARD_MARK, model_source
 from efficient_asr.settings.command_line import Overrides, parse_command_line
 from efficient_asr.settings.help import recipe_help
-from efficient_asr.settings.yaml import complete_yaml, load_hparams, training_settings
+from efficient_asr.settings.yaml import complete_yaml, load_hparams, overridden, training_settings
 from efficient_asr.text.languages import normalise_or_keep
 from efficient_asr.training import estimate
 from efficient_asr.training.brain import RecipeBrain
@@ -60,6 +60,11 @@ from efficient_asr.utils.locks import FolderLock
 from efficient_asr.utils.technique import techniques
 
 SETTINGS_FILE = "hyperparams.yaml"
+# Settings of trainings that choose or decode the test sets, too, and those without effect there.
+USED_IN_TESTS = (
+    "corpus corpus_options folder_language ids_file max_tokens_per_s precision find_unused_parameters labels_folder "
+    "states_folder small_name large_name"
+).split()
 
 
 @dataclass
@@ -94,7 +99,8 @@ class Run:
     @property
     def test_only(self) -> bool:
         """Whether to evaluate without training."""
-        return bool(self.run_opts.test_only or self.hparams["test_only"])
+        given = "test_only" in self.run_opts.overridden_args
+        return bool(self.run_opts.test_only if given else self.hparams["test_only"])
 
 
 def run(brain_class: type[RecipeBrain], argv: list[str] | None = None, recipe: str | None = None) -> int:
@@ -250,7 +256,7 @@ def _sample_of_a_run(this: Run, brain_class: type[RecipeBrain], folder: Path) ->
         found["testing_h"] = estimate.testing_h(brain_class, hparams, folder / "model", benchmarks, device)
     hours = sum(value for key, value in found.items() if key.endswith("_h"))
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
-    about = {"experiment": hparams["experiment"], "device": name, "precision": this.run_opts.precision}
+    about = {"experiment": hparams["experiment"], "device": name, "precision": this.plain["precision"]}
     return about | found | {"total_h": hours}
 
 
@@ -442,8 +448,19 @@ def _train_and_save(
     if distributed.if_main_process():
         checkpointer.load_model(best)
         brain_class.calibrate(model, hparams, rows["valid_split"])
-        brain_class.save(model, hparams, output_folder / "model", _about(model, hparams, brain_class))
+        trained = newest is None or checkpointer.list()[0].path != newest.path
+        with _kept_card(output_folder / "model" / "README.md", trained):
+            brain_class.save(model, hparams, output_folder / "model", _about(model, hparams, brain_class))
     distributed.ddp_barrier()
+
+
+@contextlib.contextmanager
+def _kept_card(path: Path, trained: bool) -> Iterator[None]:
+    """Keep the card of a model folder that is replaced, unless it is ours and the model was trained further."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    yield
+    if before is not None and not (trained and CARD_MARK in before):
+        atomic_write_text(path, before)
 
 
 def _is_finished(this: Run) -> bool:
@@ -469,9 +486,12 @@ def _is_finished(this: Run) -> bool:
 
 
 def _changed_since_training(this: Run) -> list[str]:
-    """Return a line for every training setting that differs from the YAML file beside the trained model."""
-    before = training_settings(this.output_folder / SETTINGS_FILE, Overrides(), None)
-    return changed_settings(before, training_settings(this.path, this.overrides, this.run_opts))
+    """Return a line for every setting of the training that differs from the YAML file beside the trained model."""
+    path = this.output_folder / SETTINGS_FILE
+    before = training_settings(path, Overrides(), None)
+    now = training_settings(this.path, this.overrides, this.run_opts)
+    before["number_of_epochs"] = str(overridden(path, Overrides())["number_of_epochs"])
+    return changed_settings(before, now | {"number_of_epochs": str(this.hparams["number_of_epochs"])})
 
 
 def _check_test_only(this: Run) -> None:
@@ -486,11 +506,11 @@ def _check_test_only(this: Run) -> None:
     trained_here = (folder / "model" / "config.json").is_file() and (folder / "train_log.txt").is_file()
     if not trained_here or not (folder / SETTINGS_FILE).is_file() or this.hparams["allow_changed_settings"]:
         return
-    changed = _changed_since_training(this)
+    changed = [line for line in _changed_since_training(this) if line.partition(":")[0] not in USED_IN_TESTS]
     if changed:
         raise UserError(
             f"test_only: the model in {folder} was trained with other settings:\n{listing(changed)}\n"
-            "They have no effect on its evaluation: restore them, or pass --allow_changed_settings True. For a model with these "
+            "They do not change a trained model: restore them, or pass --allow_changed_settings True. For a model with these "
             "settings, leave out test_only and choose another --output_folder."
         )
 

@@ -91,14 +91,18 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.setenv("HOME", "/home/me")
     text = "experiment: a$b\nlm_path: ~/lm.arpa\noutput_folder: !ref $SCRATCH/<experiment>_1\nnoise_manifest: $SCRATCH/n.jsonl\n"
+    text += "part: en\ndigits: $SCRATCH/d\nrir_manifest: !ref <digits>/<part>.jsonl\nteacher_cache: $SCRATCH/cache\n"
     (tmp_path / "x.yaml").write_text(text)
     hparams, plain = load_hparams(tmp_path / "x.yaml", {"experiment": "e"})
     assert hparams["output_folder"] == "/scratch/me/e_1"
     assert (hparams["noise_manifest"], hparams["lm_path"]) == ("/scratch/me/n.jsonl", "/home/me/lm.arpa")
-    assert plain["noise_manifest"] == "$SCRATCH/n.jsonl"  # a result says what the YAML says
+    assert (hparams["rir_manifest"], hparams["teacher_cache"]) == ("/scratch/me/d/en.jsonl", "/scratch/me/cache")
+    # a result names no folders of this machine
+    assert (plain["noise_manifest"], plain["output_folder"]) == ("$SCRATCH/n.jsonl", "$SCRATCH/e_1")
+    assert plain["rir_manifest"] == "$SCRATCH/d/en.jsonl"
     monkeypatch.delenv("SCRATCH")
     with pytest.raises(
-        UserError, match=r"output_folder: '\$SCRATCH/<experiment>_1' uses an environment variable that is not set"
+        UserError, match=r"noise_manifest: '\$SCRATCH/n.jsonl' uses an environment variable that is not set"
     ):
         load_hparams(tmp_path / "x.yaml", {})
 

@@ -92,7 +92,11 @@ def test_test_only_measures_the_trained_model_again(
     assert run(CTCBrain, [*arguments, "--test_only", "False"]) == 0
     first = json.loads((tmp_path / "results" / "tiny.json").read_text())
     weights = (tmp_path / "output" / "model" / "model.safetensors").read_bytes()
-    assert run(CTCBrain, [*arguments, "--test_only", "True", "--number_of_epochs", "9"]) == 0
+    card = tmp_path / "output" / "model" / "README.md"
+    card.write_text("By hand.")
+    assert run(CTCBrain, [*arguments, "--test_only", "True", "--number_of_epochs", "9"]) == 2  # it would be recorded
+    assert "number_of_epochs: 2 before, 9 now" in capsys.readouterr().err
+    assert run(CTCBrain, [*arguments, "--test_only", "True"]) == 0
     again = json.loads((tmp_path / "results" / "tiny.json").read_text())
     assert again["wer_percent"] == first["wer_percent"]
     capsys.readouterr()
@@ -101,6 +105,7 @@ def test_test_only_measures_the_trained_model_again(
     message = capsys.readouterr().err
     assert "was trained with other settings" in message and "0.7 now" in message
     assert run(CTCBrain, [*arguments, *changed, "--allow_changed_settings", "True"]) == 0
+    assert run(CTCBrain, arguments) == 0 and card.read_text() == "By hand."  # the folder is written again
     assert (tmp_path / "output" / "model" / "model.safetensors").read_bytes() == weights
 
 
@@ -179,6 +184,7 @@ def test_audio_too_short_for_its_text_is_named(tiny_yaml: Path, corpus: Path, tm
 
 def test_command_line() -> None:
     path, run_opts, overrides = parse_command_line(["x.yaml", "--lr_head=0.5", "--test_only=False", "--seed", "3"])
+    assert "test_only" in run_opts.overridden_args  # so that a YAML file with True does not count
     assert (str(path), run_opts.test_only, overrides) == ("x.yaml", False, {"lr_head": 0.5, "seed": 3})
     assert parse_command_line(["x.yaml", "--test_only"])[1].test_only
     for argv in ([], ["--seed", "3"]):

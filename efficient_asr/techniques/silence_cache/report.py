@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 from efficient_asr.reporting.figures import COLOURS, pyplot, save_figure
@@ -46,6 +47,11 @@ def comparison_table(name: str, results_folder: Path, folder: str = "silence_cac
     )
 
 
+def median_ratio(reference_s: list[float], seconds: list[float]) -> float:
+    """Return the median over rounds of how many times as fast as a reference a system was in the same round."""
+    return statistics.median(a / b for a, b in zip(reference_s, seconds, strict=True))
+
+
 def peers_table(name: str, results_folder: Path) -> str:
     """Return the table for the marker `<!-- peers NAME -->`, from `peers/NAME.json`."""
     result = read_json(results_folder / "peers" / f"{name}.json", "scripts/benchmark_peers.py")
@@ -57,9 +63,7 @@ def peers_table(name: str, results_folder: Path) -> str:
         cells = [label]
         for batch in batches:
             row, peer = by_place.get((label, batch)), by_place.get((REFERENCE, batch))
-            ratio = (
-                None if not (row and peer and peer["ratio_to_ours"]) else row["ratio_to_ours"] / peer["ratio_to_ours"]
-            )
+            ratio = median_ratio(peer["seconds"], row["seconds"]) if row and peer else None
             cells += ["–"] * 5 if row is None else [
                 show(row["wer_percent"]), show(row["rtfx"], 1), show(row["ratio_to_ours"]), show(ratio),
                 show(row["peak_memory_bytes"] / 2**20, 0),
@@ -72,7 +76,7 @@ def peers_table(name: str, results_folder: Path) -> str:
     sentences.append(
         f"{first['model']}, {' and '.join(first['audio'])}: {first['utterances']} utterances, {first['audio_s'] / 60:.1f} min, "
         f"real speech; {about['cpu']}, {about['threads']} threads; {first['rounds']} interleaved rounds, medians; ratios are "
-        "those of the same round."
+        "medians of those within a round."
     )
     missing = sorted({label.partition(", batch")[0] for label in result["missing"]})
     if missing:

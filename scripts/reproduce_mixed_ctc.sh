@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# CTC on easy and hard utterances: strings of spoken digits, and read sentences. Early exit, downsampling and layer removal are trained
+# alike, and timed together; do that on a quiet machine. Needs EFFICIENT_ASR_DATA (arctic_en, librispeech_unlabelled, ljspeech, fsdd;
+# beside it models/whisper_base_ctc, from which the trainings continue). About six hours on two CPU cores. Restartable.
+# FROZEN=1 adds the models with frozen lower layers, from the model of reproduce_english_ctc.sh; another hour.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
+source scripts/setup.sh
+LAST_SPLIT=ljspeech DIGITS=$PWD/data/digit_strings
+
+# digits <folder> [option]: make strings of 3 to 8 digits; no speaker is in two of the splits; the options are those of train.
+digits() {
+    local folder=$1 part
+    shift
+    for part in "train --seed 1 $*" "dev --seed 2 --count 40" "test --seed 3"; do
+        # shellcheck disable=SC2086
+        [ -f "$folder/${part%% *}/manifest.jsonl" ] || "$PYTHON" scripts/join_utterances.py "$EFFICIENT_ASR_DATA/fsdd/manifest.jsonl" \
+            --split $part --out "$folder/${part%% *}"
+    done
+}
+
+# mixed <experiment> <recipe> <yaml> <digit strings> [--key value ...]: train and evaluate; times are measured at the end.
+mixed() {
+    run "$1" "$2" "real/$3" --digit_strings "$4" --measure_runtime False "${@:5}"
+}
+
+# exits <name> <model> <options of set_rule.py>: a copy of an early-exit model with another rule, added to `systems`.
+exits() {
+    [ -d "output/$2/$1" ] ||
+        "$PYTHON" recipes/early_exit/set_rule.py "output/$2/1986/model" "${@:3}" --out "output/$2/$1"
+    systems+=("$1=output/$2/$1")
+}
+
+# compare <name>: WER of all `systems` on the three test sets together, MACs and interleaved times.
+compare() {
+    "$PYTHON" -m efficient_asr compare "${systems[@]}" "${@:2}" --out "results/compared/$1.json" \
+        --manifest data/real_mixed_3/{digit_strings,arctic_en,ljspeech}.jsonl
+}
+
+if [ -n "${FROZEN:-}" ]; then
+    digits "$DIGITS"
+    mixed mixed_ctc finetune_ctc mixed_ctc "$DIGITS"
+    mixed mixed_early_exit early_exit mixed_early_exit "$DIGITS"
+fi
+
+digits "${DIGITS}_3" --passes 3
+mixed mixed_free_early_exit early_exit mixed_free_early_exit "${DIGITS}_3"
+# Thresholds that cost nothing on the validation split (recipes/early_exit/sweep.py, --calibrate_wer_loss_percent 0).
+systems=()
+exits "full depth" mixed_free_early_exit --rule none
+exits entropy mixed_free_early_exit --rule entropy --threshold 0.0869
+exits "entropy, two heads" mixed_free_early_exit --rule entropy --threshold 0.1258 --patience 2
+exits agreement mixed_free_early_exit --rule agreement --threshold 0.0308
+compare mixed_early_exit --timed 16
+
+# The heads from there, with every digit nine times, more speeds and noise; the other families from the same start as
+# mixed_free_early_exit, on the same data and for as many passes.
+digits "${DIGITS}_9" --passes 9
+mixed mixed_low_early_exit early_exit mixed_low_early_exit "${DIGITS}_9"
+mixed mixed_free_ctc finetune_ctc mixed_free_ctc "${DIGITS}_3"
+for technique in average signal convolutional; do
+    mixed "mixed_downsampling_${technique}_x2" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique "$technique"
+done
+mixed mixed_layer_removal_first_4 layer_removal mixed_layer_removal "${DIGITS}_3"
