@@ -23,6 +23,7 @@ from tqdm import tqdm
 import efficient_asr  # noqa: F401
 from efficient_asr.data import SAMPLE_RATE, Row, load_row, read_manifest, write_manifest
 from efficient_asr.data.augmentation import add_noise
+from efficient_asr.data.manifest import SEGMENT_FIELDS
 from efficient_asr.settings.options import at_least
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 
@@ -97,7 +98,9 @@ def main() -> None:
         wav, about = mix(row, noises, rirs, args)
         name = f"{number:05d}.flac"
         soundfile.write(args.out / "audio" / name, wav.numpy(), SAMPLE_RATE)
-        whole = {key: value for key, value in row.items() if key != "offset"}  # segments are now files of their own
+        whole = {
+            key: value for key, value in row.items() if key not in SEGMENT_FIELDS
+        }  # segments are now files of their own
         line = {**whole, "id": f"{row['id']}-noisy", "audio": f"audio/{name}", **about}
         lines.append(line)
     write_manifest(args.out / "manifest.jsonl", lines)

@@ -91,7 +91,8 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
 
 def check(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, Any]]:
     """Return WER and time on rows of the float model, int8 modes and the selection."""
-    normalise = get_normaliser(whisper_normaliser([normalise_or_keep(args.language)]))
+    language = normalise_or_keep(args.language or "en")
+    normalise = get_normaliser(whisper_normaliser([language]))
     found, plain = [], None
     for mode in (*CHECKED, str(args.out)):
         transcriber = WhisperTranscriber.from_source(
@@ -102,9 +103,7 @@ def check(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, Any]]:
             iterate_batches(rows, 1), total=len(rows), desc=transcriber.label, unit="utt"
         ):
             texts += [transcript.text for transcript in transcribe_rows(transcriber, batch, wavs, wav_lens)]
-        pairs = [
-            (normalise(a["text"], args.language), normalise(b, args.language)) for a, b in zip(rows, texts, strict=True)
-        ]
+        pairs = [(normalise(a["text"], language), normalise(b, language)) for a, b in zip(rows, texts, strict=True)]
         errors = count_errors([a for a, _ in pairs], [b for _, b in pairs])
         plain = errors if plain is None else plain
         found.append({

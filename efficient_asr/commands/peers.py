@@ -179,7 +179,7 @@ def whisper_cpp(source: str, language: str, batch_size: int, work: Path) -> Reco
     return lambda wavs: [" ".join(part.text for part in model.transcribe(wav.numpy())) for wav in wavs]
 
 
-CACHED = {"encoder_padding": "silence_cache"}
+CACHED, PADDED = {"encoder_padding": "silence_cache"}, {"encoder_padding": 30.0}  # whatever the model folder says
 
 
 def _ours(backend: str, precision: str, **options: Any) -> tuple[str, str, str, Callable[..., Recognise]]:
@@ -190,8 +190,8 @@ def _ours(backend: str, precision: str, **options: Any) -> tuple[str, str, str, 
 
 # label -> (system, backend, precision, function)
 SYSTEMS: dict[str, tuple[str, str, str, Callable[..., Recognise]]] = {
-    "ours": ("efficient_asr", "torch", "float32", ours),
-    "ours, int8 decoder": _ours("torch", "decoder-int8"),
+    "ours": ("efficient_asr", "torch", "float32", functools.partial(ours, **PADDED)),
+    "ours, int8 decoder": _ours("torch", "decoder-int8", **PADDED),
     "ours, silence cache": ("efficient_asr", "torch", "float32", functools.partial(ours, **CACHED)),
     "ours, silence cache, int8 decoder": _ours("torch", "decoder-int8", **CACHED),
     "ours, silence cache, int8": _ours("torch", "int8", **CACHED),

@@ -17,6 +17,8 @@ from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.utils.errors import UserError
 from efficient_asr.utils.files import atomic_write, file_state
 
+STATE = "_efficient_asr_file"  # field of records in part files: size and modification time of the audio
+
 
 def write_transcripts(
     transcriber: Transcriber,
@@ -69,13 +71,13 @@ def write_transcripts(
     def work(batch: Sequence[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[dict[str, Any]]:
         found = transcribe_rows(transcriber, list(batch), wavs, wav_lens)
         return [
-            {"id": row["id"], "file": file_state(row["audio"]), column: each.text, details: rounded(each.details)}
+            {"id": row["id"], STATE: file_state(row["audio"]), column: each.text, details: rounded(each.details)}
             for row, each in zip(batch, found, strict=True)
         ]
 
     parts = PartFiles(out, key)
     for row in rows:
-        if row["id"] in parts.places and not _is_current(parts[row["id"]], row):
+        if row["id"] in parts.places and not is_current(parts[row["id"]], row):
             del parts.places[row["id"]]
     if parts.places:
         print(f"{len(parts.places)} of {len(rows)} utterances are transcribed already")
@@ -91,12 +93,13 @@ def write_transcripts(
                 bad += 1
                 record = {problem: record["problem"]}
             kept = {name: value for name, value in row.items() if name != ORIGIN}
-            record.pop("file", None)
+            record.pop(STATE, None)
             lines.write(json.dumps(kept | record, ensure_ascii=False) + "\n")
     parts.discard()
     return bad
 
 
-def _is_current(record: dict[str, Any], row: Row) -> bool:
-    """Whether a record is of the audio as it is now; audio that could not be read may have been repaired."""
-    return "problem" not in record and Path(row["audio"]).is_file() and record.get("file") == file_state(row["audio"])
+def is_current(record: dict[str, Any], row: Row) -> bool:
+    """Whether a record of part files is of the audio as it is now; audio that could not be read may have been repaired."""
+    state = record.get(STATE, record.get("file"))  # its name in former versions
+    return "problem" not in record and Path(row["audio"]).is_file() and state == file_state(row["audio"])

@@ -49,7 +49,8 @@ def device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def _reset_peak_memory(device: str) -> None:
+def reset_peak_memory(device: str) -> None:
+    """Start a new measurement of `peak_memory_bytes`."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -109,7 +110,7 @@ def measure_runtime(
         rate = (clock(device) - start) / sum(row["duration"] for row in chunk)
     if (estimate_s := rate * audio_s * repeats) > LONG_S:
         print(f"{label}: {repeats} runs of {len(rows)} utterances, about {estimate_s / 60:.1f} min", file=sys.stderr)
-    _reset_peak_memory(device)
+    reset_peak_memory(device)
     times = []
     with tqdm(total=repeats * len(rows), desc=label, unit="utt", leave=False, mininterval=1) as progress:
         for _ in range(repeats):

@@ -196,4 +196,4 @@ class LanguageModel:
             )
             raise UserError(f"{said}; {advice}")
         hint = f"; --lm_case {other} would fit better" if shares[other] > shares[case] else ""
-        print(f"{said}{hint}")
+        print(f"{said}{hint}", file=sys.stderr)

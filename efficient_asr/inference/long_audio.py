@@ -62,6 +62,8 @@ class LongAudio(Transcriber):
             raise UserError(
                 f"long audio: invalid method '{method}'; use {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
             )
+        if not isinstance(overlap_s, (int, float)) or not 0 <= overlap_s < math.inf:
+            raise UserError(f"overlap_s: {overlap_s!r} is not a number of seconds, 0 or more")
         if method == "sequential":
             transcriber.check_sequential()
         self.transcriber, self.method, self.batch_size, self.overlap_s = transcriber, method, batch_size, overlap_s

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pickle
 import re
+import sys
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def load_network(kind: type, source: str, **options: Any) -> torch.nn.Module:
         prefix = next((p for p in PREFIXES if _all_begin_with(found, p)), None)
         if prefix is not None:
             network, found = _load(kind, source, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
-            print(f"{source}: the names of its weights begin with '{prefix}'; this prefix was removed")
+            print(f"{source}: the names of its weights begin with '{prefix}'; this prefix was removed", file=sys.stderr)
     missing, surplus = _missing(found), _surplus(network, found)
     if missing or surplus:
         what = [f"the model lacks {len(missing)} of its weights ({missing[0]})"] if missing else []

@@ -490,8 +490,11 @@ def _changed_since_training(this: Run) -> list[str]:
     path = this.output_folder / SETTINGS_FILE
     before = training_settings(path, Overrides(), None)
     now = training_settings(this.path, this.overrides, this.run_opts)
-    before["number_of_epochs"] = str(overridden(path, Overrides())["number_of_epochs"])
-    return changed_settings(before, now | {"number_of_epochs": str(this.hparams["number_of_epochs"])})
+    trees = overridden(path, Overrides()), overridden(this.path, this.overrides)
+    targets = [key for key, value in trees[1].items() if key.startswith("calibrate_") and value is not None]
+    for key in ("number_of_epochs", *targets):
+        before[key], now[key] = (str(tree.get(key)) for tree in trees)
+    return changed_settings(before, now)
 
 
 def _check_test_only(this: Run) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ class FolderLock:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept alive by forked workers
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                print(f"{folder} cannot be locked ({error.strerror}); make sure that no other run uses it")
+                print(
+                    f"{folder} cannot be locked ({error.strerror}); make sure that no other run uses it",
+                    file=sys.stderr,
+                )
                 return
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
@@ -44,7 +48,7 @@ class FolderLock:
                 raise UserError(
                     f"{folder} is in use by {holder}; wait for it, stop it, or use another --output_folder"
                 ) from None
-            print(f"waiting for {holder}, which is using {folder}")
+            print(f"waiting for {holder}, which is using {folder}", file=sys.stderr)
             fcntl.lockf(self.file, fcntl.LOCK_EX)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")

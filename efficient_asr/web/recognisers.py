@@ -234,7 +234,9 @@ class _Job:
         self.updates.put(heard)
 
     def _heard(self, words: str = "", more_s: float = 0.0) -> Heard:
-        segments = [*self.segments]
+        transcriber = self.recogniser.transcriber
+        given = (self.language or transcriber.language) if transcriber.languages else None
+        segments = [({"language": given} if given else {}) | segment for segment in self.segments]
         return Heard(text_of([*segments, {"text": words}]), segments, self.duration_s, self.spent_s + more_s)
 
     def _listen(self, tokens: torch.Tensor) -> None:

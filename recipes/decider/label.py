@@ -156,7 +156,7 @@ def main() -> None:
     normaliser = args.normaliser or transcriber.normaliser
     benchmark = Benchmark.from_manifest(
         args.manifest, normaliser=normaliser, columns=parse_columns(args.columns), skip_bad=args.skip_bad,
-        skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="header", language=args.language,
+        skipped_file=args.out.with_suffix(".skipped.jsonl"), check_audio="samples", language=args.language,
     )  # fmt: skip
     key = key_of(args, source, benchmark, device)
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]

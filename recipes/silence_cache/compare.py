@@ -113,12 +113,9 @@ def describe(rows: list[dict[str, Any]], texts: list[str], plain: list[str]) -> 
         for hypotheses in (plain, texts):
             pairs = []
             for i in own:
-                normalise = get_normaliser(whisper_normaliser([rows[i].get("language")]))
-                pairs.append(
-                    digit_by_digit(
-                        *(normalise(text, rows[i].get("language")) for text in (rows[i]["text"], hypotheses[i]))
-                    )
-                )
+                language = rows[i].get("language") or "en"
+                normalise = get_normaliser(whisper_normaliser([language]))
+                pairs.append(digit_by_digit(*(normalise(text, language) for text in (rows[i]["text"], hypotheses[i]))))
             errors.append(count_errors([a for a, _ in pairs], [b for _, b in pairs]))
         found[corpus] = {
             "utterances": len(own), "words": sum(error.reference_length for error in errors[0]),

@@ -68,8 +68,8 @@ def main() -> None:
     rows = short_rows(args)
     transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
     whisper = transcriber.model
-    window, sums, kl, same, tokens = whisper.network.config.max_source_positions, {}, 0.0, 0, 0
-    silence = sinks = 0.0  # share of the decoder's attention, over all tokens
+    window, sums, kl, same, chosen = whisper.network.config.max_source_positions, {}, 0.0, 0, 0
+    silence, sinks, tokens = 0.0, 0.0, 0  # share of the decoder's attention, over all tokens, those of the prompt too
     if not isinstance(whisper.encoder_padding, SilenceCache):
         raise UserError(
             f"--encoder_padding: {args.encoder_padding} puts nothing in the place of the silence; use silence_cache"
@@ -93,8 +93,12 @@ def main() -> None:
         weight, first = attention_to(whisper, plain, target), int(own.own)
         silence += float(weight[first:].sum()) * target.shape[1]
         sinks += float(weight[[i for i in whisper.encoder_padding.sinks if i >= first]].sum()) * target.shape[1]
+        pair = [
+            log_probs[:, whisper.labels.prompt_length - 1 :] for log_probs in pair
+        ]  # decoding does not choose the prompt
         kl += float(kl_divergence(*pair).sum())
         same += int((pair[0].argmax(-1) == pair[1].argmax(-1)).sum())
+        chosen += pair[0].shape[1]
         tokens += target.shape[1]
     layers, names = sorted({layer for layer, _ in sums}), list(dict.fromkeys(place for _, place in sums))
     relative = {key: 100 * (apart / norm) ** 0.5 if norm else None for key, (apart, norm) in sums.items()}
@@ -106,7 +110,7 @@ def main() -> None:
             for layer in layers
         ],
         "attention_to_silence_percent": 100 * silence / tokens, "of_that_to_sinks_percent": 100 * sinks / silence,
-        "kl_nats": kl / tokens, "same_token_percent": 100 * same / tokens, "provenance": provenance(None),
+        "kl_nats": kl / chosen, "same_token_percent": 100 * same / chosen, "provenance": provenance(None),
     }  # fmt: skip
     atomic_write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(f"result: {args.out}")

@@ -30,7 +30,7 @@ from efficient_asr.utils.files import atomic_write_text
 
 CACHED = {"encoder_padding": "silence_cache"}
 FORMS: dict[str, dict[str, Any]] = {
-    "padded": {}, "cache": CACHED, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
+    "padded": {"encoder_padding": 30.0}, "cache": CACHED, "cache, int8 decoder": CACHED | {"quantise": "decoder-int8"},
     "cache, int8 decoder, onnx": CACHED | {"quantise": "decoder-int8", "backend": "onnx"},
 }  # fmt: skip
 

@@ -204,6 +204,9 @@ def test_mistakes_are_explained(tiny_whispers: dict[str, str]) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             load_transcriber(tiny_whispers["small"], language="en", **options)
+    for overlap_s in (-5.0, float("nan"), "5"):
+        with pytest.raises(UserError, match=r"overlap_s: .* is not a number of seconds, 0 or more"):
+            LongAudio(Counter(), "overlap", overlap_s=overlap_s)
     english = load_transcriber(tiny_whispers["small"], language="en", task="translate", long_audio=None)
     english.model.labels.languages = {}
     with pytest.raises(UserError, match="is English-only"):
@@ -434,6 +437,9 @@ def test_real_long_speech(method: str, real_data: Any, real_models: Any) -> None
 
     rows = [row for row in read_manifest(real_data / "longform" / "manifest.jsonl") if row["id"].startswith("LJ001")]
     assert rows and len(load_audio(rows[0]["audio"])) > 45 * RATE
-    transcriber = load_transcriber(str(real_models / "whisper-tiny"), language="en", long_audio=method)
+    transcriber = load_transcriber(
+        str(real_models / "whisper-tiny"), language="en", long_audio=method, max_tokens_per_s=15.0
+    )
+    # a limit of 460 tokens a window, more than there are positions
     result = evaluate(transcriber, Benchmark("x", "y", Rows.of(rows), "whisper"), measure_macs=False, repeats=0)
     assert result.wer_percent < 12

@@ -19,7 +19,7 @@ from runs import run_script
 
 from efficient_asr import load_transcriber
 from efficient_asr.commands import calibrate
-from efficient_asr.data import FeatureStore, load_audio
+from efficient_asr.data import FeatureStore, load_audio, read_manifest
 from efficient_asr.evaluation.macs import count_macs
 from efficient_asr.techniques.decider.analysis import Pair, read_records
 from efficient_asr.techniques.decider.comparison import encoder_time_s
@@ -182,7 +182,7 @@ def test_recipe_and_comparison(options: list[str], place: Path, tiny_whispers: d
     again = train(place, tiny_whispers, tmp_path, "--test_only", "True", *trained)  # with the threshold that it has
     assert again.returncode == 0, again.stderr
     other = train(place, tiny_whispers, tmp_path, "--test_only", "True", *trained, "--calibrate_wer_percent", "50")
-    assert other.returncode == 2 and "calibrate_wer_percent: the threshold of" in other.stderr
+    assert other.returncode == 2 and "calibrate_wer_percent: None before, 50 now" in other.stderr
     spoken = run_script("scripts/transcribe.py", str(model), str(place / "test0.wav"), "--language", "en")
     assert json.loads(spoken.stdout)["route"] in ("small", "large")
     out = tmp_path / "compared.json"
@@ -319,16 +319,22 @@ def test_the_cyclic_schedule_goes_on_where_it_stopped(
 def test_noisy_copies(place: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lines = []
+    part = json.loads((place / "test.jsonl").read_text().splitlines()[0])
+    part |= {"audio": str(place / part["audio"]), "start": 0.1, "end": 0.4, "id": "part"}
+    (tmp_path / "parts.jsonl").write_text(json.dumps({k: v for k, v in part.items() if k != "duration"}) + "\n")
     for i in range(5):
         soundfile.write(tmp_path / f"n{i}.wav", 0.1 * rng.standard_normal(8000), 16000)
         lines.append(json.dumps({"id": f"n{i}", "audio": f"n{i}.wav", "duration": 0.5}) + "\n")
     (tmp_path / "noises.jsonl").write_text("".join(lines))
-    for name in ("a", "b"):
+    for name in ("a", "b", "parts"):
+        manifest = tmp_path / "parts.jsonl" if name == "parts" else place / "test.jsonl"
         done = run_script(
-            "scripts/mix_noise.py", str(place / "test.jsonl"), "--noise", str(tmp_path / "noises.jsonl"), "--part", "test",
+            "scripts/mix_noise.py", str(manifest), "--noise", str(tmp_path / "noises.jsonl"), "--part", "test",
             "--out", str(tmp_path / name),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+    (piece,) = read_manifest(tmp_path / "parts" / "manifest.jsonl")  # a file of its own
+    assert "start" not in piece and len(load_audio(piece["audio"])) == pytest.approx(0.3 * 16000, abs=1)
     rows = [json.loads(line) for line in (tmp_path / "a" / "manifest.jsonl").read_text().splitlines()]
     assert {row["noise"] for row in rows} == {"n4"} and all(0 <= row["snr_db"] <= 20 for row in rows)
     assert (tmp_path / "a" / "audio" / "00001.flac").read_bytes() == (

@@ -137,6 +137,10 @@ def test_early_exit_from_the_command_line(exits: list[str], tmp_path: Path, caps
     assert details["mean_exit_layer"] > 1 and other["macs_g"] < result["macs_g"]
     assert run(EarlyExitBrain, [*exits, "--test_only", "True", "--exit_rule", "confidence"]) == 2
     assert "the model has one for entropy" in capsys.readouterr().err
+    assert (
+        run(EarlyExitBrain, [*exits, "--test_only", "True", "--calibrate_mean_layer", "1.5"]) == 2
+    )  # only training calibrates
+    assert "1.5 now" in capsys.readouterr().err
     assert run(EarlyExitBrain, [*exits, "--test_only", "True", "--exit_rule", "entropy"]) == 0
     assert result_of(tmp_path / "results")["details"] == details
 

@@ -233,6 +233,28 @@ def test_a_file_that_cannot_be_read_costs_no_label(
     assert [json.loads(line) for line in out.read_text().splitlines()] == whole and not unreadable.exists()
 
 
+def test_a_repaired_file_costs_no_other_label(
+    tiny_whispers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_manifest(make_manifest(tmp_path / "in", 7), need_text=False)
+    hparams = HPARAMS | {"teacher_model": tiny_whispers["small"]}
+    whole = write_labels(rows, hparams, tmp_path / "whole", "cpu").read_bytes()
+    content = (tmp_path / "in/3.wav").read_bytes()
+    (tmp_path / "in/3.wav").write_bytes(content[:44])
+    with pytest.raises(UserError, match=r"utterance 'u3'"):
+        write_labels(rows, hparams, tmp_path / "out", "cpu")
+    (tmp_path / "in/3.wav").write_bytes(content)
+    seen, original = [], Labeller.__call__
+
+    def label(self: Labeller, batch: Any, *audio: torch.Tensor) -> Any:
+        seen.extend(row["id"] for row in batch)
+        return original(self, batch, *audio)
+
+    monkeypatch.setattr(Labeller, "__call__", label)
+    assert write_labels(rows, hparams, tmp_path / "out", "cpu").read_bytes() == whole
+    assert "u3" in seen and len(seen) < len(rows)
+
+
 def test_a_language_that_the_teacher_lacks_is_named_before_the_start(tmp_path: Path) -> None:
     from conftest import multilingual_whisper
 

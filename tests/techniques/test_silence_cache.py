@@ -269,6 +269,7 @@ def test_plain_own_length_sees_nothing_behind_the_padding(whisper: Whisper, shor
     with torch.no_grad():
         encoded = whisper.encode(wav[None], torch.tensor([len(wav)]))
     assert encoded.states.shape[1] == int(encoded.own) == int(encoder_frames(len(wav))) + 10 and encoded.tail is None
+    assert whisper.encoder_padding.with_padding(0.5).padding_s == 0.5
 
 
 def test_noise_for_calibration_is_always_the_same() -> None:

@@ -200,6 +200,7 @@ def test_the_formats_hold_the_same_text(
     assert post(client, upload, response_format="srt").text.startswith("1\n00:00:00,000 --> 00:00:0")
     assert post(client, upload, response_format="vtt").text.startswith("WEBVTT\n")
     verbose = post(client, upload, response_format="verbose_json", language="en").json()
+    assert verbose["language"] == "english"  # given, not detected
     assert verbose["text"] == text and verbose["duration"] == pytest.approx(len(clips[0]) / 16000)
     assert verbose["segments"][0]["text"] == text and verbose["segments"][0]["end"] > 1
     assert post(client, upload, model="whisper-1").json() == {"text": text}

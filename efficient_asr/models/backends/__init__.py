@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def converted(whisper: Any, source: str, backend: str, quantise: str | None) -> 
         with FolderLock(cache, wait=True):
             if not folder.exists():
                 convert(whisper, folder, backend, quantise)
-                print(f"converted for the backend {backend}, and kept for next time: {folder}")
+                print(f"converted for the backend {backend}, and kept for next time: {folder}", file=sys.stderr)
     return type(whisper).from_source(str(folder))
 
 

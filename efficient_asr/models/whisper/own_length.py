@@ -84,6 +84,10 @@ class OwnLength(Part):
         """Read tensors from a model folder; return the part itself."""
         return self
 
+    def with_padding(self, padding_s: float) -> OwnLength:
+        """Return the same with another amount of silence."""
+        return type(self)(padding_s)
+
     def for_weights(self, whisper: Any) -> OwnLength:
         """Return the padding for a model that computes the same with other weights, such as one with merged adapters."""
         return self

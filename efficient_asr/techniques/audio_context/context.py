@@ -50,10 +50,6 @@ class AudioContext(OwnLength):
         """Variant, for the tables."""
         return f"audio context + {self.padding_s:g} s"
 
-    def with_padding(self, padding_s: float) -> AudioContext:
-        """Return the same with another amount of silence."""
-        return type(self)(padding_s)
-
 
 @dataclass
 class States:

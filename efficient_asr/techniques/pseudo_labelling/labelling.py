@@ -9,7 +9,8 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from efficient_asr.data import ORIGIN, BatchOrder, Rows, audio_digest, check_columns, inspect_audio
+from efficient_asr.data import ORIGIN, BatchOrder, Rows, check_columns, inspect_audio
+from efficient_asr.evaluation.manifest_transcripts import STATE, is_current
 from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
@@ -21,7 +22,7 @@ from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.techniques.pseudo_labelling.ray_workers import label_batches
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write, atomic_write_text, differing_entries
+from efficient_asr.utils.files import atomic_write, atomic_write_text, differing_entries, file_state
 from efficient_asr.utils.locks import FolderLock
 
 UNREADABLE = "unreadable.jsonl"
@@ -94,8 +95,7 @@ def write_labels(
         complete = _is_complete(out, json.loads(json.dumps(key)), len(rows) - len(bad))
         if on_start is not None:
             on_start()
-        # what an interrupted run depends on too
-        content = {"audio": audio_digest(rows), "options": with_contents(options)}
+        content = {"options": with_contents(options)}  # what an interrupted run depends on too
         parts = PartFiles(folder / "labels", json.dumps(key | content, sort_keys=True, default=str))
         if complete:
             print(f"{len(rows)} utterances are labelled already")
@@ -104,8 +104,9 @@ def write_labels(
         order = BatchOrder(
             rows.durations, "descending", hparams["batch_size"], hparams["max_batch_length_s"], repeat=False
         )
+        current = {row["id"] for row in rows if row["id"] in parts.places and is_current(parts[row["id"]], row)}
         with parts.open() as file:
-            done = {*parts.places} | _adopt(out, rows, bad, parts.places, file.append)
+            done = current | _adopt(out, rows, bad, current, _noting(file.append))
         todo = unfinished(rows, order, done)
         if done:
             print(f"{len(done)} of {len(rows)} utterances are labelled already")
@@ -114,14 +115,23 @@ def write_labels(
         with parts.open() as file:
             if hparams["ray_workers"] or hparams["ray_address"]:
                 _check_languages(rows, arguments)
-                _label_with_ray(rows, todo, done, arguments, hparams, file.append)
+                _label_with_ray(rows, todo, done, arguments, hparams, _noting(file.append))
             else:
                 label = Labeller(**arguments)
                 label.transcriber.check_rows(rows, "manifest")
-                pass_over(rows, todo, done, label, file.append, "labelling", hparams["skip_bad"])
+                pass_over(rows, todo, done, label, _noting(file.append), "labelling", hparams["skip_bad"])
         _write(parts.merge(row["id"] for row in rows), out)
         parts.discard()
     return out
+
+
+def _noting(append: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Return `append` for records that note the state of their audio, so that a rerun labels changed audio again."""
+
+    def note(record: dict[str, Any]) -> None:
+        append(record | ({STATE: file_state(record["audio"])} if "text" in record else {}))
+
+    return note
 
 
 def _still_unreadable(path: Path, rows: Rows) -> set[str]:
@@ -164,6 +174,7 @@ def _write(records: Iterable[dict[str, Any]], out: Path) -> None:
         with open(bad_path, "w", encoding="utf-8") as bad, open(out_path, "w", encoding="utf-8") as good:
             for record in records:
                 is_label = "text" in record
+                record.pop(STATE, None)
                 unreadable += not is_label
                 (good if is_label else bad).write(json.dumps(record, ensure_ascii=False) + "\n")
     if unreadable:
