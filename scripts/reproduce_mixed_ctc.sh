@@ -32,10 +32,18 @@ exits() {
     systems+=("$1=output/$2/$1")
 }
 
-# compare <name>: WER of all `systems` on the three test sets together, MACs and interleaved times.
+# compare <name> <system> ... -- <test set> ...: WER of systems, MACs, and interleaved times of TIMED utterances of each set (all).
 compare() {
-    "$PYTHON" -m efficient_asr compare "${systems[@]}" "${@:2}" --out "results/compared/$1.json" \
-        --manifest data/real_mixed_3/{digit_strings,arctic_en,ljspeech}.jsonl
+    local name=$1 compared=() manifests=() set
+    shift
+    while [ "$1" != -- ]; do
+        compared+=("$1")
+        shift
+    done
+    shift
+    for set in "$@"; do manifests+=("data/real_mixed_3/$set.jsonl"); done
+    "$PYTHON" -m efficient_asr compare "${compared[@]}" --timed "${TIMED:-100}" --out "results/compared/$name.json" \
+        --manifest "${manifests[@]}"
 }
 
 if [ -n "${FROZEN:-}" ]; then
@@ -52,14 +60,25 @@ exits "full depth" mixed_free_early_exit --rule none
 exits entropy mixed_free_early_exit --rule entropy --threshold 0.0869
 exits "entropy, two heads" mixed_free_early_exit --rule entropy --threshold 0.1258 --patience 2
 exits agreement mixed_free_early_exit --rule agreement --threshold 0.0308
-compare mixed_early_exit --timed 16
+TIMED=16 compare mixed_early_exit "${systems[@]}" -- digit_strings arctic_en ljspeech
 
 # The heads from there, with every digit nine times, more speeds and noise; the other families from the same start as
 # mixed_free_early_exit, on the same data and for as many passes.
 digits "${DIGITS}_9" --passes 9
 mixed mixed_low_early_exit early_exit mixed_low_early_exit "${DIGITS}_9"
-mixed mixed_free_ctc finetune_ctc mixed_free_ctc "${DIGITS}_3"
+families=("all layers=output/mixed_free_early_exit/full depth")
 for technique in average signal convolutional; do
-    mixed "mixed_downsampling_${technique}_x2" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique "$technique"
+    name=mixed_downsampling_${technique}_x2
+    mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique "$technique"
+    families+=("$technique x2=output/$name/1986/model")
 done
 mixed mixed_layer_removal_first_4 layer_removal mixed_layer_removal "${DIGITS}_3"
+families+=("first 4 layers=output/mixed_layer_removal_first_4/1986/model")
+# 0.21: the most that is saved without an error more on the validation split, with a head on layer 4 alone (recipes/early_exit/sweep.py).
+systems=()
+exits "early exit, full depth" mixed_low_early_exit --rule none --layers 6
+exits "early exit, entropy 0.21" mixed_low_early_exit --rule entropy --threshold 0.2101 --layers 4
+exits "early exit, entropy 0.08" mixed_low_early_exit --rule entropy --threshold 0.08 --layers 4
+compare mixed_digits "${systems[@]}" -- digit_strings
+compare mixed_families "${families[@]}" "${systems[@]}" -- digit_strings arctic_en ljspeech
+report

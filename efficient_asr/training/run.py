@@ -63,7 +63,7 @@ SETTINGS_FILE = "hyperparams.yaml"
 # Settings of trainings that choose or decode the test sets, too, and those without effect there.
 USED_IN_TESTS = (
     "corpus corpus_options folder_language ids_file max_tokens_per_s precision find_unused_parameters labels_folder "
-    "states_folder small_name large_name"
+    "number_of_epochs states_folder small_name large_name"
 ).split()
 
 
@@ -498,7 +498,7 @@ def _changed_since_training(this: Run) -> list[str]:
 
 
 def _check_test_only(this: Run) -> None:
-    """Reject training settings that `test_only` would ignore but record with its result.
+    """Reject training settings that `test_only` would ignore but record with its result; record the epochs of the training.
 
     Raises
     ------
@@ -510,6 +510,7 @@ def _check_test_only(this: Run) -> None:
     if not trained_here or not (folder / SETTINGS_FILE).is_file() or this.hparams["allow_changed_settings"]:
         return
     changed = [line for line in _changed_since_training(this) if line.partition(":")[0] not in USED_IN_TESTS]
+    this.plain["number_of_epochs"] = overridden(folder / SETTINGS_FILE, Overrides())["number_of_epochs"]
     if changed:
         raise UserError(
             f"test_only: the model in {folder} was trained with other settings:\n{listing(changed)}\n"

@@ -52,8 +52,8 @@ def short_rows(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    """Run the command."""
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,6 +65,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
+    return args
+
+
+def main() -> None:
+    """Run the command."""
+    args = parse()
     rows = short_rows(args)
     transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
     whisper = transcriber.model

@@ -41,7 +41,7 @@ def test_a_known_prefix_is_left_out_and_said(
     folder = rename(ssl_sources[kind], tmp_path / "m", lambda key: prefix + key)
     found, expected = load_encoder(folder).state_dict(), load_encoder(ssl_sources[kind]).state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
-    assert f"begin with '{prefix}'" in capsys.readouterr().out
+    assert f"begin with '{prefix}'" in capsys.readouterr().err
 
 
 def test_weights_of_other_names_are_refused(ssl_sources: dict[str, str], tmp_path: Path) -> None:

@@ -97,9 +97,9 @@ def test_a_language_model_that_fits_mostly_is_used_and_said(tmp_path: Path, caps
     pytest.importorskip("kenlm")
     path = write_arpa(tmp_path / "lm.arpa", ["one", "two", "three", "Four"])
     LanguageModel(path, LETTERS)
-    assert "75 % of the words" in capsys.readouterr().out
+    assert "75 % of the words" in capsys.readouterr().err
     LanguageModel(str(ARPA), LETTERS)
-    assert "% of the words" not in capsys.readouterr().out
+    assert "% of the words" not in capsys.readouterr().err
 
 
 def test_a_model_of_capitals_takes_a_lower_case_language_model(tmp_path: Path) -> None:
