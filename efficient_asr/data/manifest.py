@@ -31,9 +31,7 @@ from efficient_asr.utils.files import atomic_write
 FIELDS = ("id", "audio", "duration", "text", "language", "speaker", "offset", "end")
 # Alternative names of fields.
 _NAMES = {"offset": ["offset", "start", "start_time", "start_s", "begin"], "end": ["end", "end_time", "end_s"]}
-SEGMENT_FIELDS = tuple(
-    name for names in _NAMES.values() for name in names
-)  # fields that say which part of a file a row is
+SEGMENT_FIELDS = (*_NAMES["offset"], *_NAMES["end"])  # fields that say which part of a file a row is
 ORIGIN, BROKEN = "_efficient_asr_origin", "_efficient_asr_broken"  # set on rows during corpus preparation
 LEVELS = ("header", "samples")
 Row = dict[str, Any]
