@@ -98,9 +98,8 @@ def main() -> None:
         wav, about = mix(row, noises, rirs, args)
         name = f"{number:05d}.flac"
         soundfile.write(args.out / "audio" / name, wav.numpy(), SAMPLE_RATE)
-        whole = {
-            key: value for key, value in row.items() if key not in SEGMENT_FIELDS
-        }  # segments are now files of their own
+        # segments are now files of their own
+        whole = {key: value for key, value in row.items() if key not in SEGMENT_FIELDS}
         line = {**whole, "id": f"{row['id']}-noisy", "audio": f"audio/{name}", **about}
         lines.append(line)
     write_manifest(args.out / "manifest.jsonl", lines)

@@ -9,16 +9,12 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 LAST_SPLIT=librispeech_test_other
 source recipes/finetune_ctc/lm.sh
+source recipes/early_exit/sweep.sh
 trained() { # trained <experiment> <recipe> <yaml> [--key value ...]
     local experiment=$1 recipe=$2 yaml=$3
     shift 3
     [ -f "output/$experiment/1986/model/config.json" ] ||
         "$PYTHON" "recipes/$recipe/train.py" "hparams/real/$yaml.yaml" --train_only True --device cpu "$@"
-}
-exits() { # exits <rule> <threshold>: the early-exit model with this rule
-    [ -d "output/english_early_exit/$1_$2" ] ||
-        "$PYTHON" recipes/early_exit/set_rule.py output/english_early_exit/1986/model --rule "$1" --threshold "$2" \
-            --out "output/english_early_exit/$1_$2"
 }
 
 run english_ctc finetune_ctc real/english_ctc --lm_path "$LM" --runtime_repeats 1
@@ -34,8 +30,7 @@ if [ -n "${FAMILIES:-}" ]; then
 fi
 # Of the validation split (recipes/early_exit/sweep.py): 0.3 points of WER at most (similarity has no such threshold); mean layers 5.5 and 5.
 for pair in entropy:0.1586 entropy:0.2274 entropy:0.2855 similarity:0.8859; do
-    exits "${pair%%:*}" "${pair##*:}"
-    systems+=("early exit, ${pair/:/ }=output/english_early_exit/${pair%%:*}_${pair##*:}")
+    exits "early exit, ${pair/:/ }" english_early_exit --rule "${pair%%:*}" --threshold "${pair##*:}"
 done
 "$PYTHON" -m efficient_asr compare "${systems[@]}" --timed $TIMED --out results/compared/english_ctc.json \
     --manifest data/real/{arctic_en,ljspeech,librispeech_test_other}.jsonl

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 source scripts/setup.sh
+source recipes/early_exit/sweep.sh
 LAST_SPLIT=ljspeech DIGITS=$PWD/data/digit_strings
 
 # digits <folder> [option]: make strings of 3 to 8 digits; no speaker is in two of the splits; the options are those of train.
@@ -23,13 +24,6 @@ digits() {
 # mixed <experiment> <recipe> <yaml> <digit strings> [--key value ...]: train and evaluate; times are measured at the end.
 mixed() {
     run "$1" "$2" "real/$3" --digit_strings "$4" --measure_runtime False "${@:5}"
-}
-
-# exits <name> <model> <options of set_rule.py>: a copy of an early-exit model with another rule, added to `systems`.
-exits() {
-    [ -d "output/$2/$1" ] ||
-        "$PYTHON" recipes/early_exit/set_rule.py "output/$2/1986/model" "${@:3}" --out "output/$2/$1"
-    systems+=("$1=output/$2/$1")
 }
 
 # compare <name> <system> ... -- <test set> ...: WER of systems, MACs, and interleaved times of TIMED utterances of each set (all).

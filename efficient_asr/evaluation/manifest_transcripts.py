@@ -76,13 +76,10 @@ def write_transcripts(
         ]
 
     parts = PartFiles(out, key)
-    for row in rows:
-        if row["id"] in parts.places and not is_current(parts[row["id"]], row):
-            del parts.places[row["id"]]
-    if parts.places:
-        print(f"{len(parts.places)} of {len(rows)} utterances are transcribed already")
+    done = current_ids(parts, rows)
+    if done:
+        print(f"{len(done)} of {len(rows)} utterances are transcribed already")
     order = BatchOrder(rows.durations, "descending", batch_size, None, repeat=False)
-    done = {*parts.places}  # before the file is opened, which reads all of its records again
     todo = unfinished(rows, order, done)
     with parts.open() as file:
         pass_over(rows, todo, done, work, file.append, "transcribing", skip_bad)
@@ -99,7 +96,12 @@ def write_transcripts(
     return bad
 
 
-def is_current(record: dict[str, Any], row: Row) -> bool:
-    """Whether a record of part files is of the audio as it is now; audio that could not be read may have been repaired."""
+def current_ids(parts: PartFiles, rows: Rows) -> set[str]:
+    """Return the ids of the utterances whose records in part files are of the audio as it is now."""
+    return {row["id"] for row in rows if row["id"] in parts.places and _is_current(parts[row["id"]], row)}
+
+
+def _is_current(record: dict[str, Any], row: Row) -> bool:
+    """Whether a record is of the audio as it is now; audio that could not be read may have been repaired."""
     state = record.get(STATE, record.get("file"))  # its name in former versions
     return "problem" not in record and Path(row["audio"]).is_file() and state == file_state(row["audio"])

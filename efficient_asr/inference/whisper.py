@@ -350,8 +350,8 @@ class WhisperTranscriber(Transcriber):
         limits = [options.max_new_tokens] if options.max_new_tokens is not None else []
         if options.max_tokens_per_s is not None:
             limits.append(10 + math.ceil(options.max_tokens_per_s * self.window_s))
-        if limits:  # of each window; the prompt takes 1 or 3 positions
-            room = network.config.max_target_positions - (3 if self.model.labels.languages else 1)
+        if limits:  # of each window; with timestamps, the prompt is one token shorter
+            room = network.config.max_target_positions - (self.model.labels.prompt_length - 1)
             chosen["max_new_tokens"] = min(*limits, room)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):

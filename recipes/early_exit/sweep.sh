@@ -15,3 +15,10 @@ sweep() {
     "$PYTHON" recipes/early_exit/sweep.py "$model" --manifest "$manifest" --rule "$rule" --out "$results" --experiment "$experiment" \
         --runtime_devices all --thresholds "$@"
 }
+
+# exits <name> <experiment> <options of set_rule.py>: a copy of an early-exit model with another rule, added to the array `systems`.
+exits() {
+    [ -d "output/$2/$1" ] ||
+        "$PYTHON" recipes/early_exit/set_rule.py "output/$2/1986/model" "${@:3}" --out "output/$2/$1"
+    systems+=("$1=output/$2/$1")
+}

@@ -99,9 +99,8 @@ def main() -> None:
         weight, first = attention_to(whisper, plain, target), int(own.own)
         silence += float(weight[first:].sum()) * target.shape[1]
         sinks += float(weight[[i for i in whisper.encoder_padding.sinks if i >= first]].sum()) * target.shape[1]
-        pair = [
-            log_probs[:, whisper.labels.prompt_length - 1 :] for log_probs in pair
-        ]  # decoding does not choose the prompt
+        first_text = whisper.labels.prompt_length - 1  # decoding does not choose the prompt
+        pair = [log_probs[:, first_text:] for log_probs in pair]
         kl += float(kl_divergence(*pair).sum())
         same += int((pair[0].argmax(-1) == pair[1].argmax(-1)).sum())
         chosen += pair[0].shape[1]

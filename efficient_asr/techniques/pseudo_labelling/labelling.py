@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_asr.data import ORIGIN, BatchOrder, Rows, check_columns, inspect_audio
-from efficient_asr.evaluation.manifest_transcripts import STATE, is_current
+from efficient_asr.evaluation.manifest_transcripts import STATE, current_ids
 from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
@@ -104,7 +104,7 @@ def write_labels(
         order = BatchOrder(
             rows.durations, "descending", hparams["batch_size"], hparams["max_batch_length_s"], repeat=False
         )
-        current = {row["id"] for row in rows if row["id"] in parts.places and is_current(parts[row["id"]], row)}
+        current = current_ids(parts, rows)
         with parts.open() as file:
             done = current | _adopt(out, rows, bad, current, _noting(file.append))
         todo = unfinished(rows, order, done)
