@@ -62,7 +62,7 @@ def test_every_utterance_is_evaluated_once_and_the_score_is_that_of_one_process(
     assert result["utterances"] == 3
     alone = [
         *RECIPE, str(yaml), "--device", "cpu", "--output_folder", str(uninterrupted / "output"),
-        "--results_folder", str(tmp_path), "--measure_runtime", "False", "--test_only", "True",
+        "--results_folder", str(tmp_path), "--batch_size", "1", "--measure_runtime", "False", "--test_only", "True",
     ]  # fmt: skip
     done = run_script(*alone)
     assert done.returncode == 0, done.stderr[-2000:]
