@@ -6,13 +6,19 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
-"$PYTHON" -c 'import furo, myst_parser, sphinx' 2>/dev/null || "$PYTHON" -m pip install -q -e '.[docs]'
+if ! "$PYTHON" -c 'import furo, myst_parser, sphinx' 2>/dev/null; then
+    if [ -n "${EFFICIENT_ASR_PYTHON:-}" ]; then
+        echo "error: EFFICIENT_ASR_PYTHON: $PYTHON has no Sphinx; install it there: pip install -e '.[docs]'" >&2
+        exit 2
+    fi
+    "$PYTHON" -m pip install -q -e '.[docs]'
+fi
 if [ "${1:-}" = --check ]; then
     trees=$(mktemp -d)
     "$PYTHON" -m sphinx -q -W --keep-going -b dummy -c docs -d "$trees" . "$trees/none"
     rm -r "$trees"
     exit
 fi
-OUT=${1:-output/site}
+OUT=$(absolute "${1:-$PWD/output/site}")
 "$PYTHON" -m sphinx -q -W --keep-going -b html -c docs -d "$OUT/.doctrees" . "$OUT"
 echo "site: $OUT/docs/index.html"

@@ -3,9 +3,12 @@
 #   bash scripts/gpu_check.sh [OUTPUT_FOLDER]
 # On a bare machine without a network, put wheels into .whl/ first (see docs/long_runs.md); they are installed into a folder of their own.
 set -euo pipefail
+STARTED_IN=$PWD
 cd "$(dirname "$0")/.."
-OUT=${1:-output/gpu_check}
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+OUT=${1:-$PWD/output/gpu_check}
+[[ $OUT == /* ]] || OUT=$STARTED_IN/$OUT
+VENV=${VENV:-.venv}
+PYTHON=${PYTHON:-${EFFICIENT_ASR_PYTHON:-$([ -x "$VENV/bin/python" ] && echo "$VENV/bin/python" || echo python3)}}
 mkdir -p "$OUT"
 if ! "$PYTHON" -c 'import speechbrain, soundfile' 2>/dev/null && compgen -G ".whl/*.whl" >/dev/null; then
     SITE=$(mktemp -d)

@@ -13,12 +13,13 @@ source recipes/decider/label.sh
 ROUTING=output/routing MANIFESTS=data/routing/manifests
 TESTS="arctic_en arctic_en_noisy test_other test_other_noisy ljspeech ljspeech_noisy"
 
-if [[ "${1:-}" == */* && ! -d "$1" ]]; then
+COMMON_VOICE=$(absolute "${1:-}")
+if [[ "${1:-}" == */* && ! -d "$COMMON_VOICE" ]]; then
     echo "error: $1 is not a folder; give Common Voice's folder of one language, or pairs of models such as: tiny base" >&2
     exit 2
 fi
-if [ -d "${1:-}" ]; then # the paper's setting: Common Voice, tiny and small, the large encoder first
-    DATA=$1 OUT=${WORK:-results/routing}
+if [ -d "$COMMON_VOICE" ]; then # the paper's setting: Common Voice, tiny and small, the large encoder first
+    DATA=$COMMON_VOICE OUT=${WORK:-results/routing}
     LABELS=${WORK:-output/routing_common_voice} CV=${WORK:+$WORK/manifests} DECIDER=${WORK:+$WORK/decider}
     CV=${CV:-data/common_voice} DECIDER=${DECIDER:-output/decider/1986}
     shift

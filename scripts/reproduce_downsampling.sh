@@ -15,7 +15,7 @@ DATA=$1
 shift
 INDEPENDENT=1
 source scripts/setup.sh
-LAST_SPLIT=test-other
+DATA=$(absolute "$DATA")
 
 run finetune_ctc finetune_ctc finetune_ctc --data_folder "$DATA" "$@"
 for technique in convolutional average signal; do

@@ -12,8 +12,8 @@ DATA=$1
 shift
 INDEPENDENT=1
 source scripts/setup.sh
+DATA=$(absolute "$DATA")
 source recipes/early_exit/sweep.sh
-LAST_SPLIT=test-other # of the baseline, which is that of the other scripts
 
 train() { # train <experiment> <recipe> [--key value ...]
     local experiment=$1 recipe=$2

@@ -7,7 +7,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 source scripts/setup.sh
-LAST_SPLIT=librispeech_test_other
 source recipes/finetune_ctc/lm.sh
 source recipes/early_exit/sweep.sh
 trained() { # trained <experiment> <recipe> <yaml> [--key value ...]

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 source recipes/clsr/data.sh
 real_experts
-RESULTS=${RESULTS:-results/experts/tiny} LAST_SPLIT=english SEEDS=${SEEDS:-77 78}
+RESULTS=${RESULTS:-results/experts/tiny} SEEDS=${SEEDS:-77 78}
 
 plain() { # plain <size>: evaluate a pretrained Whisper
     run "experts_plain_$1" finetune_whisper real/experts_full --student "$1" --experiment "experts_plain_$1" --variant "whisper-$1" --test_only True

@@ -12,7 +12,7 @@ DATA=$1
 shift
 INDEPENDENT=1
 source scripts/setup.sh
-LAST_SPLIT=test-other
+DATA=$(absolute "$DATA")
 
 for layers in 24 22 20 18 16 14 12; do
     run "layer_removal_first_$layers" layer_removal layer_removal --data_folder "$DATA" --kept_layers "first_$layers" \

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 source scripts/setup.sh
 source recipes/early_exit/sweep.sh
-LAST_SPLIT=ljspeech DIGITS=$PWD/data/digit_strings
+DIGITS=$PWD/data/digit_strings
 
 # digits <folder> [option]: make strings of 3 to 8 digits; no speaker is in two of the splits; the options are those of train.
 digits() {

@@ -8,7 +8,6 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_MODELS:?set it to the folder that holds whisper-base}"
 source scripts/setup.sh
 source recipes/early_exit/sweep.sh
-LAST_SPLIT=librispeech_test_other
 
 run base_finetune_ctc finetune_ctc real/whisper_base
 run base_early_exit early_exit real/early_exit

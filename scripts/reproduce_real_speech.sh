@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 : "${EFFICIENT_ASR_DATA:?set it to the folder of the development speech}"
 : "${EFFICIENT_ASR_MODELS:?set it to the folder that holds whisper-tiny}"
 source scripts/setup.sh
-LAST_SPLIT=librispeech_test_other
 source recipes/finetune_ctc/lm.sh
 
 run real_finetune_ctc finetune_ctc real/finetune_ctc

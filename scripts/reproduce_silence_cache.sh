@@ -76,7 +76,7 @@ for model in "$@"; do
     compare --manifest "$WORK"/{librispeech_test_other,ljspeech}_noisy/manifest.jsonl --utterances $count --variants "${noise[@]}" \
         --calibration "$WORK/calibration_noisy/manifest.jsonl" --out "$OUT/noise-$model.json"
     if [ "$model" = small ]; then spoken=(10 "$CACHE"); else spoken=(20 "$CACHE" "0.2 s, no groups" "0.2 s, groups of 4"); fi
-    compare --manifest "$WORK/digits/manifest.jsonl" "${prompts[@]}" --utterances "${spoken[0]}" --variants "${spoken[@]:1}" \
+    compare --manifest "$WORK/digits/manifest.jsonl" ${prompts[@]+"${prompts[@]}"} --utterances "${spoken[0]}" --variants "${spoken[@]:1}" \
         --out "$OUT/prompts-$model.json"
     case $model in
     tiny) long=(15 "$CACHE" "0.2 s, groups of 4" "cache, int8 decoder") ;;

@@ -4,7 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
-LAST_SPLIT=librispeech_test_other
 for size in tiny base small; do
     run "whisper_$size" finetune_whisper real/whisper --whisper "$size" --test_only True
 done
