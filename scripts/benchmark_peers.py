@@ -27,6 +27,7 @@ import torch
 
 from efficient_asr.commands.peers import OTHER_MODELS, SYSTEMS
 from efficient_asr.data import load_row, read_manifest
+from efficient_asr.evaluation.comparison import manifest_names
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name, peak_memory_bytes, reset_peak_memory
 from efficient_asr.evaluation.wer import count_errors
@@ -128,7 +129,7 @@ def rows_of(workers: list[Worker], args: argparse.Namespace, texts: list[str], a
             {
                 "label": worker.label, "system": name, "model": Path(model).name, "backend": backend,
                 "precision": precision, "batch_size": worker.batch_size,
-                "audio": [path.parent.name for path in args.manifest], "utterances": len(texts), "audio_s": audio_s,
+                "audio": manifest_names(args.manifest), "utterances": len(texts), "audio_s": audio_s,
                 "wer_percent": 100 * errors / sum(len(a.split()) for a, _ in pairs),
                 "rtfx": audio_s / statistics.median(seconds), "rounds": len(seconds), "seconds": seconds,
                 "peak_memory_bytes": max(one["peak_memory_bytes"] for one in worker.rounds),

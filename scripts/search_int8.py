@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from efficient_asr.data import Row, iterate_batches, load_row, read_manifest
+from efficient_asr.evaluation.comparison import manifest_names
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import compared, count_errors
 from efficient_asr.inference.transcriber import transcribe_rows
@@ -41,7 +42,9 @@ CHECKED = (None, "decoder-int8", "int8")  # beside the selection
 
 def select(args: argparse.Namespace) -> dict[str, Any]:
     """Return the selection of layers, and what it was chosen by."""
-    transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=30.0, max_tokens_per_s=8.0)
+    transcriber = WhisperTranscriber.from_source(
+        model_source(args.model), args.language, encoder_padding=30.0, max_tokens_per_s=8.0
+    )
     if transcriber.languages and transcriber.language is None:
         raise UserError(f"--language: {args.model} knows several languages; name that of the recordings")
     rows = list(read_manifest(args.calibration, need_text=False))
@@ -96,7 +99,7 @@ def check(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, Any]]:
     found, plain = [], None
     for mode in (*CHECKED, str(args.out)):
         transcriber = WhisperTranscriber.from_source(
-            args.model, args.language, encoder_padding=30.0, quantise=mode, max_tokens_per_s=8.0
+            model_source(args.model), args.language, encoder_padding=30.0, quantise=mode, max_tokens_per_s=8.0
         )
         texts, start = [], time.perf_counter()
         for batch, wavs, wav_lens in tqdm(
@@ -108,7 +111,7 @@ def check(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, Any]]:
         plain = errors if plain is None else plain
         found.append({
             "mode": transcriber.model.quantised or "float32", **compared(plain, errors),
-            "seconds": time.perf_counter() - start, "utterances": len(rows), "audio": args.manifest.parent.name,
+            "seconds": time.perf_counter() - start, "utterances": len(rows), "audio": manifest_names([args.manifest])[0],
         })  # fmt: skip
         print(f"{found[-1]['mode']:32} WER {found[-1]['wer_percent']:.2f} %, {found[-1]['seconds']:.0f} s")
     return found

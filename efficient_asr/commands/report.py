@@ -45,6 +45,8 @@ def compare(path_a: str, path_b: str) -> str:
     """
     results = [Result.load(Path(path)) for path in (path_a, path_b)]
     check_comparable("the two results", results)
+    if not results[0].reference_words:
+        raise UserError(f"{path_a} and {path_b} have no words to compare")
     errors = []
     for result in results:
         rows = sorted(result.load_utterances(), key=lambda row: row["id"])
@@ -68,12 +70,20 @@ def compare(path_a: str, path_b: str) -> str:
         ]
         for letter, result in zip("AB", results, strict=True)
     ]  # fmt: skip
+    notes = []
+    for device, lm in seconds:
+        both = [result.runtime(device, lm=lm) for result in results]
+        machines = [f"{entry['device_name']}, {entry['threads']} threads" for entry in both if entry]
+        if len({*machines}) > 1:
+            notes.append(
+                f"\n\n{names[device]} s are of different machines (A {machines[0]}; B {machines[1]}): do not compare them."
+            )
     p_value = f"p < {2 / SAMPLES:g}" if test["p_value"] < 2 / SAMPLES else f"p = {test['p_value']:.4f}"
     return (
         f"{markdown_table(head, rows)}\n\nB minus A: {test['difference_percent']:+.2f} points of WER, 95 % interval "
         f"[{test['low_percent']:+.2f}, {test['high_percent']:+.2f}], {p_value} (paired bootstrap, {len(errors[0])} "
         f"utterances, normaliser {results[0].normaliser})"
-    )
+    ) + "".join(dict.fromkeys(notes))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,6 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         help="file for a page to explore (default results.html)",
     )
     args = parser.parse_args(argv)
+    given = [f"--{name}" for name in ("html", "compare", "check") if getattr(args, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} cannot be combined; run the command once for each")
     if args.html:
         check_writable(args.html.absolute().parent, "--html")
         atomic_write_text(args.html, explorer_html(args.runs))

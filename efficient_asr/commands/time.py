@@ -28,7 +28,7 @@ from efficient_asr.settings.options import (
     whisper_options,
 )
 from efficient_asr.utils.devices import choose_device, devices_to_time
-from efficient_asr.utils.errors import UserError
+from efficient_asr.utils.errors import UserError, check_writable
 
 
 def check_same(result: Result, path: Path, transcriber: Transcriber, with_lm: Transcriber | None) -> None:
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     result = Result.load(args.result)
+    check_writable(args.result.absolute().parent, "RESULT")
+    given = lm_options(args)
     benchmark = Benchmark.from_manifest(
         args.manifest, result.corpus, result.split, args.normaliser or result.normaliser, parse_columns(args.columns),
         args.skip_bad, check_audio="samples", language=args.language, task=args.task or "transcribe",
@@ -70,10 +72,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     limit_convolution_cache(len(benchmark.rows))
     transcriber = load_transcriber(args.model, **whisper_options(args))
-    with_lm = load_transcriber(args.model, **lm_options(args)) if args.lm else None
+    with_lm = load_transcriber(args.model, **given) if args.lm else None
     check_same(result, args.result, transcriber, with_lm)
     devices = devices_to_time(args.runtime_devices, device, "--runtime_devices")
     found = measure_runtimes(transcriber, with_lm, benchmark, args.batch_size, args.repeats, devices)
+    result = Result.load(args.result)  # another command may have added to it meanwhile
     measured = {(entry["device"], entry["batch_size"], entry["lm"]) for entry in found}
     kept = [r for r in result.runtimes if (r["device"], r["batch_size"], r["lm"]) not in measured]
     result.runtimes = sorted([*kept, *found], key=lambda r: (r["device"], r["lm"], r["batch_size"]))

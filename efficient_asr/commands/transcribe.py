@@ -61,7 +61,7 @@ from efficient_asr.settings.options import (
 )
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, print_json
-from efficient_asr.utils.files import LineStore, atomic_write_text, file_state
+from efficient_asr.utils.files import LineStore, atomic_write_text, state_of
 from efficient_asr.utils.progress import AudioProgress
 
 
@@ -113,12 +113,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.manifest is not None:
         _check_for_manifest(args)
         return args
-    if args.language == "manifest":
-        raise UserError("--language manifest: audio files have no manifest; give the language, or omit --language")
-    if args.channels not in ("mix", "split") and not args.channels.isdecimal():
-        raise UserError(f"--channels: '{args.channels}' is not mix, split or the number of a channel")
-    if args.names and args.channels != "split":
-        raise UserError("--names requires --channels split")
+    _check_for_audio(args, {name: parser.get_default(name) for name in ("columns", "output_column", "skip_bad")})
     if args.format is None:
         ending = args.out.suffix.lower()[1:] if args.out and not args.out.is_dir() else ""
         if ending and ending not in FORMATS:
@@ -126,6 +121,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.format = ending or "jsonl"
     args.timed = bool(args.timestamps) or args.format in TIMED
     return args
+
+
+def _check_for_audio(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
+    """Check the options of a command with audio files; `defaults` are those of the options for manifests.
+
+    Raises
+    ------
+    UserError
+        Naming the option that does not suit.
+    """
+    for option, default in defaults.items():
+        if getattr(args, option) != default:
+            raise UserError(f"--{option} requires --manifest")
+    if args.language == "manifest":
+        raise UserError("--language manifest: audio files have no manifest; give the language, or omit --language")
+    if args.channels not in ("mix", "split") and not args.channels.isdecimal():
+        raise UserError(f"--channels: '{args.channels}' is not mix, split or the number of a channel")
+    if args.names and args.channels != "split":
+        raise UserError("--names requires --channels split")
 
 
 def _check_for_manifest(args: argparse.Namespace) -> None:
@@ -196,14 +210,14 @@ class Output:
         return {path: self.out / f"{name}.{self.format}" for path, name in names.items()}
 
     def _known(self, line: dict[str, Any], *_: int) -> None:
-        if Path(line["record"]["audio"]).is_file() and file_state(line["record"]["audio"]) == line["file"]:
+        if line["file"] is not None and state_of(line["record"]["audio"]) == line["file"]:
             self.records[line["record"]["audio"]] = line["record"]
 
-    def add(self, path: Path, record: dict[str, Any]) -> None:
-        """Keep a transcript, or print it."""
+    def add(self, record: dict[str, Any], state: str | None) -> None:
+        """Keep a transcript with the state that its file had before it was read, or print it."""
         self.records[record["audio"]] = record
         if self.out:
-            self.store.append({"record": record, "file": file_state(path)})
+            self.store.append({"record": record, "file": state})
         elif self.format == "jsonl":
             print_json(record)
         elif self.format in SEPARATE:
@@ -277,7 +291,7 @@ def report(path: Path, error: UserError) -> None:
 def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path], output: Output) -> int:
     """Transcribe some recordings together; return the number of those that could not be read or transcribed."""
     wavs: dict[Path, torch.Tensor] = {}
-    failed = 0
+    failed, states = 0, {path: state_of(path) for path in paths}
     for path in paths:
         try:
             wavs[checked_name(path)] = read(path, args.channels)
@@ -293,7 +307,8 @@ def process(transcriber: Transcriber, args: argparse.Namespace, paths: list[Path
         return failed + 1
     for (path, wav), transcript in zip(wavs.items(), transcripts, strict=True):
         length = {"duration_s": wav.shape[-1] / SAMPLE_RATE}
-        output.add(path, rounded({"audio": str(path), "text": transcript.text, **length, **transcript.details}))
+        record = rounded({"audio": str(path), "text": transcript.text, **length, **transcript.details})
+        output.add(record, states[path])
     return failed
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import unicodedata
 from pathlib import Path
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from efficient_asr.data import BROKEN, ORIGIN, Row, in_parallel, inspect_audio, table_rows, write_manifest
 from efficient_asr.text.normalise import upper
 from efficient_asr.utils.errors import UserError, did_you_mean
-from efficient_asr.utils.files import atomic_write_text, file_state
+from efficient_asr.utils.files import atomic_write_text, expanded, file_state
 
 SPLITS = ("train", "dev", "test")
 LATIN = "A-Za-z0-9À-ÖØ-öø-ÿЀ-ӿ"
@@ -156,6 +155,9 @@ def prepare(
         raise UserError(
             f"corpus_options: invalid cleaning '{cleaning}'; use speechbrain or none.{did_you_mean(cleaning, CLEANINGS)}"
         )
+    for key, value in {"max_train": max_train, "max_valid": max_valid}.items():
+        if value is not None and value < 1:
+            raise UserError(f"corpus_options: {key} must be at least 1, or null for all utterances; got {value}")
     language = language or root.resolve().name
     wanted = splits or [split for split in SPLITS if (root / f"{split}.tsv").is_file()]
     missing = [split for split in wanted if not (root / f"{split}.tsv").is_file()]
@@ -183,7 +185,7 @@ def _read_ids(ids_file: str | None, language: str) -> dict[str, list[int]]:
     if not ids_file:
         return {}
     try:
-        ids = json.loads(Path(os.path.expandvars(ids_file)).read_text(encoding="utf-8"))[language]
+        ids = json.loads(Path(expanded(ids_file)).read_text(encoding="utf-8"))[language]
         if all(isinstance(i, int) and i >= 0 for name in ids for i in ids[name]):
             return ids
         raise ValueError("a row is not a whole number >= 0")

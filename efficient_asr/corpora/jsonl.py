@@ -1,9 +1,9 @@
 """jsonl: your own JSON Lines, used as they are; also CSV and TSV files with a header, and JSON arrays.
 
-`data_folder` is a folder of manifests. Each `<split>.jsonl` (`<split>.csv` or `.tsv` if there is no JSON Lines file) is a
-split, unless its rows name their split in a field `split`. Alternatively, list the files of every split yourself, relative to
-the folder or with their full path. Append `#name` to use only the rows of one split (or `#language=fr`, or any other field;
-combine several with `&`), and `/3` after that to use every third of those rows:
+`data_folder` is a folder of manifests. Each `<split>.jsonl` is a split, unless its rows name their split in a field `split`. If
+there is no JSON Lines file, all `.csv` files are taken, else all `.tsv` files, else all `.json` files. Alternatively, list the
+files of every split yourself, relative to the folder or with their full path. Append `#name` to use only the rows of one split
+(or `#language=fr`, or any other field; combine several with `&`), and `/3` after that to use every third of those rows:
 
     corpus_options:
         manifests: {train: [a.jsonl#train, more/b.jsonl], dev: [a.jsonl#dev], test: [c.jsonl]}
@@ -15,7 +15,6 @@ combine several with `&`), and `/3` after that to use every third of those rows:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, TextIO
 
 from efficient_asr.data import BROKEN, ORIGIN, TABLES, Row, check_columns, lines_of, parse_line
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write
+from efficient_asr.utils.files import atomic_write, expanded
 
 
 def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[Row]:
@@ -31,7 +30,7 @@ def _read(source: str, folder: Path, columns: dict[str, list[str]]) -> Iterator[
 
     Broken lines become rows that hold the error, which the manifest reader reports or skips.
     """
-    name, split = _file_and_part(os.path.expandvars(source), folder)
+    name, split = _file_and_part(expanded(source), folder)
     split, _, every = split.partition("/")
     if every and (not every.isdigit() or int(every) < 1):
         raise UserError(f"'{source}': expected a split after # and, after a slash, a whole number of at least 1")
@@ -105,6 +104,28 @@ def _by_split(path: Path, rows: Iterable[Row], writers: _Writers) -> None:
             writers.write(split, row)
 
 
+def _files_of_one_kind(folder: Path) -> list[Path]:
+    """Return the manifests of a folder, all with the same ending; say which others are not used.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    endings = (".jsonl", *TABLES, ".json")
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in endings and path.is_file()]
+    if not found:
+        raise UserError(f"data_folder: {folder} contains no {', '.join(endings[:-1])} or {endings[-1]} file")
+    chosen = min((path.suffix.lower() for path in found), key=endings.index)
+    files = [path for path in found if path.suffix.lower() == chosen]
+    stems = {path.stem for path in files}
+    if others := [path.name for path in found if path not in files and path.stem not in stems]:
+        print(
+            f"data_folder: {chosen} files are used; not used: {', '.join(others)} (name them in corpus_options: manifests)"
+        )
+    return files
+
+
 def prepare(
     data_folder: str | None,
     out_folder: Path,
@@ -142,15 +163,16 @@ def prepare(
         writers = _Writers(Path(out_folder), stack)
         if manifests:
             for split, sources in manifests.items():
-                for source in [sources] if isinstance(sources, str) else sources:
+                several = [sources] if isinstance(sources, str) else sources
+                if not isinstance(several, list) or not all(isinstance(source, str) for source in several):
+                    raise UserError(
+                        f"corpus_options: manifests: '{split}' must be a file or a list of files, not {sources!r}"
+                    )
+                for source in several:
                     for row in _read(source, folder, mapping):
                         writers.write(str(split), row)
         else:
-            endings = (".jsonl", *TABLES)
-            found = {ending: sorted(folder.glob(f"*{ending}")) for ending in endings}
-            files = next((paths for paths in found.values() if paths), None)
-            if not files:
-                raise UserError(f"data_folder: {folder} contains no {', '.join(endings[:-1])} or {endings[-1]} file")
+            files = _files_of_one_kind(folder)
             for path in files:
                 _by_split(path, _read(path.name, folder, mapping), writers)
     return {split: Path(out_folder) / f"{split}.jsonl" for split in writers.files}

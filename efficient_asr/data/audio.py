@@ -152,7 +152,12 @@ def from_samples(samples: np.ndarray | torch.Tensor, sample_rate: int) -> torch.
     UserError
         If the shape, the values or the sample rate are invalid.
     """
+    if isinstance(samples, np.ndarray):  # torch takes no negative strides and no foreign byte order
+        samples = np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
     wav = torch.as_tensor(samples)
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)) or sample_rate != int(sample_rate):
+        raise UserError(f"the sample rate must be a whole number, not {sample_rate!r}")
+    sample_rate = int(sample_rate)
     problem = bad_rate("the audio", sample_rate)
     if problem:
         raise UserError(problem)

@@ -25,7 +25,7 @@ from efficient_asr.data.batches import iterate_batches
 from efficient_asr.data.manifest import Row, Rows
 from efficient_asr.utils import distributed
 from efficient_asr.utils.errors import UserError, check_writable
-from efficient_asr.utils.files import atomic_write, atomic_write_text, file_state, read_complete_lines
+from efficient_asr.utils.files import atomic_write, atomic_write_text, read_complete_lines, state_of
 from efficient_asr.utils.technique import current_value
 
 Compute = Callable[[Row, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
@@ -75,7 +75,7 @@ class FeatureStore:
         if found is None:
             check_writable(self.folder, what)
             atomic_write_text(self.folder / META, json.dumps(meta, indent=1) + "\n")
-        self._packed = _PackedStates.of(self.folder)
+        self._packed = _PackedStates.of(self.folder, self.meta)
 
     def path(self, name: str) -> Path:
         """Return the path of an utterance's file."""
@@ -128,8 +128,10 @@ class FeatureStore:
         quiet = not len(rows) or not distributed.if_main_process()
         progress = tqdm(total=len(rows), desc=desc, unit="utt", leave=False, mininterval=1, disable=quiet)
         with progress:
-            for (row,), wavs, wav_lens in iterate_batches(rows, 1):
-                self.write(name(row), compute(row, wavs, wav_lens), _audio_state(row))
+            for i in range(len(rows)):
+                about = _audio_state(rows[i])  # before it is read: it may be replaced meanwhile
+                for (row,), wavs, wav_lens in iterate_batches(rows.select([i]), 1):
+                    self.write(name(row), compute(row, wavs, wav_lens), about)
                 progress.update()
 
     def check_room(self, needed: int, advice: str) -> None:
@@ -192,10 +194,7 @@ def audio_digest(rows: Iterable[Row]) -> str:
     """Return a checksum of the places, sizes and modification times of all audio; audio that is missing has none of these."""
     digest = hashlib.sha256()
     for row in rows:
-        try:
-            state = file_state(row["audio"])
-        except OSError:
-            state = "missing"
+        state = state_of(row["audio"]) or "missing"
         digest.update(f"{place_of(row)}\0{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -203,7 +202,7 @@ def audio_digest(rows: Iterable[Row]) -> str:
 def _audio_state(row: Row) -> dict[str, str]:
     """Return what features depend on besides their name: the audio file as it is now, and the part of it."""
     part = {"part": f"{row['offset']} {row['duration']}"} if "offset" in row else {}
-    return {"audio": file_state(row["audio"])} | part
+    return {"audio": state_of(row["audio"]) or "missing"} | part
 
 
 class _PackedStates:
@@ -218,11 +217,10 @@ class _PackedStates:
                 self.places[entry["id"]] = (entry["first"], entry["frames"])
 
     @classmethod
-    def of(cls, folder: Path) -> _PackedStates | None:
-        """Open the packed states of a folder; None if there are none."""
+    def of(cls, folder: Path, meta: dict[str, Any]) -> _PackedStates | None:
+        """Open the packed states of a folder with the metadata `meta`; None if there are none."""
         if not ((folder / "states.f16").is_file() and (folder / "index.jsonl").is_file()):
             return None
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
         return cls(folder, (meta["states"], meta["dim"]))
 
     def read(self, name: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -148,7 +149,8 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
         _check_surrogates(raw)
     row = dict(raw)
     for name, names in columns.items():
-        value = next((raw[n] for n in names if raw.get(n) is not None), None)
+        given = [raw[n] for n in names if raw.get(n) is not None]
+        value = next((each for each in given if not isinstance(each, str) or each.strip()), given[0] if given else None)
         row.pop(name, None)
         if value is not None:
             row[name] = value
@@ -173,7 +175,8 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
         try:
             row["language"] = normalise_language(row["language"])
         except UserError as error:
-            raise ValueError(f"language {error}") from None
+            if not re.fullmatch("[a-z]{3}", row["language"]):  # ISO 639-3 has more codes than CLDR has names
+                raise ValueError(f"language {error}") from None
     else:
         row.pop("language", None)
     return row

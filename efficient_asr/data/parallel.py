@@ -48,7 +48,7 @@ def in_parallel(work: Callable[[Item], Outcome], items: Sequence[Item], worth_it
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(work,))
     try:
-        yield from pool.map(_call, items)
+        yield from pool.map(_call, items, chunksize=max(1, min(64, len(items) // (8 * workers))))
     except BrokenProcessPool:
         raise UserError("an audio worker process died: out of memory, or a file crashes the decoder") from None
     finally:

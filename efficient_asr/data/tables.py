@@ -14,6 +14,10 @@ from efficient_asr.utils.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20
 TABLES = {".csv": ",", ".tsv": "\t"}  # delimiter by file extension
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file", b"PK\x03\x04": "a spreadsheet or a zip archive", b"\x1f\x8b": "compressed with gzip",
+    b"\xff\xfe": "in UTF-16", b"\xfe\xff": "in UTF-16",
+}  # fmt: skip
 BOM = b"\xef\xbb\xbf"  # byte order mark that Windows editors write at the start
 
 
@@ -26,6 +30,11 @@ def check_manifest(path: Path) -> None:
         Describing what is at `path` instead.
     """
     if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(4)
+        for beginning, kind in _OTHER_KINDS.items():
+            if start.startswith(beginning):
+                raise UserError(f"{path} is {kind}; save it as JSON lines, CSV or TSV in UTF-8")
         return
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a manifest")
@@ -148,6 +157,10 @@ def table_rows(
             if isinstance(cells, ValueError):
                 raise UserError(f"{path}, line {number}: {cells}")
             names = [cell.strip() for cell in cells]
+            if len(names) == 1 and names[0].count(";") and delimiter == ",":
+                raise UserError(
+                    f"{path}: the columns are separated by semicolons; save it with commas, or as .tsv with tabs"
+                )
             if len({*names}) < len(names):
                 raise UserError(f"{path}, line {number}: duplicate column in the header ({', '.join(names)})")
             continue
@@ -171,6 +184,12 @@ def _plain_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str
             yield number, ValueError("not UTF-8")
 
 
+def _holds_lines(cell: str, delimiter: str, columns: int) -> bool:
+    """Whether the inner lines of a cell have as many delimiters as a row: then a quotation mark before them was not closed."""
+    inner = cell.split("\n")[1:-1]
+    return bool(inner) and all(line.count(delimiter) == columns - 1 for line in inner)
+
+
 def _quoted_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | ValueError]]:
     """Yield the cells of lines in which cells may be quoted."""
     text = content.decode("utf-8", "surrogateescape")
@@ -188,8 +207,12 @@ def _quoted_lines(content: bytes, delimiter: str) -> Iterator[tuple[int, list[st
                 continue
             if not any(cells):
                 continue
-            if any(line.count(delimiter) >= len(cells) - 1 > 0 for cell in cells for line in cell.split("\n")[1:-1]):
-                yield number, ValueError(f"unclosed quotation mark (up to line {reader.line_num})")
+            if len(cells) > 1 and any(_holds_lines(cell, delimiter, len(cells)) for cell in cells):
+                lines = f"up to line {reader.line_num}"
+                problem = (
+                    f"unclosed quotation mark ({lines}), or lines in a cell that look like rows; write it in one line"
+                )
+                yield number, ValueError(problem)
                 continue
             try:
                 "".join(cells).encode("utf-8")

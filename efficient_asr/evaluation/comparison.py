@@ -105,12 +105,17 @@ def measure_times(systems: dict[str, Transcriber], rows: list[Row], rounds: int)
     return {"audio_s": audio_s, "utterances": len(rows), "rounds": rounds, "systems": medians}
 
 
-def corpus_names(benchmarks: list[Benchmark]) -> list[str]:
-    """Return a name for each benchmark: that of its file or, if this says nothing, of its folder; both if names are the same."""
-    short = [each.corpus if each.split in ("manifest", "test", "dev", "train") else each.split for each in benchmarks]
+def manifest_names(paths: list[Path]) -> list[str]:
+    """Return a name for each manifest; see `corpus_names`."""
+    return corpus_names([(path.absolute().parent.name, path.stem) for path in paths])
+
+
+def corpus_names(places: list[tuple[str, str]]) -> list[str]:
+    """Return a name for each corpus and split: the split or, if this says nothing, the corpus; both if names are the same."""
+    short = [corpus if split in ("manifest", "test", "dev", "train") else split for corpus, split in places]
     names = [
-        name if short.count(name) == 1 else f"{each.corpus}/{each.split}"
-        for name, each in zip(short, benchmarks, strict=True)
+        name if short.count(name) == 1 else f"{corpus}/{split}"
+        for name, (corpus, split) in zip(short, places, strict=True)
     ]
     if len({*names, "all"}) <= len(names):
         raise UserError(f"--manifest: the names {', '.join(names)} are not distinct, or one is 'all'; rename a file")
@@ -144,7 +149,12 @@ def compare(
     dict
         Content of the file that `efficient-asr compare` writes.
     """
-    names, result, transcribers, first = corpus_names(benchmarks), {"systems": {}}, {}, None
+    names, result, transcribers, first = (
+        corpus_names([(each.corpus, each.split) for each in benchmarks]),
+        {"systems": {}},
+        {},
+        None,
+    )
     for corpus, benchmark in zip(names, benchmarks, strict=True):
         if not any(
             get_normaliser(benchmark.normaliser)(row["text"], row.get("language") or "en") for row in benchmark.rows

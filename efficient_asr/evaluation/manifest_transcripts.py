@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from efficient_asr.inference.formats import rounded
 from efficient_asr.inference.manifest_pass import pass_over, unfinished
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write, file_state
+from efficient_asr.utils.files import atomic_write, state_of
 
 STATE = "_efficient_asr_file"  # field of records in part files: size and modification time of the audio
 
@@ -71,7 +71,7 @@ def write_transcripts(
     def work(batch: Sequence[Row], wavs: torch.Tensor, wav_lens: torch.Tensor) -> list[dict[str, Any]]:
         found = transcribe_rows(transcriber, list(batch), wavs, wav_lens)
         return [
-            {"id": row["id"], STATE: file_state(row["audio"]), column: each.text, details: rounded(each.details)}
+            {"id": row["id"], STATE: states.get(row["id"]), column: each.text, details: rounded(each.details)}
             for row, each in zip(batch, found, strict=True)
         ]
 
@@ -80,7 +80,7 @@ def write_transcripts(
     if done:
         print(f"{len(done)} of {len(rows)} utterances are transcribed already")
     order = BatchOrder(rows.durations, "descending", batch_size, None, repeat=False)
-    todo = unfinished(rows, order, done)
+    todo, states = unfinished(rows, order, done), states_now(rows, done)
     with parts.open() as file:
         pass_over(rows, todo, done, work, file.append, "transcribing", skip_bad)
     bad = 0
@@ -101,7 +101,12 @@ def current_ids(parts: PartFiles, rows: Rows) -> set[str]:
     return {row["id"] for row in rows if row["id"] in parts.places and _is_current(parts[row["id"]], row)}
 
 
+def states_now(rows: Rows, done: Container[str]) -> dict[str, str | None]:
+    """Return the states of the audio of the utterances that are not in `done`, by id."""
+    return {row["id"]: state_of(row["audio"]) for row in rows if row["id"] not in done}
+
+
 def _is_current(record: dict[str, Any], row: Row) -> bool:
     """Whether a record is of the audio as it is now; audio that could not be read may have been repaired."""
     state = record.get(STATE, record.get("file"))  # its name in former versions
-    return "problem" not in record and Path(row["audio"]).is_file() and state == file_state(row["audio"])
+    return "problem" not in record and state is not None and state == state_of(row["audio"])

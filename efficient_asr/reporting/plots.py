@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,33 @@ def plot_group(result: Result) -> str:
     return result.technique.replace("_", " ") + suffixes
 
 
-def _runtime(device: str) -> Callable[[Result], float | None]:
-    return lambda result: (result.runtime(device) or {}).get("runtime_s")
+Cost = tuple[str, Callable[[Result], float | None]]
 
 
-COSTS: tuple[tuple[str, Callable[[Result], float | None]], ...] = (
-    ("GMACs per utterance", lambda result: result.macs_g),
-    ("CPU seconds for the split, batch 1", _runtime("cpu")),
-    ("GPU seconds for the split, batch 1", _runtime("cuda")),
-)
+def _seconds(device: str, name: str, results: list[Result]) -> Cost:
+    """Return the label and the seconds at batch 1 of results timed on one machine: the one of the most results."""
+    entries = [entry for result in results if (entry := result.runtime(device)) is not None]
+    machines = Counter((entry["device_name"], entry["threads"]) for entry in entries).most_common()
+    label = f"{name} seconds for the split, batch 1"
+    if len(machines) > 1:
+        label += f"\nonly rows timed on {machines[0][0][0]}, {machines[0][0][1]} threads"
+
+    def seconds(result: Result) -> float | None:
+        entry = result.runtime(device)
+        same = entry is not None and (entry["device_name"], entry["threads"]) == machines[0][0]
+        return entry["runtime_s"] if same else None
+
+    return label, seconds
+
+
+def _costs(results: list[Result]) -> list[Cost]:
+    """Return the label and the value of each cost that was measured."""
+    found: list[Cost] = [
+        ("GMACs per utterance", lambda result: result.macs_g),
+        _seconds("cpu", "CPU", results),
+        _seconds("cuda", "GPU", results),
+    ]
+    return [(label, cost) for label, cost in found if any(cost(r) is not None for r in results)] or found[:1]
 
 
 def plot(name: str, results: list[Result], path: Path) -> Path:
@@ -72,7 +91,7 @@ def plot(name: str, results: list[Result], path: Path) -> Path:
     results = [result for result in results if result.wer_percent is not None]
     groups = sorted({plot_group(r) for r in results}, key=lambda group: (group != "baseline", group))
     rows = sorted(results, key=lambda r: (groups.index(plot_group(r)), r.macs_g or 0.0, r.wer_percent))
-    costs = [(label, cost) for label, cost in COSTS if any(cost(r) is not None for r in rows)] or [COSTS[0]]
+    costs = _costs(rows)
     height = max(4.4, 0.9 + LINE_HEIGHT * (len(rows) + len(groups) + 3))
     figure, axes = pyplot.subplots(
         1, len(costs) + 1, figsize=(PANEL_WIDTH * len(costs) + LIST_WIDTH, height), layout="constrained",

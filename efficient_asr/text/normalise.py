@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -17,11 +18,14 @@ from num2words import CONVERTER_CLASSES, num2words
 from efficient_asr.text.languages import is_language, normalise_or_keep, number_separators
 from efficient_asr.utils.errors import UserError, did_you_mean
 
-MAX_DIGITS = 12  # longer numbers are not spelled out
+MAX_DIGITS = 12  # longer numbers are spelled digit by digit
+_MAX_DIGITS = {"am": 5}  # num2words never returns for some longer numbers
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 _HYPHENS = re.compile(r"[-‐‑‒–—―_/]")
 _NO_BREAK_SPACES = "\u00a0\u2009\u202f"  # thousands separators in any language
 _TURKIC = {"tr", "az"}  # languages with a dotted and a dotless i
+# What num2words raises for numbers that it cannot spell in a language.
+_GAPS = (NotImplementedError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError)
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE)
 
 
@@ -39,21 +43,23 @@ def _number_patterns(language: str) -> tuple[re.Pattern, re.Pattern, str]:
 def spell_numbers(text: str, language: str = "en") -> str:
     """Spell out digits as words: `chapter 42` -> `chapter forty-two`. Languages unknown to num2words keep their digits.
 
-    Decimal and thousands separators are those of the language: `1.000,5` in German is `1,000.5` in English. Digits that do
-    not form one number by its rules, such as `192.168.1.1` or `1,2,3`, are read as several numbers.
+    Numbers that are too long, or that num2words cannot spell, are spelled digit by digit. Decimal and thousands separators are
+    those of the language: `1.000,5` in German is `1,000.5` in English. Digits that do not form one number by its rules, such as
+    `192.168.1.1` or `1,2,3`, are read as several numbers.
     """
     chain, number, decimal = _number_patterns(language)
     # Arabic has its own separators, used with its own digits.
     text = text.translate({0x66B: decimal, 0x66C: number_separators(language)[1]})
 
     def words(digits: str, kind: str) -> str:
-        if len(digits) > MAX_DIGITS:
-            return f" {digits} "
-        try:
-            value = Decimal(digits) if "." in digits else int(digits)
-            return f" {num2words(value, lang=str(language), to=kind)} "
-        except (NotImplementedError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError):
-            return f" {digits} "  # num2words has gaps in many languages
+        if len(digits) <= _MAX_DIGITS.get(language, MAX_DIGITS):
+            with contextlib.suppress(*_GAPS):
+                value = Decimal(digits) if "." in digits else int(digits)
+                if spelled := num2words(value, lang=str(language), to=kind).strip():
+                    return f" {spelled} "
+        with contextlib.suppress(*_GAPS):
+            return "".join(f" {num2words(int(digit), lang=str(language))} " for digit in digits if digit.isdecimal())
+        return f" {digits} "
 
     def spell(match: re.Match) -> str:
         if not number.fullmatch(match[0]):
@@ -71,7 +77,8 @@ def spell_numbers(text: str, language: str = "en") -> str:
 def _keeps_digits(language: str) -> bool:
     """Whether digits are kept: in languages unknown to num2words, where numbers would otherwise be lost."""
     known = {name.partition("_")[0] for name in CONVERTER_CLASSES}
-    return language not in known and language == normalise_or_keep(language) and is_language(language)
+    own = is_language(language) or re.fullmatch("[a-z]{3}", language)  # ISO 639-3 has more codes than CLDR has names
+    return language not in known and language == normalise_or_keep(language) and bool(own)
 
 
 def lower(text: str, language: str) -> str:

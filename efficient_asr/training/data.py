@@ -41,11 +41,9 @@ def _folder_for(prepared_folder: Path, hparams: dict[str, Any], data_folder: str
 
     A run reads its manifests until it ends. Another one with the same YAML file and other data must not replace them.
     """
-    if data_folder is None:
-        return prepared_folder
     source = {
         "corpus": hparams["corpus"],
-        "data_folder": os.path.abspath(data_folder),
+        "data_folder": os.path.abspath(data_folder) if data_folder else None,
         "options": hparams["corpus_options"] or {},
     }
     text, note = json.dumps(source, sort_keys=True, default=str), prepared_folder / SOURCE_NOTE

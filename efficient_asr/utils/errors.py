@@ -62,7 +62,7 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 # Operating system errors that the user can fix; any other file error is a bug in this package.
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE)
+_FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE)
 
 
 def _message(error: UserError) -> str:
@@ -93,7 +93,7 @@ def exit_code(main: Callable[[], None]) -> int:
         print(f"{who}error: {_message(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _FIXABLE:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"{who}error: {error.strerror}{where}; fix this, then rerun the command to resume", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -100,6 +101,18 @@ def file_state(path: str | Path) -> str:
     """Return size and modification time of a file, which change when it is replaced."""
     state = os.stat(path)
     return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def state_of(path: str | Path) -> str | None:
+    """Return the state of a file as in `file_state`, or None if there is no such file.
+
+    What is computed from a file is kept with the state from before it was read: a file that is replaced meanwhile is then seen
+    as changed.
+    """
+    try:
+        return file_state(path)
+    except OSError:
+        return None
 
 
 def read_complete_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
@@ -213,7 +226,12 @@ class LineStore:
         self._write(content)
 
     def _write(self, content: Any) -> None:
-        self._end = self._size = self._size + self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        line = json.dumps(content, ensure_ascii=False).encode() + b"\n"
+        if self._file.write(line) < len(line):  # the disk is full
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._end = self._size = self._size + len(line)
 
     def close(self) -> None:
         """Close the file."""

@@ -22,6 +22,8 @@ class FolderLock:
         The folder.
     wait : bool
         Wait for the other process instead of raising an error.
+    option : str
+        Option that names the folder, for the message.
 
     Raises
     ------
@@ -29,7 +31,7 @@ class FolderLock:
         If another process holds the lock, naming the process.
     """
 
-    def __init__(self, folder: Path, wait: bool = False) -> None:
+    def __init__(self, folder: Path, wait: bool = False, option: str = "--output_folder") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / ".lock", "a+", encoding="utf-8")
         try:
@@ -46,7 +48,7 @@ class FolderLock:
             if not wait:
                 self.file.close()
                 raise UserError(
-                    f"{folder} is in use by {holder}; wait for it, stop it, or use another --output_folder"
+                    f"{folder} is in use by {holder}; wait for it, stop it, or use another {option}"
                 ) from None
             print(f"waiting for {holder}, which is using {folder}", file=sys.stderr)
             fcntl.lockf(self.file, fcntl.LOCK_EX)

@@ -161,7 +161,7 @@ def main() -> None:
     key = key_of(args, source, benchmark, device)
     sum_of_key = hashlib.sha256(json.dumps([key["model"], key["decoding"]]).encode()).hexdigest()[:12]
     costs_file = args.out.with_name(f"costs-{sum_of_key}.json")
-    lock = FolderLock(args.out.with_suffix(".lock"))  # held until the end of this function
+    lock = FolderLock(args.out.with_suffix(".lock"), option="--out")  # held until the end of this function
     done: set[str] = set()
 
     def accept(record: dict[str, Any], *_: Any) -> None:

@@ -61,7 +61,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {
         "optimizer": settings["optimizer"], "seed": settings["seed"], "curve": curve(folder, steps),
         "wer_percent": {result.split: result.wer_percent for result in results},
-        "settings": {key: settings[key] for key in SETTINGS}, "provenance": results[0].provenance,
+        "settings": {key: settings.get(key) for key in SETTINGS}, "provenance": results[0].provenance,
     }  # fmt: skip
 
 

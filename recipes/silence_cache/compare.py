@@ -21,11 +21,13 @@ from typing import Any
 from tqdm import tqdm
 
 from efficient_asr.data import iterate_batches, load_row, read_manifest
+from efficient_asr.evaluation.comparison import manifest_names
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.wer import compared, count_errors
 from efficient_asr.inference.long_audio import LongAudio
 from efficient_asr.inference.transcriber import MANIFEST, Transcriber, transcribe_rows
 from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.sources import fingerprint
 from efficient_asr.reporting.tables import show_difference
 from efficient_asr.settings.options import at_least
@@ -139,11 +141,11 @@ def main() -> None:
     parser.add_argument("--models", type=named, nargs="+", default=[], help="NAME=FOLDER: other models to compare")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
-    args.models = dict(args.models)
+    args.model, args.models = model_source(args.model), {name: model_source(folder) for name, folder in args.models}
     check_writable(args.out.parent, "--out")
     rows: list[dict[str, Any]] = []
-    for path in args.manifest:
-        rows += [row | {"corpus": path.parent.name} for row in list(read_manifest(path))[: args.utterances]]
+    for path, name in zip(args.manifest, manifest_names(args.manifest), strict=True):
+        rows += [row | {"corpus": name} for row in list(read_manifest(path))[: args.utterances]]
     rows = sorted((row for row in rows if (row["duration"] >= 29.5) == args.long), key=lambda row: row["duration"])
     if not rows:
         raise UserError(f"--manifest: no utterance of {'at least' if args.long else 'less than'} 29.5 s")
@@ -153,7 +155,7 @@ def main() -> None:
     key = {"model": fingerprint(args.model), "utterances": [row["id"] for row in rows], "batch_size": BATCH}
     new = {"model": Path(args.model).name, "key": key, "variants": {}}
     result = json.loads(args.out.read_text()) if args.out.is_file() else new
-    if result["key"] != key:
+    if result.get("key") != key:
         raise UserError(f"--out: {args.out} is of another model or other utterances; choose another file")
     silent = [] if args.calibration is None else list(read_manifest(args.calibration, need_text=False))[:16]
     recordings, heard = [load_row(row) for row in silent], [row["id"] for row in silent]

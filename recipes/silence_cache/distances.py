@@ -20,8 +20,10 @@ import torch
 from tqdm import tqdm
 
 from efficient_asr.data import Row, load_row, read_manifest
+from efficient_asr.evaluation.comparison import manifest_names
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.hub import model_source
 from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.whisper.own_length import POSITIONS_PER_S
 from efficient_asr.settings.options import at_least
@@ -72,7 +74,9 @@ def main() -> None:
     """Run the command."""
     args = parse()
     rows = short_rows(args)
-    transcriber = WhisperTranscriber.from_source(args.model, args.language, encoder_padding=args.encoder_padding)
+    transcriber = WhisperTranscriber.from_source(
+        model_source(args.model), args.language, encoder_padding=args.encoder_padding
+    )
     whisper = transcriber.model
     window, sums, kl, same, chosen = whisper.network.config.max_source_positions, {}, 0.0, 0, 0
     silence, sinks, tokens = 0.0, 0.0, 0  # share of the decoder's attention, over all tokens, those of the prompt too
@@ -109,7 +113,7 @@ def main() -> None:
     relative = {key: 100 * (apart / norm) ** 0.5 if norm else None for key, (apart, norm) in sums.items()}
     result = {
         "model": Path(args.model).name, "padding": whisper.encoder_padding.label,
-        "audio": [path.parent.name for path in args.manifest], "utterances": len(rows),
+        "audio": manifest_names(args.manifest), "utterances": len(rows),
         "layers": [
             {"layer": layer if layer < layers[-1] else "output", "relative_percent": {n: relative[layer, n] for n in names}}
             for layer in layers

@@ -24,6 +24,7 @@ from efficient_asr.data import SAMPLE_RATE, load_row, read_manifest
 from efficient_asr.evaluation.result import provenance
 from efficient_asr.evaluation.runtime import device_name
 from efficient_asr.inference.whisper import WhisperTranscriber
+from efficient_asr.models.hub import model_source
 from efficient_asr.settings.options import at_least
 from efficient_asr.utils.errors import UserError, check_writable, exit_code
 from efficient_asr.utils.files import atomic_write_text
@@ -53,6 +54,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
     check_writable(args.out.parent, "--out")
+    if min(args.lengths_s) <= 0:
+        raise UserError(f"--lengths_s: lengths must be greater than 0, got {min(args.lengths_s):g}")
     longest = sorted(read_manifest(args.manifest), key=lambda row: -row["duration"])[: args.utterances]
     wavs = [load_row(row) for row in longest]
     lengths_s = [each for each in args.lengths_s if each * SAMPLE_RATE <= min(len(wav) for wav in wavs)]
@@ -60,7 +63,8 @@ def main() -> None:
         raise UserError(f"--lengths_s: the recordings have {len(wavs[-1]) / SAMPLE_RATE:.1f} s only")
     forms = {name: FORMS[name] for name in args.forms}
     forms |= {f"cache, {padding_s:g} s": CACHED | {"padding_s": padding_s} for padding_s in args.paddings_s}
-    loaded = {name: WhisperTranscriber.from_source(args.model, args.language, **own) for name, own in forms.items()}
+    source = model_source(args.model)
+    loaded = {name: WhisperTranscriber.from_source(source, args.language, **own) for name, own in forms.items()}
     rows = []
     for length_s in tqdm(lengths_s, unit="length"):
         pieces = [wav[None, : round(length_s * SAMPLE_RATE)] for wav in wavs]

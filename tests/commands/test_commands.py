@@ -234,6 +234,20 @@ def test_runtimes_can_be_added_later(
     assert {**after.to_dict(), "runtimes": []} == {**before.to_dict(), "runtimes": []}
     time.main([model, str(out), *manifest, "--repeats", "1", "--batch_size", "1"])
     assert [(r["batch_size"], r["repeats"]) for r in Result.load(out).runtimes] == [(1, 1), (4, 2)]
+    original = time.measure_runtimes
+
+    def meanwhile(*arguments: object) -> object:  # another command adds to the file
+        other = Result.load(out)
+        other.runtimes.append(other.runtimes[0] | {"batch_size": 16})
+        other.save_fields()
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "measure_runtimes", meanwhile)
+        time.main([model, str(out), *manifest, "--repeats", "1", "--batch_size", "1"])
+    assert [r["batch_size"] for r in Result.load(out).runtimes] == [1, 4, 16]
+    with pytest.raises(UserError, match="--lm_alpha"):
+        time.main([model, str(out), *manifest, "--lm_alpha", "0.7"])
     lines = (place / "test.jsonl").read_text().splitlines()
     (place / "test.jsonl").write_text("\n".join(lines[:2]))
     with pytest.raises(UserError, match="was not measured on the utterances"):
@@ -261,7 +275,13 @@ def test_a_comparison_shows_both_and_never_a_p_value_of_zero(
     said = capsys.readouterr().out
     assert f"| {first.wer_percent:.2f} | {first.macs_g:.3f} |" in said and "| 0.00 |" in said and "CPU s" in said
     assert "p < 0.0002" in said and "p = 0.0000" not in said and f"{len(TEXTS)} utterances" in said
-    assert f"{-first.wer_percent:+.2f} points" in said
+    assert f"{-first.wer_percent:+.2f} points" in said and "different machines" not in said
+    perfect.runtimes[0] |= {"threads": 64}
+    perfect.save(tmp_path / "b.json")
+    report.main(["--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert "CPU s are of different machines (A " in capsys.readouterr().out
+    with pytest.raises(UserError, match="--html and --compare cannot be combined"):
+        report.main(["--compare", "a", "b", "--html", str(tmp_path / "x.html")])
 
 
 @pytest.fixture
@@ -335,6 +355,56 @@ def test_audio_that_has_changed_is_transcribed_again(
     assert len(first) == 3 and len(heard) == 4 and heard[3] not in first
     assert rows[0]["hypothesis"] == heard[3]
     assert not any("file" in row for row in rows)
+
+
+def test_audio_that_is_replaced_while_it_is_transcribed_is_transcribed_again(
+    model: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    common, replaced = ("--manifest", table, "--columns", "{audio: path}", "--out", tmp_path / "out.jsonl"), []
+    original, audio = manifest_transcripts.transcribe_rows, tmp_path / "recordings" / "a.wav"
+    duration = inspect_audio(audio, samples=False).duration_s
+
+    def slow(transcriber: object, rows: list, *arguments: object) -> object:
+        if rows[0]["page"] == 7 and not replaced:
+            replaced.append(soundfile.write(audio, 0.5 * chirp(duration, 700, 300), 16000))
+        return original(transcriber, rows, *arguments)
+
+    monkeypatch.setattr(manifest_transcripts, "transcribe_rows", slow)
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest_transcripts, "atomic_write", lambda path: 1 / 0)  # all is transcribed, nothing written
+        with pytest.raises(ZeroDivisionError):
+            run("transcribe", model, *common)
+    assert run("transcribe", model, *common) == 0
+    assert "2 of 3 utterances are transcribed already" in capsys.readouterr().out
+    rows = [json.loads(line) for line in open(tmp_path / "out.jsonl")]
+    assert rows[0]["hypothesis"] == load_transcriber(model).transcribe_files([audio])[0].text
+
+
+def test_recordings_that_vanish_or_are_replaced_while_they_are_transcribed(
+    model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    audio, out, heard = recordings / "a.wav", tmp_path / "out.jsonl", []
+
+    def move(self: CTCTranscriber, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> list[Transcript]:
+        if not heard:
+            audio.rename(tmp_path / "moved.wav")
+        elif len(heard) == 1:
+            soundfile.write(audio, chirp(0.5, 700, 300), 16000)
+        heard.append(wavs.shape[-1])
+        return [Transcript(str(wavs.shape[-1]))]
+
+    monkeypatch.setattr(CTCTranscriber, "transcribe", move)
+    assert run("transcribe", model, audio, "--out", out) == 0  # the transcript is not lost
+    assert json.loads(out.read_text())["text"] == str(heard[0])
+    (tmp_path / "moved.wav").rename(audio)
+    (tmp_path / "bad.wav").write_text("not audio")  # so that what a rerun needs is kept
+    both = (audio, tmp_path / "bad.wav", "--out", tmp_path / "again.jsonl")
+    assert run("transcribe", model, *both) == 2 and len(heard) == 2
+    assert run("transcribe", model, *both) == 2 and heard[2] == 8000  # the file was replaced: it is transcribed again
+    assert run("transcribe", model, *both) == 2 and len(heard) == 3
+    for option in (("--columns", "{audio: x}"), ("--output_column", "y"), ("--skip_bad",)):
+        assert run("transcribe", model, audio, *option) == 2
+        assert f"{option[0]} requires --manifest" in capsys.readouterr().err
 
 
 def test_unreadable_audio_of_a_manifest(

@@ -51,6 +51,56 @@ def test_csv_through_the_corpus_jsonl(folder: Path) -> None:
     assert [row["id"] for row in data.read_manifest(manifests["train"])] == ["train0", "u1"]
 
 
+def test_a_folder_of_manifests_in_other_formats(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    content = json.dumps([{"id": i, "audio": str(folder / "a.wav"), "text": t} for i, t, _ in EXPECTED])
+    for name in ("arrays/train.json", "arrays/TEST.JSON", "mixed/dev.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "mixed" / "train.CSV").write_text(CSV.replace("a.wav", "../a.wav"))
+    found = {name: jsonl.prepare(str(folder / name), folder / f"{name}_out") for name in ("arrays", "mixed")}
+    assert [*found["arrays"]] == ["TEST", "train"] and [*found["mixed"]] == ["train"]
+    assert rows_of(found["arrays"]["train"]) == rows_of(found["mixed"]["train"]) == EXPECTED
+    assert "data_folder: .csv files are used; not used: dev.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sources", [None, 3, [3]])
+def test_files_of_a_split_are_names(sources: object, folder: Path) -> None:
+    with pytest.raises(UserError, match="corpus_options: manifests: 'train' must be a file or a list of files"):
+        jsonl.prepare(str(folder), folder / "out", {"train": sources})
+
+
+def test_a_cell_may_have_several_lines(folder: Path) -> None:
+    text = "First line.\nWell, I do not know.\nYes, no, maybe."
+    for columns, cells in (("audio,text,id", f'a.wav,"{text}",u0'), ("audio,text", 'a.wav,"one\ntwo\nthree"')):
+        (folder / "m.csv").write_text(f"{columns}\n{cells}\n")
+        assert len(rows_of(folder / "m.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.jsonl", b"PAR1....", "is a Parquet file"), ("m.csv", b"PK\x03\x04....", "is a spreadsheet or a zip archive"),
+        ("m.jsonl", '{"audio": "a.wav"}'.encode("utf-16"), "is in UTF-16; save it as"),
+        ("m.csv", b"audio;text\na.wav;one\n", "the columns are separated by semicolons"),
+    ],
+)  # fmt: skip
+def test_other_kinds_of_files_are_named(name: str, content: bytes, message: str, folder: Path) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        data.read_manifest(folder / name)
+
+
+def test_an_empty_cell_is_no_value_and_rare_languages_are_languages(folder: Path) -> None:
+    (folder / "m.csv").write_text(
+        "id,audio,sentence,text_machine,language\n0,a.wav,,heard,nhi\n1,a.wav,said,heard,German\n"
+    )
+    rows = data.read_manifest(folder / "m.csv", columns={"text": ["sentence", "text_machine"]}, skip_bad=False)
+    assert [(row["text"], row["language"]) for row in rows] == [("heard", "nhi"), ("said", "de")]
+    (folder / "m.csv").write_text("audio,text,language\na.wav,x,germann\n")
+    with pytest.raises(UserError, match="language 'germann' is not a language"):
+        data.read_manifest(folder / "m.csv")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

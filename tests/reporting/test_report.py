@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from efficient_asr.evaluation.result import Result
 from efficient_asr.reporting.pages import fill_markers
-from efficient_asr.reporting.plots import pareto_front, plot, plot_name
+from efficient_asr.reporting.plots import _costs, pareto_front, plot, plot_name
 from efficient_asr.reporting.published import load_published
 from efficient_asr.reporting.results import check_comparable, group_runs, load_runs
 from efficient_asr.reporting.tables import make_table
@@ -81,6 +81,18 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
     assert picture.count("GMACs per utterance") == 1 and "GPU" not in picture  # one panel for each measured cost
     again = plot("toy/test", [result("baseline", 10, 4, 8), result("signal x2", 12, 2, 4)], tmp_path / "b.png")
     assert again.with_suffix(".svg").read_text() == picture
+
+
+def test_times_of_different_machines_never_share_an_axis(tmp_path: Path) -> None:
+    rows = [result("baseline", 10, 4, 8), result("signal x2", 12, 2, 4), result("signal x3", 14, 1, 0.5)]
+    rows[2].runtimes[0] |= {"device_name": "fast", "threads": 64}
+    picture = plot("toy/test", rows, tmp_path / "a.png").with_suffix(".svg").read_text()
+    assert "only rows timed on toy, 2 threads" in picture
+    (macs, _), (seconds, cost) = _costs(rows)
+    assert macs == "GMACs per utterance" and seconds.startswith("CPU seconds for the split, batch 1")
+    assert [cost(row) for row in rows] == [8, 4, None]
+    alike = plot("toy/test", rows[:2], tmp_path / "b.png").with_suffix(".svg").read_text()
+    assert "only rows timed" not in alike
 
 
 def test_many_rows_keep_their_numbers_in_all_panels(tmp_path: Path) -> None:

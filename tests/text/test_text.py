@@ -35,9 +35,34 @@ def test_numbers_in_the_language_of_the_text() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "fa", "id", "vi", "am", "es", "zz", "th"])
-@pytest.mark.parametrize("text", ["7", "3.5", "1234567890123", "9" * 400, "12th", "007", "1,2,3"])
+@pytest.mark.parametrize(
+    "text", ["7", "3.5", "1234567", "999999999", "123456789012", "1234567890123", "9" * 400, "12th", "007", "1,2,3"]
+)
 def test_numbers_never_stop_a_run(text: str, language: str) -> None:
     assert isinstance(normalise_plain(f"a {text} b", language), str)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        (
+            "my card is 4111111111111 thanks",
+            "en",
+            "my card is four one one one one one one one one one one one one thanks",
+        ),
+        ("IBAN 1234567890123", "de", "iban eins zwei drei vier fünf sechs sieben acht neun null eins zwei drei"),
+        ("yüzde 10,05 arttı", "tr", "yüzde bir sıfır sıfır beş arttı"),
+        ("7 x", "nhi", "7 x"),  # an ISO 639-3 code that num2words and CLDR do not know
+    ],
+)
+def test_numbers_that_cannot_be_spelled_are_never_lost(text: str, language: str, expected: str) -> None:
+    assert normalise_plain(text, language) == expected
+
+
+def test_numbers_that_num2words_cannot_spell_in_amharic_are_spelled_digit_by_digit() -> None:
+    digits = [normalise_plain(str(digit), "am") for digit in range(10)]
+    assert normalise_plain("9999", "am") == " ".join([digits[9]] * 4) != ""
+    assert normalise_plain("1234567", "am") == " ".join(digits[1:8])
 
 
 def test_unknown_normaliser_names_the_closest() -> None:

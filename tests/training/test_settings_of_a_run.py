@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from efficient_asr.models.ctc import CTCModel
 from efficient_asr.settings.yaml import load_hparams, merge_includes
 from efficient_asr.training.ctc import CTCBrain
+from efficient_asr.training.data import prepare_splits
 from efficient_asr.training.run import run
 from efficient_asr.training.schedules import LinearSchedule
 
@@ -222,3 +223,19 @@ def test_the_parameters_of_the_encoder_are_found_under_any_name(tiny_ctc: CTCMod
     groups = CTCBrain.parameter_groups(Holder())
     assert {id(p) for p in groups["encoder"]} == {id(p) for p in tiny_ctc.encoder.parameters() if p.requires_grad}
     assert groups["encoder"] and groups["head"]
+
+
+def test_mini_with_other_options_leaves_the_audio_of_a_running_training_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    hparams = {
+        "corpus": "mini", "data_folder": None, "prepared_folder": str(tmp_path / "mini"), "train_split": "train",
+        "valid_split": "dev", "test_splits": ["test"], "corpus_options": {"minutes": 0.1},
+    }  # fmt: skip
+    first = prepare_splits(hparams)
+    files = {path: path.read_bytes() for path in (tmp_path / "mini").rglob("*") if path.is_file()}
+    other = prepare_splits(hparams | {"corpus_options": {"minutes": 0.1, "corpus_seed": 7}})
+    assert "mini holds manifests of other data" in capsys.readouterr().out
+    assert other["train"].parent != first["train"].parent and other["train"].read_text() != first["train"].read_text()
+    assert all(path.read_bytes() == content for path, content in files.items() if path.name != ".lock")
+    assert prepare_splits(hparams) == first

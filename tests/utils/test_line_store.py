@@ -46,3 +46,25 @@ def test_of_two_processes_one_is_stopped_and_the_file_stays_whole(lines: int, tm
     with pytest.raises(UserError, match="changed by another process"):
         first.append("lost")
     assert not path.exists()
+
+
+def test_a_line_for_which_the_disk_has_no_room_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    with LineStore(path, "key") as store:
+        store.append("first")
+        file = store._file
+
+        class Full:
+            def write(self, line: bytes) -> int:
+                return file.write(line[: len(line) // 2])
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(file, name)
+
+        monkeypatch.setattr(store, "_file", Full())
+        with pytest.raises(OSError, match="No space left on device"):
+            store.append("a line that is too long")
+        assert contents(path) == ["key", "first"] and path.read_bytes().endswith(b"\n")
+        monkeypatch.setattr(store, "_file", file)  # there is room again
+        store.append("last")
+    assert contents(path) == ["key", "first", "last"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_asr.data import ORIGIN, BatchOrder, Rows, check_columns, inspect_audio
-from efficient_asr.evaluation.manifest_transcripts import STATE, current_ids
+from efficient_asr.evaluation.manifest_transcripts import STATE, current_ids, states_now
 from efficient_asr.evaluation.records import PartFiles
 from efficient_asr.inference.load import whisper_keys
 from efficient_asr.inference.manifest_pass import keep, pass_over, progress_bar, unfinished
@@ -22,7 +22,7 @@ from efficient_asr.models.whisper.decoding import DecodingOptions
 from efficient_asr.techniques.pseudo_labelling.labels import Labeller
 from efficient_asr.techniques.pseudo_labelling.ray_workers import label_batches
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write, atomic_write_text, differing_entries, file_state
+from efficient_asr.utils.files import atomic_write, atomic_write_text, differing_entries
 from efficient_asr.utils.locks import FolderLock
 
 UNREADABLE = "unreadable.jsonl"
@@ -105,8 +105,9 @@ def write_labels(
             rows.durations, "descending", hparams["batch_size"], hparams["max_batch_length_s"], repeat=False
         )
         current = current_ids(parts, rows)
+        states = states_now(rows, current)
         with parts.open() as file:
-            done = current | _adopt(out, rows, bad, current, _noting(file.append))
+            done = current | _adopt(out, rows, bad, current, _noting(file.append, states))
         todo = unfinished(rows, order, done)
         if done:
             print(f"{len(done)} of {len(rows)} utterances are labelled already")
@@ -115,21 +116,23 @@ def write_labels(
         with parts.open() as file:
             if hparams["ray_workers"] or hparams["ray_address"]:
                 _check_languages(rows, arguments)
-                _label_with_ray(rows, todo, done, arguments, hparams, _noting(file.append))
+                _label_with_ray(rows, todo, done, arguments, hparams, _noting(file.append, states))
             else:
                 label = Labeller(**arguments)
                 label.transcriber.check_rows(rows, "manifest")
-                pass_over(rows, todo, done, label, _noting(file.append), "labelling", hparams["skip_bad"])
+                pass_over(rows, todo, done, label, _noting(file.append, states), "labelling", hparams["skip_bad"])
         _write(parts.merge(row["id"] for row in rows), out)
         parts.discard()
     return out
 
 
-def _noting(append: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+def _noting(
+    append: Callable[[dict[str, Any]], None], states: dict[str, str | None]
+) -> Callable[[dict[str, Any]], None]:
     """Return `append` for records that note the state of their audio, so that a rerun labels changed audio again."""
 
     def note(record: dict[str, Any]) -> None:
-        append(record | ({STATE: file_state(record["audio"])} if "text" in record else {}))
+        append(record | ({STATE: states[record["id"]]} if "text" in record else {}))
 
     return note
 
