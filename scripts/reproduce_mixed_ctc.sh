@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CTC on easy and hard utterances: strings of spoken digits, and read sentences. Early exit, downsampling and layer removal are trained
 # alike, and timed together; do that on a quiet machine. Needs EFFICIENT_ASR_DATA (arctic_en, librispeech_unlabelled, ljspeech, fsdd;
-# beside it models/whisper_base_ctc, from which the trainings continue). About six hours on two CPU cores. Restartable.
+# beside it models/whisper_base_ctc, from which the trainings continue). About eleven hours on two CPU cores. Restartable.
 # FROZEN=1 adds the models with frozen lower layers, from the model of reproduce_english_ctc.sh; another hour.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -60,12 +60,19 @@ TIMED=16 compare mixed_early_exit "${systems[@]}" -- digit_strings arctic_en ljs
 # mixed_free_early_exit, on the same data and for as many passes.
 digits "${DIGITS}_9" --passes 9
 mixed mixed_low_early_exit early_exit mixed_low_early_exit "${DIGITS}_9"
-families=("all layers=output/mixed_free_early_exit/full depth")
+mixed mixed_free_ctc finetune_ctc mixed_free_ctc "${DIGITS}_3"
+families=("all layers=output/mixed_free_ctc/1986/model" "all layers, with heads=output/mixed_free_early_exit/full depth")
 for technique in average signal convolutional; do
     name=mixed_downsampling_${technique}_x2
     mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique "$technique"
     families+=("$technique x2=output/$name/1986/model")
 done
+name=mixed_downsampling_signal_x2_one_frame # without the upsampling by two of the others
+mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique signal --frames_per_state 1 --experiment "$name"
+families+=("signal x2, one frame=output/$name/1986/model")
+name=mixed_downsampling_signal_x3
+mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique signal --downsampling_factor 3
+families+=("signal x3=output/$name/1986/model")
 mixed mixed_layer_removal_first_4 layer_removal mixed_layer_removal "${DIGITS}_3"
 families+=("first 4 layers=output/mixed_layer_removal_first_4/1986/model")
 # 0.21: the most that is saved without an error more on the validation split, with a head on layer 4 alone (recipes/early_exit/sweep.py).

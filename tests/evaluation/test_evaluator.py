@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TEXTS
 
-from efficient_asr.data import Row, load_audio
+from efficient_asr.data import Row, Rows, load_audio
+from efficient_asr.evaluation import runtime
 from efficient_asr.evaluation.benchmark import Benchmark
 from efficient_asr.evaluation.evaluator import evaluate
 from efficient_asr.evaluation.macs import count_macs
@@ -126,3 +129,28 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         Result.load(tmp_path / "b.json")
+
+
+def test_a_runtime_is_the_median_of_transcribing_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs take 5, 1 and 2 s an utterance; loading the audio, 100 s each, does not count."""
+    now, calls, speeds = [0.0], [], [9.0, 5.0, 1.0, 2.0]
+
+    def transcribe(transcriber: object, rows: list, wavs: object, wav_lens: object) -> None:
+        calls.append([row["id"] for row in rows])
+        done = sum(map(len, calls))
+        now[0] += len(rows) * speeds[0 if done <= 4 else 1 + (done - 5) // 5]
+
+    def batches(rows: Rows, size: int) -> Iterator[tuple]:
+        for start in range(0, len(rows), size):
+            now[0] += 100.0
+            yield list(rows[start : start + size]), torch.zeros(1), torch.ones(1)
+
+    monkeypatch.setattr(runtime, "clock", lambda device: now[0])
+    monkeypatch.setattr(runtime, "transcribe_rows", transcribe)
+    monkeypatch.setattr(runtime, "iterate_batches", batches)
+    rows = Rows.of([{"id": f"u{d}", "audio": "x", "duration": float(d)} for d in (3, 1, 5, 2, 4)])
+    found = measure_runtime(SimpleNamespace(to=lambda device: None), rows, "cpu", 2, 3, lm=False)
+    assert calls[0] == ["u2", "u3"] and calls[1] == ["u4", "u5"]  # the warm-up: the longest two batches
+    assert calls[2:5] == [["u1", "u2"], ["u3", "u4"], ["u5"]]  # by duration
+    assert (found["runtime_s"], found["runtime_min_s"], found["runtime_max_s"]) == (10.0, 5.0, 25.0)
+    assert found["rtfx"] == 1.5 and found["repeats"] == 3

@@ -76,3 +76,16 @@ def test_a_comparison_is_that_of_the_errors() -> None:
     assert found["wer_percent"] == 100 * 8 / 40 and found["difference_percent"] == 0.0
     assert found["ci95_percent"] == [test["low_percent"], test["high_percent"]] and found["ci95_percent"][0] < 0
     assert compared(before, before)["ci95_percent"] == [0.0, 0.0]
+
+
+def test_paired_interval_and_p_value_are_those_of_the_binomial_distribution() -> None:
+    """With an error more in 30 of 100 utterances, the resampled number of errors is binomial: 21 to 39 in 95 % of samples."""
+    a, b = [Errors(0, 0, 0, 10)] * 100, [Errors(1, 0, 0, 10)] * 30 + [Errors(0, 0, 0, 10)] * 70
+    found = paired_bootstrap(a, b)
+    assert found["difference_percent"] == pytest.approx(3.0)
+    assert found["low_percent"] == pytest.approx(2.1, abs=0.11) and found["high_percent"] == pytest.approx(
+        3.9, abs=0.11
+    )
+    # one error more in ten utterances: no error in a sample with probability 0.9 ** 10, counted on both sides
+    found = paired_bootstrap([Errors(0, 0, 0, 10)] * 10, [Errors(1, 0, 0, 10)] + [Errors(0, 0, 0, 10)] * 9)
+    assert found["p_value"] == pytest.approx(2 * 0.9**10, abs=0.03)

@@ -443,3 +443,34 @@ def test_real_long_speech(method: str, real_data: Any, real_models: Any) -> None
     # a limit of 460 tokens a window, more than there are positions
     result = evaluate(transcriber, Benchmark("x", "y", Rows.of(rows), "whisper"), measure_macs=False, repeats=0)
     assert result.wer_percent < 12
+
+
+def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
+    window, rng = 5 * 16000, np.random.default_rng(0)
+    wav = torch.from_numpy(rng.normal(0, 0.3, 9 * 16000)).float()
+    wav[int(4.2 * 16000) : int(4.5 * 16000)] *= 0.3  # in the last third of the window, and no pause
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(long_audio, "voice_activity", lambda wav: [(0, len(wav))])
+        (first, second) = speech_spans(wav, window)
+    assert first[0] == 0 and first[1] == second[0] and second[1] == len(wav)
+    assert 4.2 <= first[1] / 16000 <= 4.5
+
+
+def test_sequential_decoding_gets_the_whole_recording() -> None:
+    heard = []
+
+    class Sequential(Transcriber):
+        window_s = 2.0
+
+        def check_sequential(self) -> None:
+            pass
+
+        def for_long_audio(self) -> Sequential:
+            return self
+
+        def transcribe_sequentially(self, wav: torch.Tensor, language: str | None = None) -> Transcript:
+            heard.append(len(wav))
+            return Transcript("a", {"segments": [{"start_s": 0.0, "end_s": 1.0, "text": "a"}]})
+
+    assert LongAudio(Sequential(), "sequential").transcribe(torch.zeros(1, 80000))[0].text == "a"
+    assert heard == [80000]

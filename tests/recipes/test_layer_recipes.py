@@ -6,9 +6,11 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import speechbrain as sb
 import torch
 from conftest import ROOT, ROOT_TAG, make_corpus, make_wavs, write_tiny_yaml
 from runs import run_script
@@ -330,3 +332,14 @@ def test_stacked_with_downsampling(exits: list[str], tmp_path: Path) -> None:
     with torch.no_grad():
         together = model.recognise(*pad_wavs(make_wavs()))
     assert [entry["exit_layer"] for entry in together.details] == [1] * 4
+
+
+def test_the_loss_is_the_weighted_sum_of_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[EarlyExitBrain.__module__], "ctc_loss", lambda log_probs, *_: log_probs.sum())
+    model = SimpleNamespace(head=SimpleNamespace(layers=[2, 4, 6]))
+    brain = object.__new__(type("Bare", (EarlyExitBrain,), {"model": model}))
+    brain.hparams = SimpleNamespace(exit_loss_weights=[0.5, 2.0, 3.0], exit_training="joint")
+    losses = torch.tensor([[1.0], [10.0], [100.0]])
+    assert float(brain.compute_objectives((losses, None), None, sb.Stage.TRAIN)) == 0.5 + 20.0 + 300.0
+    brain.hparams.exit_loss_weights = None
+    assert float(brain.compute_objectives((losses, None), None, sb.Stage.TRAIN)) == 111.0

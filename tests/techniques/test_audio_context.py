@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import speechbrain as sb
 import torch
 from conftest import ROOT_TAG
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
-from efficient_asr.data import pad_wavs, read_manifest
+from efficient_asr.data import absolute_lengths, load_row, pad_wavs, read_manifest
 from efficient_asr.evaluation.result import Result
 from efficient_asr.models.sources import resolve_source
 from efficient_asr.models.whisper.decoding import DecodingOptions
@@ -135,6 +136,36 @@ def test_targets_continue_and_follow_the_audio(audio: Path, tmp_path: Path, tiny
         Targets(tmp_path / "targets", {"model": "b"})
 
 
+def test_targets_are_the_states_of_the_teacher_and_its_own_loss_is_zero(
+    audio: Path, tmp_path: Path, tiny_whispers: dict[str, str]
+) -> None:
+    """A student that still is the teacher, and hears the whole window, has nothing to learn; one that hears less has."""
+    teacher, rows = Whisper.from_source(tiny_whispers["large"]), read_manifest(audio / "train.jsonl", need_text=False)
+    targets = Targets(tmp_path / "targets", {"model": "a"})
+    targets.fill(teacher, rows, DecodingOptions(), "cpu")
+    names = [file_name(row, "en") for row in rows]
+    wavs, wav_lens = pad_wavs([load_row(row) for row in rows])
+    rows_of_tokens = [targets.store.read(name, "tokens")["tokens"].long() for name in names]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows_of_tokens, batch_first=True)
+    token_lens = torch.tensor([len(row) for row in rows_of_tokens]) / tokens.shape[1]
+    batch = SimpleNamespace(id=names, wav=(wavs, wav_lens), tokens=(tokens, token_lens))
+    student = Whisper.from_source(tiny_whispers["large"])
+    brain = object.__new__(type("Bare", (AudioContextBrain,), {"model": student}))
+    brain.targets, brain.names, brain.device = targets, {name: name for name in names}, torch.device("cpu")
+    brain.teacher_output = teacher.network.proj_out.weight.detach()
+    losses = {}
+    for padding_s in (2.0, 0.05):  # the window, and little silence
+        student.encoder_padding = AudioContext(padding_s)
+        with torch.no_grad():
+            found = States(*student(wavs, absolute_lengths(wavs, wav_lens), tokens[:, :-1], with_states=True))
+        for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+            names_of = ("encoder_weight", "decoder_weight", "logits_weight")
+            brain.hparams = SimpleNamespace(**dict(zip(names_of, weights, strict=True)))
+            losses[padding_s, weights] = float(brain.compute_objectives(found, batch, sb.Stage.TRAIN))
+    for padding_s, weights in losses:  # what is left is half precision on the disk
+        assert losses[2.0, weights] < 0.02 * losses[0.05, weights], (weights, losses)
+
+
 def test_training_needs_no_texts_and_its_model_opens_anywhere(
     audio: Path, tmp_path: Path, tiny_whispers: dict[str, str], capsys: pytest.CaptureFixture
 ) -> None:
@@ -153,6 +184,7 @@ def test_training_needs_no_texts_and_its_model_opens_anywhere(
         for folder in (tiny_whispers["large"], tmp_path / "output" / "model")
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("encoder.layer_norm" in name for name in changed)
     assert changed and all(".layers." in name or "encoder.layer_norm" in name for name in changed)
     log = (tmp_path / "output" / "train_log.txt").read_text()
     assert "epoch: 2" in log

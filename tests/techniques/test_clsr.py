@@ -537,3 +537,11 @@ def test_the_published_example(plain: Whisper, wavs: torch.Tensor, tmp_path: Pat
     with torch.no_grad():
         own = plain.network.generate(input_features, language="de", task="transcribe")
     assert own.tolist() != predicted_ids.tolist()
+
+
+def test_dropout_of_a_gate_is_on_its_input_in_training(plain: Whisper) -> None:
+    expert = next(iter(experts_of(plain, "ca", seed=5).network.expert("ca").values()))
+    x = torch.randn(4, expert.gate_in.in_features, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(expert.eval().gate(x, 0.5), expert.eval().gate(x))
+    assert torch.equal(expert.train().gate(x, 0.0), expert.eval().gate(x))
+    assert not torch.equal(expert.train().gate(x, 0.5), expert.eval().gate(x))

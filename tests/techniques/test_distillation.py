@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import speechbrain as sb
 import torch
 from conftest import multilingual_whisper
 
-from efficient_asr.data import Rows, write_manifest
+from efficient_asr.data import Rows, load_audio, pad_wavs, write_manifest
+from efficient_asr.techniques.distillation.brain import LOSS, DistillingBrain
 from efficient_asr.techniques.distillation.losses import (
     DistillationLoss,
     TeacherDistribution,
@@ -21,6 +25,7 @@ from efficient_asr.techniques.distillation.losses import (
     with_rest,
 )
 from efficient_asr.techniques.distillation.teacher import Teacher, TeacherCache
+from efficient_asr.training.whisper import WhisperBrain
 from efficient_asr.utils.errors import UserError
 
 
@@ -162,8 +167,6 @@ def test_cache_says_what_the_teacher_said(tmp_path: Path, rows: Rows) -> None:
     lengths = torch.tensor([len(t) for t in tokens])
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in tokens], batch_first=True)
     kept = cache.read([row["id"] for row in rows], padded, lengths)
-    from efficient_asr.data import load_audio, pad_wavs
-
     wavs, wav_lens = pad_wavs([load_audio(row["audio"]) for row in rows])
     live = teacher(wavs, (wav_lens * wavs.shape[1]).round().long(), padded[:, :-1], 1.0)
     logits = student(wavs, (wav_lens * wavs.shape[1]).round().long(), padded[:, :-1])
@@ -179,6 +182,51 @@ def test_cache_says_what_the_teacher_said(tmp_path: Path, rows: Rows) -> None:
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="u1"):
         cache.read(["u1"], padded[1:2], lengths[1:2])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_teacher_and_its_cache_divide_logits_by_the_temperature(
+    temperature: float, tmp_path: Path, rows: Rows
+) -> None:
+    whisper, student = multilingual_whisper(seed=2), multilingual_whisper(seed=1)
+    whisper.save(tmp_path / "teacher")
+    teacher, tokens = Teacher(str(tmp_path / "teacher"), student), torch.tensor([student.labels.encode_row(rows[0])])
+    wavs, lengths = load_audio(rows[0]["audio"])[None], torch.tensor([8000])
+    with torch.no_grad():
+        expected = (whisper.eval()(wavs, lengths, tokens[:, :-1]) / temperature).log_softmax(dim=-1)
+    torch.testing.assert_close(teacher(wavs, lengths, tokens[:, :-1], temperature).log_probs, expected)
+    entries = len(student.tokenizer)
+    cache = TeacherCache(tmp_path / "kept", {"teacher": "t", "temperature": temperature, "entries": entries})
+    cache.fill(teacher, student, rows[:1])
+    kept = cache.read([rows[0]["id"]], tokens, torch.tensor([tokens.shape[1]]))
+    found = torch.zeros_like(expected).scatter_(-1, kept.indices, kept.log_probs[..., :entries])
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # half precision
+
+
+def test_the_training_asks_at_the_temperature_and_weighs_by_progress(rows: Rows) -> None:
+    asked, weighed = [], []
+
+    class Loss:
+        temperature = 2.5
+
+        def __call__(self, supervised: torch.Tensor, divergence: torch.Tensor, progress: float) -> torch.Tensor:
+            weighed.append((float(supervised), float(divergence), progress))
+            return supervised + divergence
+
+        def divergence(self, teacher: Any, logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(7.0)
+
+    model = SimpleNamespace(training_modules={LOSS: Loss()})
+    brain = object.__new__(type("Bare", (DistillingBrain,), {"model": model, "progress": 0.25}))
+    brain.teacher = lambda wavs, lengths, tokens, temperature: asked.append((tokens.tolist(), temperature))
+    brain.heard = (torch.zeros(1, 10), torch.tensor([10]))
+    brain.predicted = lambda batch: None
+    batch = SimpleNamespace(tokens=(torch.tensor([[5, 6, 7]]), torch.ones(1)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(WhisperBrain, "compute_objectives", lambda *_: torch.tensor(3.0))
+        assert float(brain.compute_objectives(torch.zeros(1), batch, sb.Stage.TRAIN)) == 10.0
+        assert float(brain.compute_objectives(torch.zeros(1), batch, sb.Stage.VALID)) == 3.0
+    assert asked == [([[5, 6]], 2.5)] and weighed == [(3.0, 7.0, 0.25)]
 
 
 def test_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

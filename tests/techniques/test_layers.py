@@ -20,7 +20,7 @@ from efficient_asr.models.encoders.load import load_encoder
 from efficient_asr.models.encoders.whisper import new_whisper_encoder
 from efficient_asr.techniques.downsampling import Downsampler
 from efficient_asr.techniques.early_exit import heads as early_exit
-from efficient_asr.techniques.early_exit.heads import NEVER, RULES, ExitHeads
+from efficient_asr.techniques.early_exit.heads import NEVER, RULES, ExitHeads, _Decisions
 from efficient_asr.techniques.layer_drop import LayerDrop
 from efficient_asr.techniques.layer_removal import choose_layers, keep_layers, layer_redundancies, parse_choice
 from efficient_asr.text.labels import CharacterLabels
@@ -189,6 +189,22 @@ def test_dropped_layers_do_not_depend_on_batch_mates(model: CTCModel, wavs: list
         alone, own = outputs(model, [wav])
         assert int(own) == length
         torch.testing.assert_close(together[row, :length], alone[0, :length], rtol=0, atol=1e-5)
+
+
+def test_all_layers_run_in_training_and_the_first_ones_always(wavs: list[torch.Tensor]) -> None:
+    """In training, the LayerDrop of the checkpoint decides, not the one of the evaluation."""
+    encoder = new_whisper_encoder(d_model=16, layers=6, heads=2)
+    batch, lengths = pad_wavs(wavs)[0], torch.tensor([len(wav) for wav in wavs])
+    dropping = LayerDrop(encoder, 0.9, 1)
+    with torch.no_grad():
+        assert not torch.equal(dropping.eval()(batch, lengths).states, encoder.eval()(batch, lengths).states)
+        trained = []
+        for each in (dropping.train(), encoder.train()):
+            torch.manual_seed(0)  # of the dropout
+            trained.append(each(batch, lengths).states)
+        assert torch.equal(*trained)
+    dropping.first_droppable_layer = 2
+    assert dropping.draw(torch.arange(100, 200))[:, :2].all() and not dropping.draw(torch.arange(100, 200))[:, 2:].all()
 
 
 def test_drop_saves_and_follows_the_seed() -> None:
@@ -436,3 +452,31 @@ def test_heads_summarise_where_utterances_left() -> None:
     records = [{"exit_layer": layer} for layer in (1, 4, 4, 2)]
     assert heads.summary(records) == {"mean_exit_layer": 2.75, "exit_layers": {"1": 1, "2": 1, "4": 2}}
     assert heads.summary([{}]) == {}
+
+
+def sure(*certain: bool, labels: int = 3, frames: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities that are certain, or uniform, for each utterance."""
+    logits = torch.zeros(len(certain), frames, labels)
+    logits[torch.tensor(certain), :, 1] = 50.0
+    return logits.log_softmax(dim=-1), torch.full((len(certain),), frames)
+
+
+def test_patience_counts_heads_in_a_row() -> None:
+    decisions, rows = _Decisions("entropy", 0.5, 2, 3), torch.arange(3)
+    for certain, leaving in (
+        ((True, True, False), [False, False, False]),
+        ((False, True, True), [False, True, False]),  # the second one has met the threshold twice in a row
+    ):
+        assert decisions(rows, sure(*certain)).tolist() == leaving
+    assert decisions(rows[[0, 2]], sure(True, True)).tolist() == [False, True]  # the first one starts again
+
+
+def test_agreement_is_with_the_head_before() -> None:
+    def saying(label: int) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.zeros(1, 4, 4)
+        logits[:, :, label] = 9.0
+        return logits.log_softmax(dim=-1), torch.tensor([4])
+
+    decisions, row = _Decisions("agreement", 0.0, 1, 1), torch.tensor([0])
+    said = [decisions(row, saying(label)).tolist() for label in (1, 2, 1, 1)]
+    assert said == [[False], [False], [False], [True]]  # not where only the first and the third head agree

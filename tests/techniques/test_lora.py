@@ -116,3 +116,14 @@ def test_a_folder_cannot_name_any_class(plain: Whisper, tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": adapter}))
         with pytest.raises(UserError):
             Whisper.from_source(str(tmp_path / "model"))
+
+
+def test_dropout_is_on_the_low_rank_path_and_only_in_training(plain: Whisper) -> None:
+    for dropout in (0.0, 0.5):
+        model = trained(plain, dropout=dropout)
+        rates = {
+            module.p for name, module in model.named_modules() if ".lora_dropout." in name and hasattr(module, "p")
+        }
+        assert rates == ({dropout} if dropout else set())
+        assert torch.equal(logits(model.eval()), logits(model.eval()))
+        assert torch.equal(logits(model.train()), logits(model.eval())) != bool(dropout)

@@ -88,3 +88,9 @@ def test_a_whisper_with_other_layers_is_refused() -> None:
     model.__class__ = type("Other", (Whisper,), {"technique": "experts"})
     with pytest.raises(UserError, match="experts cannot lose layers"):
         prune(model, -1, 1)
+
+
+def test_layers_that_are_kept_use_consecutive_places_in_the_cache() -> None:
+    whisper = prune(multilingual_whisper(seed=1), decoder_layers=[2])
+    attention = [(layer.self_attn, layer.encoder_attn) for layer in whisper.network.model.decoder.layers]
+    assert [[each.layer_idx for each in pair] for pair in attention] == [[0, 0]]

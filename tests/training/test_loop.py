@@ -287,3 +287,40 @@ def test_the_end_says_what_is_kept_and_only_what_was_measured(
     # it cannot go on, and its result must not say that it did
     assert run(CTCBrain, [*arguments, "--number_of_epochs", "2"]) == 2
     assert "number_of_epochs: changed since the training" in capsys.readouterr().err
+
+
+class Worse(CTCBrain):
+    """A brain that is best after its first epoch."""
+
+    def checkpoint_metric(self, stats: dict[str, float]) -> float:
+        return float(self.hparams.epoch_counter.current)
+
+
+def weights_after(yaml: Path, folder: Path, brain: type[CTCBrain], *options: str) -> dict[str, torch.Tensor]:
+    places = ["--output_folder", str(folder), "--results_folder", str(folder / "results"), "--train_only", "True"]
+    assert run(brain, [str(yaml), *QUICK, *places, *options]) == 0
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_the_best_epoch_is_saved_and_not_the_last(tiny_yaml: Path, tmp_path: Path) -> None:
+    one = weights_after(tiny_yaml, tmp_path / "one", CTCBrain, "--number_of_epochs", "1")
+    best = weights_after(tiny_yaml, tmp_path / "best", Worse, "--number_of_epochs", "3")
+    last = weights_after(tiny_yaml, tmp_path / "last", CTCBrain, "--number_of_epochs", "3")
+    assert all(torch.equal(one[name], best[name]) for name in one)
+    assert any(not torch.equal(one[name], last[name]) for name in one)
+
+
+def test_a_lower_learning_rate_is_that_of_the_optimiser(tiny_yaml: Path, tmp_path: Path) -> None:
+    seen: dict[str, list[float]] = {}
+
+    class Watched(CTCBrain):
+        def optimizers_step(self) -> None:
+            for name, optimizer in self.optimizers_dict.items():
+                seen.setdefault(name, []).append(optimizer.param_groups[0]["lr"])
+            super().optimizers_step()
+
+    factors = ["--annealing_encoder", "0.5", "--annealing_head", "0.25", "--newbob_threshold", "100"]  # never enough
+    weights_after(tiny_yaml, tmp_path / "a", Watched, "--number_of_epochs", "3", *factors)
+    for name, factor in (("encoder", 0.5), ("head", 0.25)):
+        first, last = seen[name][0], seen[name][-1]
+        assert last == pytest.approx(factor * first)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PLACES, ROOT_TAG
+from conftest import PLACES, ROOT_TAG, multilingual_whisper
 from safetensors.torch import load_file
 
 from efficient_asr import load_transcriber
@@ -54,6 +55,19 @@ def test_it_learns_and_is_measured_by_generation(corpus: Path, tmp_path: Path) -
         load_audio(str(corpus / "u1.wav"))[None], torch.ones(1)
     )
     assert again.text == heard["u1"]
+
+
+def test_the_loss_is_that_of_the_text_and_the_end_token() -> None:
+    whisper = multilingual_whisper(seed=1)
+    brain = object.__new__(type("Bare", (WhisperBrain,), {"model": whisper}))
+    rows = [whisper.labels.encode_row({"text": text, "language": "en"}) for text in ("one two three", "nine")]
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    batch = SimpleNamespace(tokens=(tokens, lengths / lengths.max()))
+    found = brain.predicted(batch)
+    for row, mask, target in zip(rows, found, tokens[:, 1:], strict=True):
+        text = row[whisper.labels.prompt_length :]
+        assert target[mask].tolist() == text and text[-1] == whisper.labels.end  # no prompt, no padding
 
 
 def test_going_on_ends_where_an_uninterrupted_run_ends(corpus: Path, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import LineStore, read_complete_lines
+from efficient_asr.utils.files import LineStore, atomic_write, read_complete_lines
 
 
 def contents(path: Path) -> list:
@@ -68,3 +69,23 @@ def test_a_line_for_which_the_disk_has_no_room_is_removed(tmp_path: Path, monkey
         monkeypatch.setattr(store, "_file", file)  # there is room again
         store.append("last")
     assert contents(path) == ["key", "first", "last"]
+
+
+def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, replace = tmp_path / "model", os.replace
+    for content in ("old", "new"):
+        with atomic_write(folder) as partial:
+            partial.mkdir()
+            (partial / "a.txt").write_text(content)
+    assert (folder / "a.txt").read_text() == "new"
+
+    def fails_at_last(source: Path, target: Path) -> None:
+        if Path(target) == folder and (Path(source) / "a.txt").read_text() == "newest":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_last)
+    with pytest.raises(OSError, match="No space left"), atomic_write(folder) as partial:
+        partial.mkdir()
+        (partial / "a.txt").write_text("newest")
+    assert (folder / "a.txt").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -212,3 +212,11 @@ def test_mistakes_are_explained(models: list[Any], tiny_ctc: CTCModel) -> None:
         CascadeTranscriber(models, [], [])
     with pytest.raises(UserError, match="needs the encoder states of a Whisper"):
         CascadeTranscriber([CTCTranscriber(tiny_ctc), models[1]], [make_router("encoder")], [0.0])
+
+
+def test_a_score_at_the_threshold_stays_with_the_small_model(models: list[Any], wavs: list[torch.Tensor]) -> None:
+    router, batch = Rule("duration"), pad_wavs(wavs[:1])
+    score = CascadeTranscriber(models, [router], [math.inf]).transcribe(*batch)[0].details["router_scores"][0]
+    for threshold, route in ((score, "small"), (math.nextafter(score, -math.inf), "large")):
+        (found,) = CascadeTranscriber(models, [router], [threshold]).transcribe(*batch)
+        assert found.details["route"] == route

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from efficient_asr.evaluation.macs import count_macs
+from efficient_asr.models.log_mel import encoder_frames
 from efficient_asr.models.parts import build, describe
+from efficient_asr.models.whisper.decoding import compression_ratio
 from efficient_asr.techniques.decider.network import (
     RULES,
     Decider,
@@ -18,6 +20,7 @@ from efficient_asr.techniques.decider.network import (
     SmallModelDecider,
     TranscriptDecider,
     decider_loss,
+    transcript_statistics,
 )
 from efficient_asr.techniques.decider.router import RouterInput
 from efficient_asr.utils.errors import UserError
@@ -238,3 +241,52 @@ def test_a_training_batch_of_one_is_possible() -> None:
     score = TranscriptDecider(4).train()(RouterInput(torch.zeros(1, 0), torch.tensor([16000]), None, ["a b"], details))
     score.sum().backward()
     assert score.isfinite().all()
+
+
+def test_the_network_is_its_closed_form() -> None:
+    """Convolutions, batch norms, shortcuts and rectifiers in float64; then the mean over the real frames, and a linear layer."""
+    decider = Decider(2, 6, [4, 5], [2, 3], frames="unpadded").double().eval()
+    for module in decider.modules():
+        if isinstance(module, MaskedBatchNorm):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                tensor.data.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+
+    def norm(module: MaskedBatchNorm, x: torch.Tensor) -> torch.Tensor:
+        values = (module.running_mean, module.running_var, module.weight, module.bias)
+        return torch.nn.functional.batch_norm(x, *values, eps=module.eps)
+
+    states = [state.double() for state in states_of(1, 60, 2, 6)]
+    for samples in (12 * 320, 31 * 320, 60 * 320):
+        frames = int(encoder_frames(torch.tensor([samples])))
+        x = sum(w * state[:, :frames] for w, state in zip(decider.weights, states, strict=True)).transpose(1, 2)
+        for block in decider.blocks:
+            inner = norm(block.norm2, block.conv2(torch.relu(norm(block.norm1, block.conv1(x)))))
+            x = torch.relu(inner + norm(block.shortcut_norm, block.shortcut(x)))
+        expected = decider.linear(x.mean(dim=2)).squeeze(1)
+        found = decider(RouterInput(None, torch.tensor([samples]), tuple(states)))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_of_a_transcript_by_hand() -> None:
+    details = [{"avg_logprob": -0.5, "entropy": 0.7, "tokens": 9}, {"avg_logprob": -1.0, "entropy": 2.0, "tokens": 0}]
+    texts = ["one two three", ""]
+    found = transcript_statistics(
+        RouterInput(None, torch.tensor([48000, 800]), None, texts, details), torch.device("cpu")
+    )
+    ratios = [compression_ratio(text) for text in texts]
+    expected = [
+        [-0.5, math.log1p(0.5 * 10), 0.7, math.log1p(9), 3.0, 3.0, ratios[0]],
+        [-1.0, math.log1p(1.0), 2.0, 0.0, 0.05, 0.0, ratios[1]],
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_the_log_mel_decider_scales_its_features() -> None:
+    decider = LogMelDecider(channels=[4], strides=[2]).eval()
+    inputs = RouterInput(0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)), torch.tensor([8000]))
+    scores = []
+    for weight in (0.5, 2.0):
+        decider.weights.data.fill_(weight)
+        scores.append(float(decider(inputs)))
+    assert scores[0] != scores[1]
