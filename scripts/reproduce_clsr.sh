@@ -55,7 +55,7 @@ train_and_test() { # train_and_test <method> <languages> [--key value ...]
 }
 
 test_on_fleurs() { # test_on_fleurs <experiment> <languages>: transcripts, and translations if English is available
-    local name=$1 manifests="data/fleurs-${2//,/-}" results=${RESULTS:-results/runs} task out corpus
+    local name=$1 manifests="data/fleurs-${2//,/-}" results=${RESULTS:-results/runs} task out
     # shellcheck disable=SC2046,SC2086
     "$PYTHON" - "$FLEURS" "$manifests" $(fleurs_folders ${2//,/ }) <<'PY'
 import sys
@@ -68,11 +68,9 @@ PY
     for task in transcribe translate; do
         out="$results/$name-fleurs-$task.json"
         if [ "$task" = translate ] && [ ! -f "$FLEURS/en_us/test.tsv" ]; then continue; fi
-        corpus=$(basename "$manifests") # translations have other references, and a table of their own
-        [ "$task" = transcribe ] || corpus=$corpus-to-english
         if finished "$results" "$name-fleurs-$task" "$FLEURS"; then continue; fi
         "$PYTHON" scripts/evaluate.py "output/$name/$SEED/model" --manifest "$manifests/test.jsonl" --language manifest --task "$task" \
-            --corpus "$corpus" --normaliser multilingual --runtime_devices all --out "$out"
+            --normaliser multilingual --runtime_devices all --out "$out"
         finish "$results" "$name-fleurs-$task" "$FLEURS"
     done
 }

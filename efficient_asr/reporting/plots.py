@@ -22,7 +22,7 @@ MOST_BARS = 15  # rows up to which 95 % intervals are drawn
 
 def plot_name(name: str) -> str:
     """Return the file name of a benchmark's plot."""
-    return name.replace("/", "_").replace(" ", "_").replace("(", "").replace(")", "") + ".png"
+    return name.replace("/", "_").replace(" ", "_").translate({ord(c): None for c in "(),"}) + ".png"
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:

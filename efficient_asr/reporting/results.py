@@ -1,4 +1,4 @@
-"""Load results and group them by benchmark and normaliser."""
+"""Load results and group them by benchmark, normaliser and task."""
 
 from __future__ import annotations
 
@@ -30,26 +30,31 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
 
 
 def group_runs(results: list[Result]) -> dict[str, list[Result]]:
-    """Group results by `corpus/split`; results of one split under several normalisers are groups of their own.
+    """Group results by `corpus/split`; results of one split under several normalisers, and translations, are groups of their own.
 
-    Such groups are named `corpus/split (normaliser)`.
+    Such groups are named `corpus/split (normaliser)` and `corpus/split (normaliser, translation)`.
 
     Raises
     ------
     UserError
         If two results of a group were measured on different utterances.
     """
-    normalisers: dict[str, set[str]] = defaultdict(set)
+    kinds: dict[str, set[str]] = defaultdict(set)
     for result in results:
-        normalisers[f"{result.corpus}/{result.split}"].add(result.normaliser)
+        kinds[f"{result.corpus}/{result.split}"].add(_kind(result))
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         name = f"{result.corpus}/{result.split}"
-        groups[name if len(normalisers[name]) == 1 else f"{name} ({result.normaliser})"].append(result)
+        groups[name if len(kinds[name]) == 1 else f"{name} ({_kind(result)})"].append(result)
     for name, members in groups.items():
         check_comparable(name, members)
         members.sort(key=lambda r: (r.technique != "none", r.technique, r.variant))
     return dict(groups)
+
+
+def _kind(result: Result) -> str:
+    """Return what results of one split must share to share a table: the normaliser, and whether they are translations."""
+    return result.normaliser + (", translation" if "bleu" in result.details else "")
 
 
 def check_comparable(name: str, results: list[Result]) -> None:

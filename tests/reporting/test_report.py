@@ -65,6 +65,9 @@ def test_normalisers_have_tables_of_their_own() -> None:
     assert {name: len(members) for name, members in group_runs(mixed).items()} == {
         "toy/test (plain)": 1, "toy/test (whisper)": 1,
     }  # fmt: skip
+    translated = result("signal x2", 30, 2, 4, benchmark_hash="h3", details={"bleu": 20.0})
+    assert [*group_runs([mixed[0], translated])] == ["toy/test (plain)", "toy/test (plain, translation)"]
+    assert [*group_runs([translated])] == ["toy/test"]
     assert [*group_runs(mixed[:1])] == ["toy/test"] and plot_name("toy/test (plain)") == "toy_test_plain.png"
 
 
