@@ -26,7 +26,7 @@ mixed() {
     run "$1" "$2" "real/$3" --digit_strings "$4" --measure_runtime False "${@:5}"
 }
 
-# compare <name> <system> ... -- <test set> ...: WER of systems, MACs, and interleaved times of TIMED utterances of each set (all).
+# compare <name> <system> ... -- <test set> ...: WER of systems, MACs, and times of TIMED utterances of each set (all) in ROUNDS (3).
 compare() {
     local name=$1 compared=() manifests=() set
     shift
@@ -36,7 +36,7 @@ compare() {
     done
     shift
     for set in "$@"; do manifests+=("data/real_mixed_3/$set.jsonl"); done
-    "$PYTHON" -m efficient_asr compare "${compared[@]}" --timed "${TIMED:-100}" --out "results/compared/$name.json" \
+    "$PYTHON" -m efficient_asr compare "${compared[@]}" --timed "${TIMED:-100}" --rounds "${ROUNDS:-3}" --out "results/compared/$name.json" \
         --manifest "${manifests[@]}"
 }
 
@@ -81,5 +81,5 @@ exits "early exit, full depth" mixed_low_early_exit --rule none --layers 6
 exits "early exit, entropy 0.21" mixed_low_early_exit --rule entropy --threshold 0.2101 --layers 4
 exits "early exit, entropy 0.08" mixed_low_early_exit --rule entropy --threshold 0.08 --layers 4
 compare mixed_digits "${systems[@]}" -- digit_strings
-compare mixed_families "${families[@]}" "${systems[@]}" -- digit_strings arctic_en ljspeech
+TIMED=20 ROUNDS=5 compare mixed_families "${families[@]}" "${systems[@]}" -- digit_strings arctic_en ljspeech
 report

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,7 +130,7 @@ class LoraWhisper(Whisper):
         peft = import_peft()
         try:
             self._peft, self.merge = [peft.PeftModel.from_pretrained(self.network, str(Path(source) / ADAPTER))], False
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
             raise UserError(f"{source}/{ADAPTER} cannot be loaded ({str(error).splitlines()[0]})") from None
         return self
 

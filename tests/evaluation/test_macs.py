@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from torch import nn
 
-from efficient_asr.data import load_audio
+from efficient_asr import load_transcriber
+from efficient_asr.data import load_audio, write_manifest
+from efficient_asr.evaluation.benchmark import Benchmark
+from efficient_asr.evaluation.evaluator import score
 from efficient_asr.evaluation.macs import count_macs, thop_available
 from efficient_asr.models.encoders.ssl import SSLEncoder
 from efficient_asr.models.encoders.whisper import WhisperEncoder
@@ -339,3 +343,22 @@ def test_counting_costs_under_a_tenth_of_an_evaluation(real_models: Path, real_d
         bare_s, counted_s = (min(times) for times in zip(*turns, strict=True))
         added_s += counted_s - bare_s
     assert 3 * added_s < 0.1 * whole_s
+
+
+@pytest.mark.parametrize("padding", [None, "silence_cache"])
+def test_macs_of_every_utterance_are_those_that_counting_it_gives(
+    padding: str | None, wavs: list[torch.Tensor], tmp_path: Path
+) -> None:
+    """Utterances that cost the same are counted once."""
+    rows = []
+    for i, wav in enumerate([*wavs, *wavs, wavs[0][:9000], wavs[1][:9000]]):
+        soundfile.write(tmp_path / f"{i}.wav", wav.numpy(), 16000, subtype="FLOAT")
+        rows.append({"id": str(i), "audio": str(tmp_path / f"{i}.wav"), "duration": len(wav) / 16000, "text": "nine"})
+    write_manifest(tmp_path / "test.jsonl", iter(rows))
+    transcriber = load_transcriber("efficient_asr:mini_whisper_small", language="en", encoder_padding=padding)
+    scored = score(transcriber, Benchmark.from_manifest(tmp_path / "test.jsonl", normaliser="plain"))
+    records = list(scored)
+    for record, row in zip(records, rows, strict=True):
+        counted = count_macs(transcriber.transcribe, load_audio(row["audio"])[None]).macs
+        assert record["macs_g"] * 1e9 == pytest.approx(counted, rel=1e-9)
+    assert len({record["macs_g"] for record in records}) > 1

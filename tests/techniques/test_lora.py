@@ -127,3 +127,30 @@ def test_dropout_is_on_the_low_rank_path_and_only_in_training(plain: Whisper) ->
         assert rates == ({dropout} if dropout else set())
         assert torch.equal(logits(model.eval()), logits(model.eval()))
         assert torch.equal(logits(model.train()), logits(model.eval())) != bool(dropout)
+
+
+class Malice:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))
+
+
+def test_a_pickle_in_place_of_matrices_is_refused_and_not_executed(plain: Whisper, tmp_path: Path) -> None:
+    """As a model of this project, and as an adapter of peft beside its base."""
+    plain.save(tmp_path / "base")
+    trained(plain, merge=False).save(tmp_path / "model")
+    adapter = tmp_path / "model" / "lora"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")})
+    )
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"x": Malice(tmp_path / "executed")}, adapter / "adapter_model.bin")
+    for source in (tmp_path / "model", adapter):
+        with pytest.raises(UserError, match=r"cannot be loaded|is not a file of weights"):
+            Whisper.from_source(str(source))
+    assert not (tmp_path / "executed").exists()

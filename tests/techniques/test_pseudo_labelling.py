@@ -421,6 +421,20 @@ def test_packs_have_one_speaker_and_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert [len(group) for group in groups(longer, 30.0)] == [2, 1]
 
 
+def test_packs_have_one_language_and_times_on_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "load_row", lambda row: torch.ones(row["samples"]))
+    rows = [
+        {"id": str(i), "speaker": "a", "language": language, "samples": samples, "text": "x"}
+        for i, (language, samples) in enumerate([("en", 8001), ("en", 9600), ("de", 8000)])
+    ]
+    first, second = groups(rows, 30.0)
+    assert [[row["id"] for row, _ in group] for group in (first, second)] == [["0", "1"], ["2"]]
+    wav, pack = packing.join(first)
+    start_s = pack["segments"][1]["start_s"]
+    assert start_s == 0.52 and wav[8001 : round(start_s * 16000)].eq(0).all() and wav[round(start_s * 16000)] == 1
+    assert len(wav) == round(start_s * 16000) + 9600
+
+
 def test_packed_audio_and_times_are_those_of_the_utterances(tmp_path: Path) -> None:
     rows = [
         row | {"speaker": "s", "text": f"text {i}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def merge_adapter(source: str, load_base: Callable[[str], Any]) -> tuple[Any, An
         own = set(get_peft_model_state_dict(adapted))
         given = set(load_peft_weights(source, device="cpu"))
         network = adapted.merge_and_unload()
+    except pickle.UnpicklingError as error:  # torch reads weights only
+        raise UserError(f"'{source}' is not a file of weights ({str(error).splitlines()[0]})") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"'{source}' does not match its base '{name}' ({str(error).splitlines()[0]})") from None
     missing = sorted(own - given)

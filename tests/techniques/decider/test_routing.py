@@ -11,6 +11,7 @@ import pytest
 
 from efficient_asr.techniques.decider.analysis import (
     Costs,
+    Curve,
     Pair,
     area_under_roc,
     balanced_accuracy,
@@ -190,3 +191,21 @@ def test_calibration_keeps_its_promise_among_equal_scores() -> None:
     assert int((scores > threshold).sum()) == 3
     threshold = threshold_for(pair, scores, plain_costs(pair), "calibrate_macs_g", 4.0)
     assert int((scores > threshold).sum()) == 0
+
+
+def test_a_router_that_is_too_expensive_gains_nothing() -> None:
+    """Budgets too small for the router itself count as random choice."""
+    pair = make_pair([3, 0, 5, 1, 2, 0], [1, 0, 1, 1, 2, 0])
+    small, large = pair.values("macs_g")
+    gains = {
+        router: performance_gap_recovered(pair, pair.gains, Costs(small + router, large + router), small, large)
+        for router in (0.0, 0.5, 4.0, 100.0)
+    }
+    assert gains[0.0] == pytest.approx(1.0) > gains[0.5] > gains[4.0] and np.isfinite(gains[4.0])
+    assert gains[100.0] == 0.0
+
+
+def test_a_curve_whose_cost_falls_is_read_at_the_running_maximum() -> None:
+    falling = Curve(np.array([1.0, 3.0, 2.0, 5.0]), np.array([40.0, 30.0, 20.0, 10.0]), np.linspace(0, 1, 4))
+    found = falling.at(np.array([2.0, 4.0, 9.0]))
+    assert found.tolist() == pytest.approx([35.0, 15.0, 10.0]) and np.isnan(falling.at(np.array([0.5]))[0])
