@@ -201,7 +201,7 @@ def test_a_router_that_is_too_expensive_gains_nothing() -> None:
         router: performance_gap_recovered(pair, pair.gains, Costs(small + router, large + router), small, large)
         for router in (0.0, 0.5, 4.0, 100.0)
     }
-    assert gains[0.0] == pytest.approx(1.0) > gains[0.5] > gains[4.0] and np.isfinite(gains[4.0])
+    assert gains[0.0] == pytest.approx(1.0) and 1.0 > gains[0.5] > gains[4.0] > -1.0
     assert gains[100.0] == 0.0
 
 
