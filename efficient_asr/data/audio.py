@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -155,7 +156,7 @@ def from_samples(samples: np.ndarray | torch.Tensor, sample_rate: int) -> torch.
     if isinstance(samples, np.ndarray):  # torch takes no negative strides and no foreign byte order
         samples = np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
     wav = torch.as_tensor(samples)
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)) or sample_rate != int(sample_rate):
+    if not isinstance(sample_rate, Real) or not math.isfinite(sample_rate) or sample_rate != int(sample_rate):
         raise UserError(f"the sample rate must be a whole number, not {sample_rate!r}")
     sample_rate = int(sample_rate)
     problem = bad_rate("the audio", sample_rate)

@@ -175,6 +175,7 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
         try:
             row["language"] = normalise_language(row["language"])
         except UserError as error:
+            row["language"] = row["language"].strip().lower()
             if not re.fullmatch("[a-z]{3}", row["language"]):  # ISO 639-3 has more codes than CLDR has names
                 raise ValueError(f"language {error}") from None
     else:

@@ -149,12 +149,8 @@ def compare(
     dict
         Content of the file that `efficient-asr compare` writes.
     """
-    names, result, transcribers, first = (
-        corpus_names([(each.corpus, each.split) for each in benchmarks]),
-        {"systems": {}},
-        {},
-        None,
-    )
+    names = corpus_names([(each.corpus, each.split) for each in benchmarks])
+    result, transcribers, first = {"systems": {}}, {}, None
     for corpus, benchmark in zip(names, benchmarks, strict=True):
         if not any(
             get_normaliser(benchmark.normaliser)(row["text"], row.get("language") or "en") for row in benchmark.rows

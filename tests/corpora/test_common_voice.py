@@ -89,3 +89,10 @@ def test_mistakes_are_explained(folder: Path, tmp_path: Path) -> None:
     (folder / "dev.tsv").write_text("a\tb\n1\t2\n")
     with pytest.raises(UserError, match="no columns 'path' and 'sentence'"):
         prepare_corpus("common_voice", str(folder), tmp_path / "out", {})
+
+
+@pytest.mark.parametrize("value", [0, -2])
+def test_a_limit_that_is_no_number_of_utterances(value: int, tmp_path: Path) -> None:
+    (tmp_path / "en" / "clips").mkdir(parents=True)
+    with pytest.raises(UserError, match="max_train must be at least 1, or null for all utterances"):
+        prepare_corpus("common_voice", str(tmp_path / "en"), tmp_path / "out", {"max_train": value})

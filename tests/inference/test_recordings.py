@@ -59,6 +59,7 @@ def test_sources_that_cannot_be_read_are_explained(transcriber: CTCTranscriber, 
         ([(np.zeros((2, 2, 2)), 16000)], "samples must be"),
         ([(wav, "16000")], "the sample rate must be a whole number, not '16000'"),
         ([(wav, 16000.5)], "the sample rate must be a whole number, not 16000.5"),
+        ([(wav, float("nan"))], "the sample rate must be a whole number, not nan"),
         ([io.BytesIO(b"no audio")], "cannot decode the file object"),
         ([tmp_path / "x.wav"], "x.wav"),
     ):
@@ -75,6 +76,7 @@ def test_channels_are_averaged_or_kept(tmp_path: Path) -> None:
     assert channels.shape == (2, 16000)
     assert torch.allclose(channels.mean(dim=0), load_audio(tmp_path / "a.wav"), atol=1e-6)
     assert torch.allclose(channels[1], from_samples(right, 8000), atol=1e-6)
+    assert torch.equal(from_samples(right, np.int64(8000)), from_samples(right, 8000))
     assert torch.equal(from_samples(right[::-1], 8000.0), from_samples(right[::-1].copy(), 8000))
     assert torch.equal(from_samples(right.astype(">f4"), 8000), from_samples(right.astype("<f4"), 8000))
     soundfile.write(tmp_path / "mono.wav", left, 8000, subtype="FLOAT")
