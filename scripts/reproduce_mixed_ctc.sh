@@ -42,8 +42,8 @@ compare() {
 
 if [ -n "${FROZEN:-}" ]; then
     digits "$DIGITS"
-    mixed mixed_ctc finetune_ctc mixed_ctc "$DIGITS"
-    mixed mixed_early_exit early_exit mixed_early_exit "$DIGITS"
+    mixed mixed_ctc finetune_ctc mixed_ctc "$DIGITS" --variant "frozen lower layers"
+    mixed mixed_early_exit early_exit mixed_early_exit "$DIGITS" --variant "entropy, frozen lower layers"
 fi
 
 digits "${DIGITS}_3" --passes 3
@@ -68,7 +68,8 @@ for technique in average signal convolutional; do
     families+=("$technique x2=output/$name/1986/model")
 done
 name=mixed_downsampling_signal_x2_one_frame # without the upsampling by two of the others
-mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique signal --frames_per_state 1 --experiment "$name"
+mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique signal --frames_per_state 1 --experiment "$name" \
+    --variant "signal x2, one frame"
 families+=("signal x2, one frame=output/$name/1986/model")
 name=mixed_downsampling_signal_x3
 mixed "$name" downsampling mixed_downsampling "${DIGITS}_3" --downsampling_technique signal --downsampling_factor 3
