@@ -20,7 +20,7 @@ from efficient_asr.reporting.explorer import explorer_html
 from efficient_asr.reporting.pages import fill_markers, results_page
 from efficient_asr.reporting.plots import plot, plot_name
 from efficient_asr.reporting.published import load_published
-from efficient_asr.reporting.results import check_comparable, group_runs, load_runs, read_json
+from efficient_asr.reporting.results import check_comparable, group_runs, load_runs, machine_of, read_json
 from efficient_asr.reporting.tables import make_table, markdown_table, row_name, show
 from efficient_asr.utils.errors import UserError, check_writable
 from efficient_asr.utils.files import atomic_write_text
@@ -70,20 +70,18 @@ def compare(path_a: str, path_b: str) -> str:
         ]
         for letter, result in zip("AB", results, strict=True)
     ]  # fmt: skip
-    notes = []
+    notes = {}
     for device, lm in seconds:
-        both = [result.runtime(device, lm=lm) for result in results]
-        machines = [f"{entry['device_name']}, {entry['threads']} threads" for entry in both if entry]
+        machines = [machine_of(entry) for result in results if (entry := result.runtime(device, lm=lm))]
         if len({*machines}) > 1:
-            notes.append(
-                f"\n\n{names[device]} s are of different machines (A {machines[0]}; B {machines[1]}): do not compare them."
-            )
+            which = f"A {machines[0]}; B {machines[1]}"
+            notes[device] = f"\n\n{names[device]} s are of different machines ({which}): do not compare them."
     p_value = f"p < {2 / SAMPLES:g}" if test["p_value"] < 2 / SAMPLES else f"p = {test['p_value']:.4f}"
     return (
         f"{markdown_table(head, rows)}\n\nB minus A: {test['difference_percent']:+.2f} points of WER, 95 % interval "
         f"[{test['low_percent']:+.2f}, {test['high_percent']:+.2f}], {p_value} (paired bootstrap, {len(errors[0])} "
         f"utterances, normaliser {results[0].normaliser})"
-    ) + "".join(dict.fromkeys(notes))
+    ) + "".join(notes.values())
 
 
 def main(argv: list[str] | None = None) -> None:

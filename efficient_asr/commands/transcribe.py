@@ -61,7 +61,7 @@ from efficient_asr.settings.options import (
 )
 from efficient_asr.utils.devices import choose_device
 from efficient_asr.utils.errors import UserError, check_writable, print_json
-from efficient_asr.utils.files import LineStore, atomic_write_text, state_of
+from efficient_asr.utils.files import LineStore, atomic_write_text, is_unchanged, state_of
 from efficient_asr.utils.progress import AudioProgress
 
 
@@ -210,7 +210,7 @@ class Output:
         return {path: self.out / f"{name}.{self.format}" for path, name in names.items()}
 
     def _known(self, line: dict[str, Any], *_: int) -> None:
-        if line["file"] is not None and state_of(line["record"]["audio"]) == line["file"]:
+        if is_unchanged(line["record"]["audio"], line["file"]):
             self.records[line["record"]["audio"]] = line["record"]
 
     def add(self, record: dict[str, Any], state: str | None) -> None:

@@ -130,8 +130,8 @@ class FeatureStore:
         with progress:
             for i in range(len(rows)):
                 about = _audio_state(rows[i])  # before it is read: it may be replaced meanwhile
-                for (row,), wavs, wav_lens in iterate_batches(rows.select([i]), 1):
-                    self.write(name(row), compute(row, wavs, wav_lens), about)
+                [((row,), wavs, wav_lens)] = iterate_batches(rows.select([i]), 1)
+                self.write(name(row), compute(row, wavs, wav_lens), about)
                 progress.update()
 
     def check_room(self, needed: int, advice: str) -> None:

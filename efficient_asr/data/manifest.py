@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import numpy as np
 from efficient_asr.data.audio import silence
 from efficient_asr.data.checking import check_files
 from efficient_asr.data.tables import MAX_LINE_BYTES, check_manifest, lines_of, read_number
-from efficient_asr.text.languages import normalise_language
+from efficient_asr.text.languages import has_code_form, normalise_language
 from efficient_asr.utils.distributed import if_main_process
 from efficient_asr.utils.errors import UserError, did_you_mean, listing
 from efficient_asr.utils.files import atomic_write
@@ -176,7 +175,7 @@ def parse_line(line: bytes | ValueError | None, folder: str, columns: dict[str, 
             row["language"] = normalise_language(row["language"])
         except UserError as error:
             row["language"] = row["language"].strip().lower()
-            if not re.fullmatch("[a-z]{3}", row["language"]):  # ISO 639-3 has more codes than CLDR has names
+            if not has_code_form(row["language"]):
                 raise ValueError(f"language {error}") from None
     else:
         row.pop("language", None)

@@ -15,7 +15,7 @@ from efficient_asr.inference.formats import rounded
 from efficient_asr.inference.manifest_pass import pass_over, unfinished
 from efficient_asr.inference.transcriber import Transcriber, transcribe_rows
 from efficient_asr.utils.errors import UserError
-from efficient_asr.utils.files import atomic_write, state_of
+from efficient_asr.utils.files import atomic_write, is_unchanged, state_of
 
 STATE = "_efficient_asr_file"  # field of records in part files: size and modification time of the audio
 
@@ -109,4 +109,4 @@ def states_now(rows: Rows, done: Container[str]) -> dict[str, str | None]:
 def _is_current(record: dict[str, Any], row: Row) -> bool:
     """Whether a record is of the audio as it is now; audio that could not be read may have been repaired."""
     state = record.get(STATE, record.get("file"))  # its name in former versions
-    return "problem" not in record and state is not None and state == state_of(row["audio"])
+    return "problem" not in record and is_unchanged(row["audio"], state)

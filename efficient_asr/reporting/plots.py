@@ -12,7 +12,7 @@ from adjustText import adjust_text
 
 from efficient_asr.evaluation.result import Result
 from efficient_asr.reporting.figures import COLOURS, MARKERS, pyplot, save_figure
-from efficient_asr.reporting.results import check_comparable
+from efficient_asr.reporting.results import check_comparable, machine_of
 from efficient_asr.reporting.tables import row_name
 from efficient_asr.utils.technique import techniques
 
@@ -50,15 +50,14 @@ Cost = tuple[str, Callable[[Result], float | None]]
 def _seconds(device: str, name: str, results: list[Result]) -> Cost:
     """Return the label and the seconds at batch 1 of results timed on one machine: the one of the most results."""
     entries = [entry for result in results if (entry := result.runtime(device)) is not None]
-    machines = Counter((entry["device_name"], entry["threads"]) for entry in entries).most_common()
+    machines = Counter(map(machine_of, entries)).most_common()
     label = f"{name} seconds for the split, batch 1"
     if len(machines) > 1:
-        label += f"\nonly rows timed on {machines[0][0][0]}, {machines[0][0][1]} threads"
+        label += f"\nonly rows timed on {machines[0][0]}"
 
     def seconds(result: Result) -> float | None:
         entry = result.runtime(device)
-        same = entry is not None and (entry["device_name"], entry["threads"]) == machines[0][0]
-        return entry["runtime_s"] if same else None
+        return entry["runtime_s"] if entry is not None and machine_of(entry) == machines[0][0] else None
 
     return label, seconds
 

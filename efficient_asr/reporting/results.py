@@ -57,6 +57,11 @@ def _kind(result: Result) -> str:
     return result.normaliser + (", translation" if "bleu" in result.details else "")
 
 
+def machine_of(runtime: dict[str, Any]) -> str:
+    """Return the machine of an entry of `runtimes`; times of different machines cannot be compared."""
+    return f"{runtime['device_name']}, {runtime['threads']} threads"
+
+
 def check_comparable(name: str, results: list[Result]) -> None:
     """Reject results of different benchmarks in one table.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from efficient_asr.evaluation.result import Result
 from efficient_asr.reporting.published import Published
-from efficient_asr.reporting.results import baseline_of, check_comparable
+from efficient_asr.reporting.results import baseline_of, check_comparable, machine_of
 from efficient_asr.utils.technique import techniques
 
 
@@ -35,7 +35,7 @@ def _seconds(result: Result, device: str, batch_size: int | None, lm: bool = Fal
 
 def _speed_up(result: Result, baseline: Result | None, batch_size: int = 1) -> str:
     own, reference = result.runtime("cpu", batch_size), baseline and baseline.runtime("cpu", batch_size)
-    same = own and reference and all(own[key] == reference[key] for key in ("device_name", "threads"))
+    same = own and reference and machine_of(own) == machine_of(reference)
     return "–" if not same else f"{reference['runtime_s'] / own['runtime_s']:.2f}×"
 
 
@@ -71,7 +71,7 @@ def make_table(name: str, results: list[Result], published: list[Published]) -> 
     if found:
         columns += _published_columns(matches)
     rows = zip(*(cells for _, cells in columns), strict=True)
-    hardware = sorted({f"{r['device_name']}, {r['threads']} threads" for result in results for r in result.runtimes})
+    hardware = sorted({machine_of(entry) for result in results for entry in result.runtimes})
     notes = "GMACs are the mean of an utterance; seconds are for the whole split"
     notes += f" ({'; '.join(hardware)})." if hardware else "."
     lines = [title, "", markdown_table([head for head, _ in columns], rows), "", notes]

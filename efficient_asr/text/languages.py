@@ -8,6 +8,7 @@ aliases come from the Unicode CLDR, through the package Babel.
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 
 from babel import Locale, UnknownLocaleError
@@ -85,6 +86,11 @@ def is_language(tag: str) -> bool:
         return bool(normalise_language(tag))
     except UserError:
         return False
+
+
+def has_code_form(tag: str) -> bool:
+    """Whether `tag` has the form of an ISO 639-3 code; there are more of them than CLDR has names."""
+    return re.fullmatch("[a-z]{3}", tag) is not None
 
 
 def normalise_or_keep(tag: str | None) -> str | None:

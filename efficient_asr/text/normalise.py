@@ -15,7 +15,7 @@ from pathlib import Path
 
 from num2words import CONVERTER_CLASSES, num2words
 
-from efficient_asr.text.languages import is_language, normalise_or_keep, number_separators
+from efficient_asr.text.languages import has_code_form, is_language, normalise_or_keep, number_separators
 from efficient_asr.utils.errors import UserError, did_you_mean
 
 MAX_DIGITS = 12  # longer numbers are spelled digit by digit
@@ -77,8 +77,8 @@ def spell_numbers(text: str, language: str = "en") -> str:
 def _keeps_digits(language: str) -> bool:
     """Whether digits are kept: in languages unknown to num2words, where numbers would otherwise be lost."""
     known = {name.partition("_")[0] for name in CONVERTER_CLASSES}
-    own = is_language(language) or re.fullmatch("[a-z]{3}", language)  # ISO 639-3 has more codes than CLDR has names
-    return language not in known and language == normalise_or_keep(language) and bool(own)
+    is_code = is_language(language) or has_code_form(language)
+    return language not in known and language == normalise_or_keep(language) and is_code
 
 
 def lower(text: str, language: str) -> str:

@@ -115,6 +115,11 @@ def state_of(path: str | Path) -> str | None:
         return None
 
 
+def is_unchanged(path: str | Path, state: str | None) -> bool:
+    """Whether a file is there and in the state that `state_of` returned before."""
+    return state is not None and state == state_of(path)
+
+
 def read_complete_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
     """Yield content, byte offset and size of each line of a JSON-lines file, up to the first truncated or invalid line."""
     start = 0
